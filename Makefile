@@ -1,0 +1,41 @@
+# `make demo` and `make test` set everything up by themselves: Python 3.11-3.13 and make are enough.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO_DIR ?= demo
+# torch is only a reference that tests compare with. Its CPU build is taken where pip finds one.
+TORCH := torch==2.13.0+cpu
+
+.PHONY: demo test lock lint clean
+
+demo: $(VENV)/installed
+	$(BIN)/ellama demo --workdir $(DEMO_DIR)
+
+test: $(VENV)/installed $(VENV)/references
+	$(BIN)/python -m pytest -q
+
+$(VENV)/installed: requirements.lock setup.py
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
+	  sys.exit(None if (3, 11) <= v <= (3, 13) else f"Python must be 3.11 to 3.13, got {v[0]}.{v[1]}; try: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing about 180 pinned packages into $(VENV): some minutes, about 1 GB to download"
+	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+$(VENV)/references: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --no-deps '$(TORCH)' || \
+	  echo "no CPU build of torch for this Python: tests that compare with it will be skipped"
+	touch $@
+
+lock:
+	uv pip compile --universal --python-version 3.11 --no-emit-index-url --no-annotate --quiet \
+	  --override tools/lock-overrides.txt --extra dev --output-file requirements.lock setup.py \
+	  tools/lock-extra.txt
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) $(DEMO_DIR)

@@ -1,0 +1,1 @@
+"""Run configurations: base.py defines every key, each other file changes what differs."""

@@ -1,0 +1,74 @@
+"""Every key of a run, with the values of the e-Llama paper where it states them.
+
+What: the common ground of all configurations; it is not a run by itself (no weights, no data).
+Paper: e-Llama, arXiv 2501.09706: mixture 1 : 1, peak learning rate 10 % of the base model's own,
+cosine schedule with warm-up, about 85k updates of 11.8M tokens with 8,192 tokens a sequence.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+LANGUAGES = ("en", "de", "fr", "it", "es")
+
+
+def get_config() -> ConfigDict:
+    """Returns the configuration that other files start from."""
+    config = ConfigDict()
+
+    model = config.model = ConfigDict()
+    model.preset = "llama3.1-8b"  # shapes, see ellama_jax/model/presets.py
+    model.checkpoint = ""  # checkpoint root of the base model; "" starts from random weights
+    model.init_seed = 0  # seed of those random weights
+    model.remat = "full"  # what backward recomputes: none | dots | full
+    model.compute_dtype = "auto"  # auto: bfloat16 on accelerators, float32 on CPU
+    model.param_dtype = "float32"  # dtype of the parameters being trained
+    model.loss_chunk_tokens = 2048  # positions whose logits exist at one time
+
+    mesh = config.mesh = ConfigDict()  # sizes of the mesh axes; one may be -1: all that remain
+    mesh.data = 1  # replicas; slices (DCN) divide this axis
+    mesh.fsdp = -1  # parameters, optimizer state and rows divided
+    mesh.context = 1  # positions of a row divided
+    mesh.tensor = 1  # heads, mlp and vocabulary divided
+
+    data = config.data = ConfigDict()
+    data.windows_dir = ""  # directory of the window sets that `ellama prepare` wrote
+    data.replay_frac = 0.5  # share of tokens from the general domain
+    data.ecommerce_shares = ConfigDict({language: 0.2 for language in LANGUAGES})  # of its tokens
+    data.general_shares = ConfigDict(  # of the general tokens; the paper: 10 % not English
+        {"en": 0.9, "de": 0.025, "fr": 0.025, "it": 0.025, "es": 0.025}
+    )
+    data.seq_len = 8192  # tokens a row; divides the window length
+    data.global_batch_size = 1440  # rows a step over all hosts
+    data.seed = 0  # order of the windows and of the mixture
+    data.num_read_threads = 4  # reading ahead, per host
+
+    optimizer = config.optimizer = ConfigDict()  # AdamW (arXiv 1711.05101)
+    optimizer.b1 = 0.9
+    optimizer.b2 = 0.95
+    optimizer.eps = 1e-8
+    optimizer.weight_decay = 0.1  # on matrices; norms and the embedding are not decayed
+    optimizer.clip_norm = 1.0  # global gradient norm
+
+    schedule = config.schedule = ConfigDict()  # linear warm-up, then cosine
+    schedule.peak_frac = 0.1  # peak as a fraction of the base model's own peak learning rate
+    schedule.base_peak_learning_rate = placeholder(float)  # None: the preset's; else this value
+    schedule.warmup_steps = 1000
+    schedule.final_frac = 0.1  # where the cosine ends, as a fraction of the peak
+
+    train = config.train = ConfigDict()
+    train.steps = 85000
+    train.num_microbatches = 1  # gradients are summed over this many parts of a batch
+    train.max_nonfinite_steps = 10  # consecutive skipped updates after which the job stops
+
+    checkpoint = config.checkpoint = ConfigDict()
+    checkpoint.save_every_steps = 500
+    checkpoint.keep_last = 3
+
+    evaluate = config.evaluate = ConfigDict()
+    evaluate.items_per_task = 100  # e-commerce questions a task and language
+    evaluate.mmlu_per_language = 285  # general questions a language
+    evaluate.texts_per_source = 50  # held-out documents a domain and language, for bits per byte
+    evaluate.row_length = 1024  # tokens a packed scoring row
+    evaluate.rows_per_batch = 8  # rows scored at one time
+    evaluate.alphas = (0.0, 0.25, 0.5, 0.75, 1.0)  # merges tried: (1 - alpha) base + alpha adapted
+    return config

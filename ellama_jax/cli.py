@@ -1,0 +1,69 @@
+"""`ellama VERB`: one table from verb to module, no logic.
+
+What a verb does lives in its module; here is only how it is found and how its errors are said.
+"""
+
+import importlib
+import os
+import sys
+
+VERBS = {
+    "demo": ("ellama_jax.demo", "the whole job on this machine, from base model to report"),
+    "import": ("ellama_jax.weights.importer", "HF directory or GGUF file -> Orbax checkpoint"),
+    "prepare": ("ellama_jax.data.tasks", "documents -> token windows on disk"),
+    "inspect": ("ellama_jax.inspect", "say in words what a checkpoint or window set holds"),
+    "train": ("ellama_jax.train.loop", "continual pretraining from a configuration"),
+    "evaluate": ("ellama_jax.evaluate.scorecard", "score a checkpoint on e-commerce and general tasks"),
+    "build-benchmark": ("ellama_jax.evaluate.ecommerce", "e-commerce tasks from a catalogue"),
+    "merge": ("ellama_jax.weights.merge", "interpolate two checkpoints into a third"),
+    "merge-sweep": ("ellama_jax.evaluate.tradeoff", "the trade-off curve between base and adapted"),
+    "report": ("ellama_jax.report", "the HTML page of a run"),
+}  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs one verb; a user's mistake ends in one line on stderr and exit status 2.
+
+    `ELLAMA_TRACEBACK=1` shows where an error was raised.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage())
+        return
+    verb = argv.pop(0)
+    if verb not in VERBS:
+        sys.exit(_fail("", f"{verb} is no verb; {_nearest(verb)}"))
+    module, _ = VERBS[verb]
+    run = getattr(importlib.import_module(module), f"main_{verb.replace('-', '_')}")
+    try:
+        run(argv)
+    except (ValueError, OSError) as error:
+        if os.environ.get("ELLAMA_TRACEBACK"):
+            raise
+        sys.exit(_fail(verb, str(error)))
+    except KeyboardInterrupt:
+        sys.exit(_fail(verb, "interrupted."))
+
+
+def usage() -> str:
+    """Returns the text of `ellama --help`."""
+    lines = [f"  {verb:<16} {what}" for verb, (_, what) in VERBS.items()]
+    return "\n".join(
+        ["usage: ellama VERB [OPTIONS]; each verb has --help with an example", "", *lines]
+    )
+
+
+def _nearest(verb: str) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(verb, VERBS, n=1)
+    return f"did you mean {near[0]}?" if near else "see ellama --help."
+
+
+def _fail(verb: str, message: str) -> int:
+    print(f"ellama{' ' if verb else ''}{verb}: error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,283 @@
+"""Configuration: an ml_collections ConfigDict at the edge, frozen dataclasses inside.
+
+Owns names, types and every check that needs neither a model nor a device. The values and what each
+key means stand in configs/base.py.
+"""
+
+import dataclasses
+import difflib
+import sys
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    preset: str
+    checkpoint: str
+    init_seed: int
+    remat: str
+    compute_dtype: str
+    param_dtype: str
+    loss_chunk_tokens: int
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    data: int
+    fsdp: int
+    context: int
+    tensor: int
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    windows_dir: str
+    replay_frac: float
+    ecommerce_shares: dict[str, float]
+    general_shares: dict[str, float]
+    seq_len: int
+    global_batch_size: int
+    seed: int
+    num_read_threads: int
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    b1: float
+    b2: float
+    eps: float
+    weight_decay: float
+    clip_norm: float
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    peak_frac: float
+    base_peak_learning_rate: float | None
+    warmup_steps: int
+    final_frac: float
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    steps: int
+    num_microbatches: int
+    max_nonfinite_steps: int
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    save_every_steps: int
+    keep_last: int
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    items_per_task: int
+    mmlu_per_language: int
+    texts_per_source: int
+    row_length: int
+    rows_per_batch: int
+    alphas: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything a run is decided by, one frozen section per concern."""
+
+    model: ModelConfig
+    mesh: MeshConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    train: TrainConfig
+    checkpoint: CheckpointConfig
+    evaluate: EvaluateConfig
+
+
+def config_from_mapping(values: Mapping) -> RunConfig:
+    """Turns nested plain values into a checked `RunConfig`.
+
+    Args:
+        values: section -> key -> value, as `ConfigDict.to_dict` gives it.
+
+    Raises:
+        ValueError: for unknown or missing keys, wrong types and sizes that do not fit each other.
+    """
+    config = _build(RunConfig, values, "")
+    _check(config)
+    return config
+
+
+def config_to_mapping(config: RunConfig) -> dict:
+    """Returns `config` as plain JSON-able data."""
+    return dataclasses.asdict(config)
+
+
+def load_config(argv: list[str], verb: str) -> tuple[RunConfig, list[str]]:
+    """Reads `--config FILE[:ARGUMENT]` and `--config.section.key=value` overrides.
+
+    Args:
+        argv: the verb's arguments.
+        verb: named in the message when `--config` is missing.
+
+    Returns:
+        the configuration, and the arguments that are not about it.
+
+    Raises:
+        ValueError: for a missing file, an unknown key or a value of the wrong type.
+    """
+    from absl import flags
+    from ml_collections import config_flags
+
+    _make_configs_importable()
+    mine, others = _split_arguments(argv)
+    if not mine:
+        raise ValueError(f"--config: must name a configuration file, got none; see ellama {verb} --help.")
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values)
+    try:
+        values([verb, *mine])
+        loaded = values["config"].value
+    except FileNotFoundError as error:
+        raise ValueError(f"--config: must be an existing file, got {error.filename or error}.") from error
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"--config: {' '.join(str(error).split())}") from error
+    return config_from_mapping(loaded.to_dict()), others
+
+
+def configs_dir() -> Path:
+    """Returns the directory of the shipped configuration files."""
+    package = Path(__file__).resolve().parent
+    for candidate in (package / "configs", package.parent / "configs"):
+        if (candidate / "base.py").is_file():
+            return candidate
+    raise ValueError(f"configs: must be installed beside {package}; reinstall ellama_jax.")
+
+
+def _make_configs_importable() -> None:
+    """Lets configuration files say `from configs import base` wherever they lie."""
+    root = str(configs_dir().parent)
+    if root not in sys.path:
+        sys.path.append(root)
+
+
+def _split_arguments(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Separates `--config...` arguments (with their values) from all others."""
+    mine, others, rest = [], [], list(argv)
+    while rest:
+        argument = rest.pop(0)
+        if argument.split("=")[0].split(".")[0] not in ("--config", "-config"):
+            others.append(argument)
+            continue
+        mine.append(argument)
+        if "=" not in argument and rest:
+            mine.append(rest.pop(0))
+    return mine, others
+
+
+def _build(cls, values: Mapping, path: str):
+    """Builds dataclass `cls` from `values`, naming every key that does not fit."""
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    for key in values:
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, n=1)
+            hint = f"did you mean {path}{near[0]}?" if near else f"known: {', '.join(fields)}."
+            raise ValueError(f"{path}{key}: is no configuration key; {hint}")
+    missing = [f"{path}{name}" for name in fields if name not in values]
+    if missing:
+        raise ValueError(f"{', '.join(missing)}: must be set; configs/base.py defines every key.")
+    return cls(**{name: _convert(values[name], hints[name], path + name) for name in fields})
+
+
+def _convert(value, hint, name: str):
+    """Checks one value against its annotation and returns it in that type."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{name}: must be a section, got {value!r}.")
+        return _build(hint, value, f"{name}.")
+    if origin is types.UnionType:
+        return None if value is None else _convert(value, arguments[0], name)
+    if origin is dict and isinstance(value, Mapping):
+        return {str(key): _convert(item, arguments[1], f"{name}.{key}") for key, item in value.items()}
+    if origin is tuple and isinstance(value, (list, tuple)):
+        return tuple(_convert(item, arguments[0], f"{name}[{i}]") for i, item in enumerate(value))
+    if hint is float and type(value) in (int, float):
+        return float(value)
+    if type(value) is hint:
+        return value
+    wanted = getattr(hint, "__name__", str(hint))
+    raise ValueError(f"{name}: must be {wanted}, got {value!r} ({type(value).__name__}).")
+
+
+def _check(config: RunConfig) -> None:
+    """Raises for values that cannot work, alone or together."""
+    model, data, train = config.model, config.data, config.train
+    at_least_one = {
+        "model.loss_chunk_tokens": model.loss_chunk_tokens,
+        "data.seq_len": data.seq_len,
+        "data.global_batch_size": data.global_batch_size,
+        "data.num_read_threads": data.num_read_threads,
+        "train.steps": train.steps,
+        "train.num_microbatches": train.num_microbatches,
+        "train.max_nonfinite_steps": train.max_nonfinite_steps,
+        "checkpoint.save_every_steps": config.checkpoint.save_every_steps,
+        "checkpoint.keep_last": config.checkpoint.keep_last,
+        "evaluate.row_length": config.evaluate.row_length,
+        "evaluate.rows_per_batch": config.evaluate.rows_per_batch,
+    }
+    for name, value in at_least_one.items():
+        _require(value >= 1, name, "must be at least 1", value)
+    for axis, size in dataclasses.asdict(config.mesh).items():
+        _require(size >= 1 or size == -1, f"mesh.{axis}", "must be at least 1, or -1", size)
+    for name in ("compute_dtype", "param_dtype"):
+        allowed = DTYPES + (("auto",) if name == "compute_dtype" else ())
+        value = getattr(model, name)
+        _require(value in allowed, f"model.{name}", f"must be one of {', '.join(allowed)}", value)
+    _require(
+        data.global_batch_size % train.num_microbatches == 0,
+        "data.global_batch_size",
+        f"must be divisible by train.num_microbatches ({train.num_microbatches})",
+        data.global_batch_size,
+    )
+    _require(0 <= data.replay_frac <= 1, "data.replay_frac", "must lie in [0, 1]", data.replay_frac)
+    _check_shares("data.ecommerce_shares", data.ecommerce_shares, data.replay_frac < 1)
+    _check_shares("data.general_shares", data.general_shares, data.replay_frac > 0)
+    _check_learning(config)
+
+
+def _check_shares(name: str, shares: dict[str, float], used: bool) -> None:
+    for language, share in shares.items():
+        _require(share >= 0, f"{name}.{language}", "must not be negative", share)
+    total = sum(shares.values())
+    _require(not used or abs(total - 1) < 1e-6, name, "must sum to 1", f"{total:g}")
+
+
+def _check_learning(config: RunConfig) -> None:
+    schedule, optimizer, steps = config.schedule, config.optimizer, config.train.steps
+    _require(
+        0 <= schedule.warmup_steps < steps,
+        "schedule.warmup_steps", f"must be smaller than train.steps ({steps})", schedule.warmup_steps,
+    )  # fmt: skip
+    _require(schedule.peak_frac > 0, "schedule.peak_frac", "must be positive", schedule.peak_frac)
+    _require(0 <= schedule.final_frac <= 1, "schedule.final_frac", "must lie in [0, 1]", schedule.final_frac)
+    for name in ("b1", "b2"):
+        value = getattr(optimizer, name)
+        _require(0 <= value < 1, f"optimizer.{name}", "must lie in [0, 1)", value)
+    _require(optimizer.eps > 0, "optimizer.eps", "must be positive", optimizer.eps)
+    _require(optimizer.clip_norm > 0, "optimizer.clip_norm", "must be positive", optimizer.clip_norm)
+    _require(optimizer.weight_decay >= 0, "optimizer.weight_decay", "must not be negative",
+             optimizer.weight_decay)  # fmt: skip
+
+
+def _require(holds: bool, name: str, rule: str, value) -> None:
+    if not holds:
+        raise ValueError(f"{name}: {rule}, got {value}.")

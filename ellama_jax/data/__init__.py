@@ -1,0 +1,1 @@
+"""Text to batches: listings, tokens, windows on disk, the mixture loader."""

@@ -1,0 +1,1 @@
+"""Judging: scorer, tasks, scorecards, the merge trade-off."""

@@ -1,0 +1,1 @@
+"""The model: Llama in Flax NNX, its presets, its attention and its loss."""

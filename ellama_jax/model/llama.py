@@ -1,0 +1,314 @@
+"""Llama as Flax NNX modules over a plain tree of parameters.
+
+Owns what the parameters are (`PARAMETERS`) and how they are applied. Everything outside sees nested
+dicts of arrays and the pure functions at the end of this file; reading weights from files belongs to
+ellama_jax/weights.
+
+Letters: B batch, T length, D embed, F mlp, N heads, K kv heads, H head_dim, V vocab, L layers.
+"""
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from ellama_jax.model.attention import attend, attention_mask
+from ellama_jax.model.presets import LlamaConfig
+from ellama_jax.sharding import constrain, storage_sharding
+from ellama_jax.tree import unflatten_paths
+
+REMAT_POLICIES = ("none", "dots", "full")
+
+
+@dataclass(frozen=True)
+class ParamSpec:
+    """One parameter: named dims, and the standard deviation of its initial values (None: ones)."""
+
+    dims: tuple[str, ...]
+    init_std: float | None
+
+
+def _parameters(config: LlamaConfig) -> dict[str, ParamSpec]:
+    """Returns the table of parameters, one row each."""
+    std = 0.02
+    # Projections into the residual stream start smaller, as in GPT-2, so that its variance does
+    # not grow with depth.
+    residual = std / math.sqrt(2 * config.num_layers)
+    table = {
+        "embed/table": ParamSpec(("vocab", "embed"), std),
+        "layers/attn_norm/scale": ParamSpec(("layers", "norm"), None),
+        "layers/attn/wq": ParamSpec(("layers", "embed", "heads", "head_dim"), std),
+        "layers/attn/wk": ParamSpec(("layers", "embed", "kv_heads", "head_dim"), std),
+        "layers/attn/wv": ParamSpec(("layers", "embed", "kv_heads", "head_dim"), std),
+        "layers/attn/wo": ParamSpec(("layers", "heads", "head_dim", "embed"), residual),
+        "layers/mlp_norm/scale": ParamSpec(("layers", "norm"), None),
+        "layers/mlp/w_gate": ParamSpec(("layers", "embed", "mlp"), std),
+        "layers/mlp/w_up": ParamSpec(("layers", "embed", "mlp"), std),
+        "layers/mlp/w_down": ParamSpec(("layers", "mlp", "embed"), residual),
+        "final_norm/scale": ParamSpec(("norm",), None),
+    }
+    if not config.tied_embeddings:
+        table["lm_head/kernel"] = ParamSpec(("embed", "vocab"), std)
+    return table
+
+
+def param_dims(config: LlamaConfig) -> dict[str, tuple[str, ...]]:
+    """Returns the named dims of every parameter, by path."""
+    return {path: spec.dims for path, spec in _parameters(config).items()}
+
+
+def dim_sizes(config: LlamaConfig) -> dict[str, int]:
+    """Returns the size of every parameter dim, in elements."""
+    return {
+        "vocab": config.vocab_size,
+        "embed": config.embed_dim,
+        "norm": config.embed_dim,
+        "mlp": config.mlp_dim,
+        "layers": config.num_layers,
+        "heads": config.num_heads,
+        "kv_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+    }
+
+
+def abstract_params(config: LlamaConfig, dtype=jnp.float32, mesh: Mesh | None = None) -> dict:
+    """Returns the parameters' shapes, dtypes and, given a mesh, shardings; nothing is allocated.
+
+    Raises:
+        ValueError: if a dim cannot be divided as the mesh asks.
+    """
+    sizes = dim_sizes(config)
+
+    def abstract(path, spec):
+        shape = tuple(sizes[dim] for dim in spec.dims)
+        sharding = storage_sharding(mesh, spec.dims, shape, path) if mesh is not None else None
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    return unflatten_paths({p: abstract(p, spec) for p, spec in _parameters(config).items()})
+
+
+def init_params(config: LlamaConfig, seed: int, dtype=jnp.float32, mesh: Mesh | None = None) -> dict:
+    """Draws random parameters, created in place on the mesh; the same values on every mesh."""
+    abstract = abstract_params(config, dtype, mesh)
+    table = _parameters(config)
+    sizes = dim_sizes(config)
+
+    def draw():
+        flat = {}
+        for index, (path, spec) in enumerate(sorted(table.items())):
+            shape = tuple(sizes[dim] for dim in spec.dims)
+            if spec.init_std is None:
+                flat[path] = jnp.ones(shape, dtype)
+            else:
+                key = jax.random.fold_in(jax.random.key(seed), index)
+                flat[path] = (spec.init_std * jax.random.normal(key, shape)).astype(dtype)
+        return unflatten_paths(flat)
+
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract) if mesh is not None else None
+    return jax.jit(draw, out_shardings=shardings)()
+
+
+def count_params(config: LlamaConfig) -> int:
+    """Returns the number of parameters.
+
+    >>> from ellama_jax.model.presets import get_preset
+    >>> count_params(get_preset("llama3.1-8b"))
+    8030261248
+    """
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(config)))
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square norm (arXiv 1910.07467), computed in float32."""
+
+    def __init__(self, params: dict, eps: float):
+        self.scale = nnx.Param(params["scale"])
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x32 = x.astype(jnp.float32)
+        inverse = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
+        return (x32 * inverse).astype(x.dtype) * self.scale[...].astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention (arXiv 2305.13245) with rotary positions (arXiv 2104.09864)."""
+
+    def __init__(self, params: dict):
+        self.wq, self.wk, self.wv, self.wo = (nnx.Param(params[n]) for n in ("wq", "wk", "wv", "wo"))
+
+    def __call__(self, x: jax.Array, rope: tuple[jax.Array, jax.Array], mask: jax.Array) -> jax.Array:
+        q = constrain(_project(x, self.wq, 1), "batch", "length", "heads", "head_dim")
+        k = constrain(_project(x, self.wk, 1), "batch", "length", "kv_heads", "head_dim")
+        v = constrain(_project(x, self.wv, 1), "batch", "length", "kv_heads", "head_dim")
+        out = attend(apply_rope(q, *rope), apply_rope(k, *rope), v, mask)
+        return _project(out, self.wo, 2)
+
+
+class MLP(nnx.Module):
+    """The gated feed-forward layer SwiGLU (arXiv 2002.05202)."""
+
+    def __init__(self, params: dict):
+        self.w_gate, self.w_up, self.w_down = (
+            nnx.Param(params[name]) for name in ("w_gate", "w_up", "w_down")
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        hidden = jax.nn.silu(_project(x, self.w_gate, 1)) * _project(x, self.w_up, 1)
+        return _project(constrain(hidden, "batch", "length", "mlp"), self.w_down, 1)
+
+
+class Block(nnx.Module):
+    """One decoder layer, or all of them stacked along a leading [L]."""
+
+    def __init__(self, params: dict, config: LlamaConfig):
+        self.attn_norm = RMSNorm(params["attn_norm"], config.norm_eps)
+        self.attn = Attention(params["attn"])
+        self.mlp_norm = RMSNorm(params["mlp_norm"], config.norm_eps)
+        self.mlp = MLP(params["mlp"])
+
+    def __call__(self, x: jax.Array, rope: tuple[jax.Array, jax.Array], mask: jax.Array) -> jax.Array:
+        x = x + constrain(self.attn(self.attn_norm(x), rope, mask), "batch", "length", "embed")
+        return x + constrain(self.mlp(self.mlp_norm(x)), "batch", "length", "embed")
+
+
+class Llama(nnx.Module):
+    """The whole model over a given tree of parameters (arrays or tracers).
+
+    The module's own state has the same paths as the tree, so what works on NNX modules (Tunix,
+    Qwix) works on `Llama(config, params)`.
+    """
+
+    def __init__(self, config: LlamaConfig, params: dict):
+        self.config = config
+        self.embed = Embed(params["embed"])
+        self.layers = Block(params["layers"], config)
+        self.final_norm = RMSNorm(params["final_norm"], config.norm_eps)
+        if not config.tied_embeddings:
+            self.lm_head = Head(params["lm_head"])
+
+    def __call__(self, tokens, positions, segment_ids, branch_ids, compute_dtype, remat) -> jax.Array:
+        x = constrain(self.embed(tokens).astype(compute_dtype), "batch", "length", "embed")
+        rope = rope_tables(self.config, positions)
+        mask = attention_mask(segment_ids, branch_ids)
+        graph, stacked = nnx.split(self.layers)
+
+        def run_layer(x, layer):
+            return nnx.merge(graph, layer)(x, rope, mask), None
+
+        x, _ = jax.lax.scan(_checkpointed(run_layer, remat), x, stacked)
+        return self.final_norm(x)
+
+
+class Embed(nnx.Module):
+    """The token embedding."""
+
+    def __init__(self, params: dict):
+        self.table = nnx.Param(params["table"])
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        return jnp.take(self.table[...], tokens, axis=0)
+
+
+class Head(nnx.Module):
+    """The untied projection onto the vocabulary; applied in chunks by loss.py."""
+
+    def __init__(self, params: dict):
+        self.kernel = nnx.Param(params["kernel"])
+
+
+def _project(x: jax.Array, weight: nnx.Param, num_contracted: int) -> jax.Array:
+    """Contracts the last `num_contracted` dims of `x` with the first of `weight`."""
+    x_dims = tuple(range(x.ndim - num_contracted, x.ndim))
+    weight_dims = tuple(range(num_contracted))
+    kernel = weight[...].astype(x.dtype)
+    return jax.lax.dot_general(x, kernel, ((x_dims, weight_dims), ((), ())))
+
+
+def _checkpointed(run_layer, remat: str):
+    """Wraps a layer so that backward recomputes what `remat` does not save."""
+    if remat == "none":
+        return run_layer
+    if remat == "dots":
+        saved = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        return jax.checkpoint(run_layer, policy=saved, prevent_cse=False)
+    if remat == "full":
+        return jax.checkpoint(run_layer, prevent_cse=False)
+    raise ValueError(f"model.remat: must be one of {', '.join(REMAT_POLICIES)}, got {remat}.")
+
+
+def rope_frequencies(config: LlamaConfig) -> np.ndarray:
+    """Returns RoPE's angular frequencies, [H / 2] float32, radians a position.
+
+    With Llama 3.1's scaling, wavelengths beyond `original_max_seq_len / low_freq_factor` are
+    stretched by `factor`, those under `original / high_freq_factor` stay, and between them the two
+    are blended linearly (Llama 3.1's published code; arXiv 2407.21783, section 3.2).
+    """
+    exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
+    inverse = (1.0 / (np.float32(config.rope_theta) ** exponents)).astype(np.float32)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return inverse
+    turns = scaling.original_max_seq_len * inverse / (2 * np.pi)
+    span = scaling.high_freq_factor - scaling.low_freq_factor
+    kept = np.clip((turns - scaling.low_freq_factor) / span, 0.0, 1.0)
+    return ((1 - kept) * inverse / scaling.factor + kept * inverse).astype(np.float32)
+
+
+def rope_tables(config: LlamaConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns cosines and sines for `positions` [B, T], each [B, T, 1, H / 2] float32."""
+    angles = positions.astype(jnp.float32)[:, :, None, None] * rope_frequencies(config)
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def apply_rope(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Rotates the two halves of each head (Hugging Face's half-split convention).
+
+    Args:
+        x: [B, T, N, H]; cos, sin: [B, T, 1, H / 2] float32.
+    """
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x.dtype)
+
+
+def hidden_states(
+    params: dict,
+    config: LlamaConfig,
+    tokens: jax.Array,
+    positions: jax.Array,
+    segment_ids: jax.Array,
+    branch_ids: jax.Array | None = None,
+    *,
+    compute_dtype=jnp.float32,
+    remat: str = "none",
+) -> jax.Array:
+    """Runs the model up to and with its final norm.
+
+    Args:
+        params: the parameter tree of `abstract_params`.
+        tokens, positions, segment_ids: [B, T] int32; segment 0 is padding.
+        branch_ids: [B, T] int32 or None, see `attention_mask`.
+        compute_dtype: dtype of activations and matrix products; norms and softmax are float32.
+        remat: what backward recomputes, one of `REMAT_POLICIES`.
+
+    Returns:
+        [B, T, D] in `compute_dtype`.
+    """
+    model = Llama(config, params)
+    return model(tokens, positions, segment_ids, branch_ids, compute_dtype, remat)
+
+
+def output_kernel(params: dict, config: LlamaConfig) -> jax.Array:
+    """Returns the projection onto the vocabulary as [V, D] (a tied table is that already)."""
+    return params["embed"]["table"] if config.tied_embeddings else params["lm_head"]["kernel"].T
+
+
+def project_logits(params: dict, config: LlamaConfig, hidden: jax.Array) -> jax.Array:
+    """Projects hidden states [..., D] onto the vocabulary: logits [..., V] float32."""
+    kernel = output_kernel(params, config).astype(hidden.dtype)
+    return jnp.einsum("...d,vd->...v", hidden, kernel, preferred_element_type=jnp.float32)

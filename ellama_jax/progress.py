@@ -1,0 +1,67 @@
+"""Progress of long work: a bar on a terminal, plain lines everywhere else.
+
+Owns how progress looks; what is counted is the caller's business.
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+SECS_BETWEEN_LINES = 10.0
+
+
+class Progress:
+    """A running count of `unit`s, shown as it grows."""
+
+    def __init__(self, title: str, total: int, unit: str):
+        self._title, self._total, self._unit = title, total, unit
+        self._done, self._notes = 0, ""
+        self._started = self._last_line = time.monotonic()
+        terminal = sys.stderr.isatty()
+        self._bar = tqdm(total=total, desc=title, unit=f" {unit}", leave=True) if terminal else None
+
+    def update(self, count: int = 1) -> None:
+        """Counts `count` more units as done."""
+        self._done += count
+        if self._bar is not None:
+            self._bar.update(count)
+        elif time.monotonic() - self._last_line >= SECS_BETWEEN_LINES:
+            self._print_line()
+
+    def note(self, **values) -> None:
+        """Shows `values` beside the count; floats with four significant digits."""
+        shown = {k: f"{v:.4g}" if isinstance(v, float) else str(v) for k, v in values.items()}
+        self._notes = " ".join(f"{k}={v}" for k, v in shown.items())
+        if self._bar is not None:
+            self._bar.set_postfix_str(self._notes)
+
+    def close(self) -> None:
+        """Ends the count; without a terminal, prints the last line."""
+        if self._bar is not None:
+            self._bar.close()
+        else:
+            self._print_line()
+
+    def _print_line(self) -> None:
+        now = time.monotonic()
+        line = f"{self._title}: {self._done}/{self._total} {self._unit}"
+        print(f"{line}, {now - self._started:.0f} s {self._notes}".rstrip(), file=sys.stderr, flush=True)
+        self._last_line = now
+
+
+@contextmanager
+def progress(title: str, total: int, unit: str) -> Iterator[Progress]:
+    """Shows the progress of the enclosed work.
+
+        with progress("tokenising", total=1234, unit="docs") as bar:
+            bar.update(1)
+            bar.note(loss=1.2)
+    """
+    shown = Progress(title, total, unit)
+    try:
+        yield shown
+    finally:
+        shown.close()

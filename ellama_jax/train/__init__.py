@@ -1,0 +1,1 @@
+"""Learning: optimizer, step, metrics, loop."""

@@ -1,0 +1,360 @@
+"""The training loop: from a configuration to a trained checkpoint, resumable at any step.
+
+Owns the order of things in a run. The arithmetic is step.py's, the batches are data/loader.py's.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ellama_jax.config import RunConfig, config_to_mapping, load_config
+from ellama_jax.data.loader import (
+    Loader,
+    batch_fingerprint,
+    combine_fingerprints,
+    open_sources,
+)
+from ellama_jax.data.tokenizer import Tokenizer, check_fits, load_tokenizer
+from ellama_jax.model.llama import REMAT_POLICIES, abstract_params, count_params, init_params
+from ellama_jax.model.presets import LlamaConfig, config_to_dict, get_preset
+from ellama_jax.progress import progress
+from ellama_jax.sharding import make_mesh, place_batch
+from ellama_jax.train.metrics import MetricsLog, step_record
+from ellama_jax.train.optimizer import (
+    abstract_opt_state,
+    init_opt_state,
+    make_optimizer,
+    make_schedule,
+    peak_learning_rate,
+)
+from ellama_jax.train.step import TrainState, init_state, make_loss_sums, make_train_step
+from ellama_jax.tree import flatten_paths
+from ellama_jax.weights import checkpoint as checkpoints
+from ellama_jax.weights.layout import CheckpointInfo, find_checkpoint, make_meta
+
+EXIT_TERMINATED = 143  # 128 + SIGTERM, what a scheduler expects of a job it ended
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A configuration with everything it names, found and checked before any device is used."""
+
+    config: RunConfig
+    workdir: Path
+    model: LlamaConfig
+    base: CheckpointInfo | None
+    tokenizer: Tokenizer
+    tokenizer_dir: Path
+    loader: Loader
+
+
+def main_train(argv: list[str]) -> None:
+    """Runs the verb `train`."""
+    parser = argparse.ArgumentParser(
+        prog="ellama train",
+        description="Continue the pretraining of a checkpoint; the same command resumes a run.",
+        epilog="example:\n  ellama train --config configs/ellama.py:8b --workdir runs/8b \\\n"
+        "      --config.model.checkpoint=llama3.1-8b --config.data.windows_dir=windows",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", metavar="FILE[:ARG]", help="configuration file; required")
+    parser.add_argument("--config.SECTION.KEY", metavar="VALUE", help="overrides one key")
+    parser.add_argument("--workdir", required=True, type=Path, help="directory of the run")
+    if "-h" in argv or "--help" in argv:
+        parser.parse_args(["--help"])
+    config, others = load_config(argv, "train")
+    workdir = parser.parse_args(others).workdir
+    train(prepare_run(config, workdir))
+
+
+def prepare_run(config: RunConfig, workdir: Path) -> Run:
+    """Finds and checks everything that needs no device.
+
+    Raises:
+        ValueError: naming the key and what must hold.
+    """
+    model = get_preset(config.model.preset)
+    if config.data.seq_len > model.max_seq_len:
+        raise ValueError(
+            f"data.seq_len: must not exceed the model's max_seq_len ({model.max_seq_len}), "
+            f"got {config.data.seq_len}."
+        )
+    if config.model.remat not in REMAT_POLICIES:
+        raise ValueError(
+            f"model.remat: must be one of {', '.join(REMAT_POLICIES)}, got {config.model.remat}."
+        )
+    peak_learning_rate(config.schedule, model)
+    base, tokenizer_dir = _find_base(config, model)
+    tokenizer = load_tokenizer(tokenizer_dir)
+    check_fits(tokenizer, model.vocab_size)
+    loader = Loader(open_sources(config.data, tokenizer.fingerprint), config.data)
+    _make_workdir(workdir)
+    return Run(config, workdir, model, base, tokenizer, tokenizer_dir, loader)
+
+
+def _find_base(config: RunConfig, model: LlamaConfig):
+    """Returns the base checkpoint (None for random weights) and where its tokenizer lies."""
+    if not config.model.checkpoint:
+        # The tokenizer then comes with the windows: random weights have none of their own.
+        return None, Path(config.data.windows_dir) / "tokenizer"
+    base = find_checkpoint(config.model.checkpoint)
+    stored, wanted = config_to_dict(base.config), config_to_dict(model)
+    differ = [f"{key} {stored[key]}" for key in wanted if key != "name" and stored[key] != wanted[key]]
+    if differ:
+        raise ValueError(
+            f"model.preset: {model.name} does not fit the checkpoint {base.path}, "
+            f"which has {', '.join(differ)}."
+        )
+    return base, Path(base.tokenizer_dir)
+
+
+def _make_workdir(workdir: Path) -> None:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--workdir: must be a directory that can be made, got {workdir}: {error}.")
+    if not os.access(workdir, os.W_OK):
+        raise ValueError(f"--workdir: must be writable, got {workdir}.")
+
+
+def train(run: Run) -> Path:
+    """Trains up to the configured number of steps and returns the checkpoint root.
+
+    A run directory that holds a checkpoint is continued from it.
+
+    Raises:
+        ValueError: if the checkpoint found does not fit the configuration.
+        RuntimeError: after too many updates in a row that were not finite.
+    """
+    config = run.config
+    mesh = make_mesh(dataclasses.asdict(config.mesh))
+    schedule = make_schedule(config.schedule, run.model, config.train.steps)
+    optimizer = make_optimizer(config.optimizer, schedule)
+    root = run.workdir / "checkpoints"
+    with jax.set_mesh(mesh), _sigterm_flag() as terminated:
+        manager = checkpoints.open_manager(
+            root,
+            save_every_steps=config.checkpoint.save_every_steps,
+            keep_last=config.checkpoint.keep_last,
+            tokenizer_dir=run.tokenizer_dir,
+        )
+        state, ledger = _start_or_resume(run, mesh, optimizer, manager)
+        _write_config(run)
+        _say_what_runs(run, mesh, int(state.step))
+        step_fn = jax.jit(_make_step(run, optimizer), donate_argnums=0)
+        _steps(run, mesh, step_fn, schedule, manager, state, ledger, terminated)
+        manager.close()
+    if terminated():
+        print("stopped by SIGTERM after a checkpoint; the same command resumes.", file=sys.stderr)
+        sys.exit(EXIT_TERMINATED)
+    return root
+
+
+def _make_step(run: Run, optimizer) -> Callable:
+    loss_sums = make_loss_sums(
+        run.model,
+        num_sources=len(run.loader.sources),
+        compute_dtype=compute_dtype(run.config.model.compute_dtype),
+        remat=run.config.model.remat,
+        chunk_tokens=run.config.model.loss_chunk_tokens,
+    )
+    return make_train_step(loss_sums, optimizer, run.config.train.num_microbatches)
+
+
+def compute_dtype(name: str):
+    """Returns the dtype of activations; `auto` is bfloat16 on accelerators, float32 on CPU."""
+    if name == "auto":
+        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    return jnp.dtype(name)
+
+
+def _start_or_resume(run: Run, mesh: Mesh, optimizer, manager) -> tuple[TrainState, dict[str, int]]:
+    """Returns the state to continue from and the tokens consumed per source so far."""
+    abstract = abstract_params(run.model, jnp.dtype(run.config.model.param_dtype), mesh)
+    abstract_state = abstract_opt_state(optimizer, abstract)
+    if manager.latest_step() is None:
+        params = _base_params(run, abstract, mesh)
+        opt_state = init_opt_state(optimizer, params, abstract_state)
+        state = init_state(params, opt_state)
+        ledger = {source.name: 0 for source in run.loader.sources}
+    else:
+        step, params, opt_state, data, _ = checkpoints.restore_training(
+            manager, abstract, abstract_state
+        )
+        if data["mixture_fingerprint"] != run.loader.mixture_fingerprint:
+            raise ValueError(
+                f"{run.workdir}: must be resumed with the mixture it was trained with "
+                f"({data['mixture_fingerprint']}), got {run.loader.mixture_fingerprint}; "
+                "start a new workdir, or restore data.* and the windows."
+            )
+        counts = {name: jnp.int32(data[name]) for name in ("skipped", "skipped_in_a_row")}
+        state = TrainState(jnp.int32(step), params, opt_state, **counts)
+        ledger = data["ledger"]
+    scalars = NamedSharding(mesh, PartitionSpec())
+    placed = {n: jax.device_put(getattr(state, n), scalars) for n in _COUNTERS}
+    return state._replace(**placed), ledger
+
+
+_COUNTERS = ("step", "skipped", "skipped_in_a_row")
+
+
+def _base_params(run: Run, abstract: dict, mesh: Mesh) -> dict:
+    dtype = jnp.dtype(run.config.model.param_dtype)
+    if run.base is None:
+        return init_params(run.model, run.config.model.init_seed, dtype, mesh)
+    return checkpoints.restore_params(run.base.path, dtype=dtype, mesh=mesh)
+
+
+def _steps(run, mesh, step_fn, schedule, manager, state, ledger, terminated) -> None:
+    """Runs the remaining steps; a step's metrics are read once the next one is under way."""
+    first, last = int(state.step), run.config.train.steps
+    hosts = jax.process_index(), jax.process_count()
+    pending = None
+    with progress("training", total=last, unit="steps") as bar:
+        bar.update(first)
+        report = _StepReport(run, schedule, ledger, bar, first)
+        for step, rows in enumerate(run.loader.iterate(first, last, *hosts), start=first + 1):
+            state, metrics = step_fn(state, place_batch(rows, mesh))
+            if pending is not None:
+                report.finish(*pending)
+            pending = (step, metrics, _global_fingerprint(rows))
+            stopping = step == last or terminated()
+            if stopping or step % run.config.checkpoint.save_every_steps == 0:
+                report.finish(*pending)
+                pending = None
+                _save(run, manager, state, report.ledger, force=stopping)
+            if stopping:
+                break
+        report.close()
+
+
+def _global_fingerprint(rows: dict) -> str:
+    """Returns the fingerprint of the global batch from this host's rows."""
+    hosts = jax.process_count()
+    mine = batch_fingerprint(rows, jax.process_index() * len(rows["source_ids"]))
+    if hosts == 1:
+        return mine
+    # 64-bit integers are off in JAX by default: the digits travel as bytes.
+    parts = multihost_utils.process_allgather(np.frombuffer(mine.encode(), np.uint8))
+    return combine_fingerprints([bytes(part).decode() for part in parts])
+
+
+class _StepReport:
+    """Turns finished steps into log lines, and keeps the ledger of consumed tokens."""
+
+    def __init__(self, run: Run, schedule, ledger: dict[str, int], bar, done_steps: int):
+        self.ledger = ledger
+        self._run, self._schedule, self._bar = run, schedule, bar
+        self._sources = [f"{source.domain}/{source.language}" for source in run.loader.sources]
+        leads = jax.process_index() == 0
+        self._log = MetricsLog(run.workdir, done_steps + 1) if leads else None
+        self._clock = time.monotonic()
+
+    def finish(self, step: int, metrics, fingerprint: str) -> None:
+        """Reads one step's metrics (waiting for the step to end) and logs them."""
+        metrics = jax.device_get(metrics)
+        secs, self._clock = time.monotonic() - self._clock, time.monotonic()
+        for source, tokens in zip(self._run.loader.sources, metrics.source_tokens, strict=True):
+            self.ledger[source.name] += int(tokens)
+        rate = float(self._schedule(step - 1))
+        record = step_record(metrics, self._sources, step=step, learning_rate=rate, secs=secs)
+        record |= {"tokens_consumed": dict(self.ledger), "batch_fingerprint": fingerprint}
+        if self._log is not None:
+            self._log.write(record)
+        self._bar.note(loss=record["loss"], lr=rate, tok_s=int(record["tokens_per_sec"]))
+        self._bar.update(1)
+        if metrics.skipped_in_a_row >= self._run.config.train.max_nonfinite_steps:
+            raise ValueError(
+                f"step {step}, batch {fingerprint}: {int(metrics.skipped_in_a_row)} updates in a row "
+                "were not finite; lower schedule.peak_frac, or look at that batch."
+            )
+
+    def close(self) -> None:
+        if self._log is not None:
+            self._log.close()
+
+
+def _save(run: Run, manager, state: TrainState, ledger: dict[str, int], *, force: bool) -> None:
+    step = int(state.step)
+    data = {
+        "step": step,
+        "ledger": ledger,
+        "mixture_fingerprint": run.loader.mixture_fingerprint,
+        "skipped": int(state.skipped),
+        "skipped_in_a_row": int(state.skipped_in_a_row),
+    }
+    checkpoints.save_training(
+        manager, step, state.params, state.opt_state, data, _meta(run, step), force=force
+    )
+
+
+def _meta(run: Run, step: int) -> dict:
+    """Says in a checkpoint what it is and where it comes from."""
+    base = run.base
+    provenance = {
+        "kind": "train",
+        "step": step,
+        "base": str(base.path) if base else "random weights",
+        "base_provenance": base.meta["provenance"] if base else None,
+        "mixture_fingerprint": run.loader.mixture_fingerprint,
+    }
+    return make_meta(
+        run.model,
+        tokenizer_fingerprint=run.tokenizer.fingerprint,
+        provenance=provenance,
+        config=config_to_mapping(run.config),
+    )
+
+
+def _write_config(run: Run) -> None:
+    """Writes config.json; for a resumed run whose configuration changed, names the keys."""
+    path = run.workdir / "config.json"
+    now = json.loads(json.dumps(config_to_mapping(run.config)))
+    if path.exists():
+        before, after = flatten_paths(json.loads(path.read_text())), flatten_paths(now)
+        for key in sorted(set(before) | set(after)):
+            if before.get(key) != after.get(key):
+                name = key.replace("/", ".")
+                print(f"{name}: was {before.get(key)} before, now {after.get(key)}.", file=sys.stderr)
+    temporary = path.with_suffix(".json.tmp")
+    temporary.write_text(json.dumps(now, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def _say_what_runs(run: Run, mesh: Mesh, done: int) -> None:
+    config, sizes = run.config, ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    peak = peak_learning_rate(config.schedule, run.model)
+    print(f"model {run.model.name}: {count_params(run.model) / 1e6:.1f}M parameters on mesh {sizes}")
+    tokens = config.data.global_batch_size * config.data.seq_len
+    resumed = f", resuming after step {done}" if done else ""
+    print(f"{config.train.steps} steps of {tokens} tokens, peak learning rate {peak:g}{resumed}")
+    for source in run.loader.sources:
+        print(f"  {source.share:6.1%} {source.name}: {source.windows.manifest.num_tokens} tokens on disk")
+    sys.stdout.flush()
+
+
+class _sigterm_flag:
+    """Context in which SIGTERM only raises a flag, read by calling what `with` returns."""
+
+    def __enter__(self):
+        self._raised = False
+        self._previous = signal.signal(signal.SIGTERM, self._raise_flag)
+        return lambda: self._raised
+
+    def _raise_flag(self, *_):
+        self._raised = True
+
+    def __exit__(self, *_):
+        signal.signal(signal.SIGTERM, self._previous)

@@ -1,0 +1,96 @@
+"""What a run writes down: one JSON line a step, and the same for TensorBoard.
+
+Owns names and files of metrics; their values come from step.py.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from ellama_jax.train.step import Metrics
+
+
+def step_record(
+    metrics: Metrics, source_names: list[str], *, step: int, learning_rate: float, secs: float
+) -> dict:
+    """Turns a step's device metrics into one flat record.
+
+    Args:
+        metrics: from the train step, on the device; reading them waits for the step to end.
+        source_names: `<domain>/<language>` by source id; equal names are one curve.
+        step: number of the update, from 1.
+        learning_rate: of this update.
+        secs: wall time of the step, seconds.
+
+    Returns:
+        a JSON-able dict; `loss` and `loss/<domain>/<language>` in nats a token. A source without
+        tokens in this batch has no entry. A loss that is not finite stays NaN.
+    """
+    values = {name: np.asarray(value) for name, value in metrics._asdict().items()}
+    record = {
+        "step": step,
+        "loss": float(values["loss"]),
+        "learning_rate": learning_rate,
+        "grad_norm": float(values["grad_norm"]),
+        "loss_tokens": int(values["weight_sum"]),
+        "step_secs": secs,
+        "tokens_per_sec": float(values["weight_sum"]) / secs,
+        "skipped_updates": int(values["skipped"]),
+    }
+    sums: dict[str, np.ndarray] = {}
+    for index, name in enumerate(source_names):
+        pair = np.array([values["source_loss_sums"][index], values["source_weight_sums"][index]])
+        sums[name] = sums.get(name, 0) + pair
+    for name, (loss, weight) in sorted(sums.items()):
+        if weight > 0:
+            record[f"loss/{name}"] = float(loss / weight)
+    return record
+
+
+class MetricsLog:
+    """Appends step records to `metrics.jsonl` and TensorBoard files under a run directory."""
+
+    def __init__(self, workdir: Path, first_step: int):
+        """Opens the log for steps from `first_step`; lines of later steps are dropped.
+
+        A run that died after its last checkpoint has logged steps it will repeat; keeping both
+        would show them twice.
+        """
+        from tensorboardX import SummaryWriter
+
+        self._path = workdir / "metrics.jsonl"
+        _drop_from(self._path, first_step)
+        self._file = self._path.open("a")
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step)
+
+    def write(self, record: dict) -> None:
+        """Writes one record; the line is on disk when this returns."""
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        for name, value in record.items():
+            if isinstance(value, (int, float)) and name != "step":
+                self._board.add_scalar(name, value, record["step"])
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._file.close()
+        self._board.close()
+
+
+def read_metrics(workdir: Path) -> list[dict]:
+    """Returns the records of a run, in order; a half-written last line is left out."""
+    path = workdir / "metrics.jsonl"
+    if not path.exists():
+        return []
+    lines = path.read_text().split("\n")
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def _drop_from(path: Path, first_step: int) -> None:
+    kept = [record for record in read_metrics(path.parent) if record["step"] < first_step]
+    if path.exists():
+        temporary = path.with_suffix(".jsonl.tmp")
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        os.replace(temporary, path)

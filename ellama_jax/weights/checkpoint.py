@@ -1,0 +1,404 @@
+"""Checkpoints: saving and restoring parameters, optimizer state and data position with Orbax.
+
+Owns every use of orbax. Where checkpoints lie and what their meta says is in layout.py; foreign
+formats are in huggingface.py and gguf.py.
+"""
+
+import contextlib
+import functools
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.sharding import Mesh, SingleDeviceSharding
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from ellama_jax.data.tokenizer import load_tokenizer
+from ellama_jax.model.llama import abstract_params, param_dims
+from ellama_jax.model.presets import LlamaConfig, config_to_dict
+from ellama_jax.tree import flatten_paths, unflatten_paths
+from ellama_jax.weights.layout import (
+    TOKENIZER_DIR,
+    CheckpointInfo,
+    check_destination,
+    check_disk_space,
+    check_fingerprint,
+    check_meta,
+    find_checkpoint,
+    latest_step,
+    make_meta,
+    read_json_item,
+    replace_directory,
+    set_aside_incomplete,
+)
+
+__all__ = [
+    "CheckpointInfo",
+    "find_checkpoint",
+    "latest_step",
+    "list_leaves",
+    "make_meta",
+    "open_manager",
+    "restore_leaf",
+    "restore_params",
+    "restore_training",
+    "save_training",
+    "tree_bytes",
+    "write_checkpoint",
+]
+
+# Which key of the configuration a dim's size comes from, for the question after a diff.
+_CONFIG_KEYS = {
+    "vocab": "vocab_size",
+    "embed": "embed_dim",
+    "norm": "embed_dim",
+    "mlp": "mlp_dim",
+    "layers": "num_layers",
+    "heads": "num_heads",
+    "kv_heads": "num_kv_heads",
+    "head_dim": "head_dim",
+}
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+def list_leaves(path: str | os.PathLike) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Returns shape and dtype of every stored parameter by its path; no weight is read."""
+    return _list_item(find_checkpoint(path).path / "params")
+
+
+def restore_leaf(path: str | os.PathLike, leaf_path: str) -> np.ndarray:
+    """Reads one parameter alone, as stored.
+
+    Args:
+        path: a root or `ROOT/<step>`.
+        leaf_path: as in `layers/attn/wq`.
+
+    Raises:
+        ValueError: if there is no such parameter or it is damaged.
+    """
+    directory = find_checkpoint(path).path / "params"
+    leaves = _list_item(directory)
+    if leaf_path not in leaves:
+        raise ValueError(
+            f"{directory.parent}: must hold the parameter {leaf_path}, got {', '.join(leaves)}."
+        )
+    shape, dtype = leaves[leaf_path]
+    return _read_leaf(directory, leaf_path, jax.ShapeDtypeStruct(shape, dtype), host=True)
+
+
+def restore_params(path: str | os.PathLike, *, dtype=None, mesh: Mesh | None = None) -> dict:
+    """Restores the parameters of a checkpoint, whatever mesh and dtype they were saved with.
+
+    Args:
+        path: a root or `ROOT/<step>`.
+        dtype: what to cast to; None keeps each leaf's stored dtype.
+        mesh: where to place them, sharded as model/llama.py says; None is one device.
+
+    Returns:
+        The nested dict of jax arrays (DESIGN section 3).
+
+    Raises:
+        ValueError: if leaves are missing, extra, of another shape, or damaged.
+    """
+    info = find_checkpoint(path)
+    stored = _list_item(info.path / "params")
+    wanted = flatten_paths(abstract_params(info.config, dtype or np.float32, mesh))
+    _check_same_leaves(f"restore {path}", stored, wanted, info.config)
+    if dtype is None:
+        wanted = {
+            name: jax.ShapeDtypeStruct(leaf.shape, stored[name][1], sharding=leaf.sharding)
+            for name, leaf in wanted.items()
+        }
+    return _read_params(info.path, unflatten_paths(wanted))
+
+
+def _read_params(step_dir: Path, abstract: Mapping) -> dict:
+    # One leaf after the other: layers are stacked, so there are few and large ones, and the host
+    # never holds more than one of them beside what is on the devices.
+    flat = flatten_paths(abstract)
+    return unflatten_paths({n: _read_leaf(step_dir / "params", n, a) for n, a in flat.items()})
+
+
+def _read_leaf(directory: Path, leaf_path: str, abstract, host: bool = False):
+    item = unflatten_paths({leaf_path: abstract if host else _placed(abstract)})
+    if host:
+        args = jax.tree.map(lambda a: ocp.RestoreArgs(restore_type=np.ndarray, dtype=a.dtype), item)
+    else:
+        args = ocp.checkpoint_utils.construct_restore_args(item)
+    request = ocp.args.PyTreeRestore(item=item, restore_args=args, partial_restore=True)
+    with _damage_as_value_error(directory.parent):
+        tree = _handler().restore(epath.Path(directory.absolute()), args=request)
+    return flatten_paths(tree)[leaf_path]
+
+
+def _read_tree(directory: Path, abstract) -> Any:
+    item = jax.tree.map(_placed, abstract)
+    args = ocp.checkpoint_utils.construct_restore_args(item)
+    request = ocp.args.PyTreeRestore(item=item, restore_args=args)
+    with _damage_as_value_error(directory.parent):
+        return _handler().restore(epath.Path(directory.absolute()), args=request)
+
+
+def _list_item(directory: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    with _damage_as_value_error(directory.parent):
+        tree = _handler().metadata(epath.Path(directory.absolute())).tree
+        leaves = _flatten_any(tree)
+        return {name: (tuple(leaf.shape), np.dtype(leaf.dtype)) for name, leaf in leaves.items()}
+
+
+def _flatten_any(tree) -> dict[str, Any]:
+    # Optimizer states nest tuples and named tuples, which flatten_paths does not know. Orbax stores
+    # them as lists and dicts; the joined names are the same.
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(k, simple=True, separator="/"): leaf for k, leaf in leaves}
+
+
+def _placed(leaf):
+    sharding = getattr(leaf, "sharding", None) or SingleDeviceSharding(jax.devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+@functools.cache
+def _handler() -> ocp.PyTreeCheckpointHandler:
+    return ocp.PyTreeCheckpointHandler()
+
+
+@contextlib.contextmanager
+def _damage_as_value_error(step_dir: Path) -> Iterator[None]:
+    # Orbax and TensorStore raise anything from KeyError to bare Exception for a damaged file.
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        raise ValueError(
+            f"restore {step_dir}: the checkpoint is damaged or truncated ({reason}); "
+            "use another step or make it again."
+        ) from error
+
+
+def _check_same_leaves(title: str, stored: Mapping, wanted: Mapping, config=None) -> None:
+    """Names every leaf that is missing, extra or of another shape, before anything is read."""
+    shapes = {name: tuple(leaf.shape) for name, leaf in wanted.items()}
+    differences, changed = [], set()
+    for name in sorted(stored.keys() | shapes.keys()):
+        if name not in stored:
+            differences.append(f"{name} is missing")
+        elif name not in shapes:
+            differences.append(f"{name} is not expected")
+        elif stored[name][0] != shapes[name]:
+            got, expected = list(stored[name][0]), list(shapes[name])
+            differences.append(f"{name} is {got}, expected {expected}")
+            changed |= _guess_changed_keys(name, got, expected, config)
+    if "lm_head/kernel" in stored.keys() ^ shapes.keys():
+        changed.add("tied_embeddings")
+    if differences:
+        verb = "leaf differs" if len(differences) == 1 else "leaves differ"
+        question = f" Was {' or '.join(sorted(changed))} changed?" if changed else ""
+        raise ValueError(f"{title}: {len(differences)} {verb}: {'; '.join(differences)}.{question}")
+
+
+def _guess_changed_keys(name: str, got: list, expected: list, config) -> set[str]:
+    dims = param_dims(config).get(name, ()) if config is not None else ()
+    if not len(dims) == len(got) == len(expected):
+        return set()
+    return {_CONFIG_KEYS[d] for d, a, b in zip(dims, got, expected, strict=True) if a != b}
+
+
+# --- writing one step ----------------------------------------------------------------------------
+
+
+def write_checkpoint(
+    dst: str | os.PathLike,
+    params: Mapping,
+    *,
+    config: LlamaConfig,
+    meta: dict,
+    tokenizer_dir: str | os.PathLike,
+    overwrite: bool = False,
+) -> CheckpointInfo:
+    """Writes a root with the single step 0, whole or not at all. For one process.
+
+    Args:
+        dst: the root to make.
+        params: nested dict of jax or NumPy arrays; each leaf keeps its dtype.
+        config: the model; its shapes must be those of `params`.
+        meta: from `make_meta`.
+        tokenizer_dir: copied to `dst/tokenizer`; must have the fingerprint that meta names.
+        overwrite: replace an existing checkpoint root; anything else is never replaced.
+
+    Raises:
+        ValueError: if leaves, tokenizer, place or disk space do not fit; nothing is written then.
+    """
+    dst = Path(dst)
+    stored = {name: (tuple(leaf.shape),) for name, leaf in flatten_paths(params).items()}
+    wanted = flatten_paths(abstract_params(config))
+    _check_same_leaves(f"write {dst}", stored, wanted, config)
+    meta = {**meta, "model": config_to_dict(config)}
+    check_meta(meta)
+    check_fingerprint(tokenizer_dir, meta["tokenizer_fingerprint"])
+    check_destination(dst, tree_bytes(params), overwrite=overwrite)
+    dst.parent.mkdir(parents=True, exist_ok=True)
+    partial = dst.with_name(f".{dst.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        shutil.copytree(tokenizer_dir, partial / TOKENIZER_DIR)
+        options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
+        with ocp.CheckpointManager(partial.absolute(), options=options) as manager:
+            manager.save(0, args=_save_args(params=params, meta=meta))
+        replace_directory(partial, dst)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return find_checkpoint(dst)
+
+
+def tree_bytes(tree) -> int:
+    """Returns how many bytes the arrays (or shapes) of a tree take."""
+    leaves = jax.tree.leaves(tree)
+    return sum(int(np.prod(x.shape)) * np.dtype(x.dtype).itemsize for x in leaves)
+
+
+def _save_args(*, params, meta, opt_state=None, data=None) -> ocp.args.Composite:
+    items = {"params": ocp.args.StandardSave(params), "meta": ocp.args.JsonSave(meta)}
+    if opt_state is not None:
+        items["opt_state"] = ocp.args.StandardSave(opt_state)
+    if data is not None:
+        items["data"] = ocp.args.JsonSave(data)
+    return ocp.args.Composite(**items)
+
+
+# --- training ------------------------------------------------------------------------------------
+
+
+def open_manager(
+    root: str | os.PathLike,
+    *,
+    save_every_steps: int,
+    keep_last: int | None,
+    tokenizer_dir: str | os.PathLike,
+    asynchronous: bool = True,
+) -> ocp.CheckpointManager:
+    """Opens the root of a training run, made if it is not there. Close it, or use `with`.
+
+    Steps that were not finished are set aside, never restored and never in the way.
+
+    Args:
+        root: the run's checkpoints directory.
+        save_every_steps: `save_training` saves steps divisible by this and passes over the others.
+        keep_last: how many steps stay; None keeps all.
+        tokenizer_dir: copied to `root/tokenizer` once; a run cannot change its tokenizer.
+        asynchronous: write in the background; the arrays are copied before a save returns.
+
+    Raises:
+        ValueError: if a number is below 1, the place cannot be written or the tokenizer changed.
+    """
+    root = Path(root)
+    for name, value in (("save_every_steps", save_every_steps), ("keep_last", keep_last)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: must be at least 1, got {value}.")
+    _prepare_root(root, Path(tokenizer_dir))
+    set_aside_incomplete(root)
+    options = ocp.CheckpointManagerOptions(
+        should_save_fn=lambda step, latest: step % save_every_steps == 0 and step != latest,
+        preservation_policy=preservation_policy.LatestN(keep_last) if keep_last else None,
+        cleanup_tmp_directories=True,
+        enable_async_checkpointing=asynchronous,
+    )
+    return ocp.CheckpointManager(root.absolute(), options=options)
+
+
+def save_training(
+    manager: ocp.CheckpointManager,
+    step: int,
+    params: Mapping,
+    opt_state: Any,
+    data: dict,
+    meta: dict,
+    *,
+    force: bool = False,
+) -> bool:
+    """Saves a training step if it is due, in the background.
+
+    Args:
+        manager: from `open_manager`.
+        step: updates done so far.
+        params: nested dict of arrays.
+        opt_state: any pytree of arrays.
+        data: JSON-able: data step, ledger of consumed tokens, mixture fingerprint.
+        meta: from `make_meta`.
+        force: save although the step is not due (the last step, a SIGTERM).
+
+    Returns:
+        True if it is being saved, False if it was not due or is there already.
+
+    Raises:
+        ValueError: if the disk has too little room; earlier steps stay as they are.
+    """
+    if step in manager.all_steps() or not (force or manager.should_save(step)):
+        return False
+    check_meta(meta)
+    directory = Path(manager.directory)
+    check_disk_space(f"save {directory / str(step)}", directory, tree_bytes((params, opt_state)))
+    args = _save_args(params=params, opt_state=opt_state, data=data, meta=meta)
+    return manager.save(step, args=args, force=force)
+
+
+def restore_training(
+    manager: ocp.CheckpointManager,
+    abstract_params: Mapping,
+    abstract_opt_state: Any,
+    step: int | None = None,
+) -> tuple[int, dict, Any, dict, dict]:
+    """Restores what `save_training` saved, bit for bit.
+
+    Args:
+        manager: from `open_manager`.
+        abstract_params: shapes, dtypes and shardings to restore to (`jax.ShapeDtypeStruct`).
+        abstract_opt_state: the same of the optimizer state.
+        step: which one; None takes the newest complete step.
+
+    Returns:
+        (step, params, opt_state, data, meta).
+
+    Raises:
+        ValueError: if there is no such step, leaves differ from what is expected, or it is damaged.
+    """
+    manager.wait_until_finished()
+    root = Path(manager.directory)
+    info = find_checkpoint(root if step is None else root / str(step))
+    if not (info.path / "opt_state" / "_METADATA").is_file():
+        raise ValueError(f"restore {info.path}: must hold an optimizer state, got parameters only.")
+    title = f"restore {info.path}"
+    wanted = flatten_paths(abstract_params)
+    _check_same_leaves(title, _list_item(info.path / "params"), wanted, info.config)
+    wanted = _flatten_any(abstract_opt_state)
+    _check_same_leaves(f"{title} opt_state", _list_item(info.path / "opt_state"), wanted)
+    params = _read_params(info.path, abstract_params)
+    opt_state = _read_tree(info.path / "opt_state", abstract_opt_state)
+    return info.step, params, opt_state, read_json_item(info.path, "data"), info.meta
+
+
+def _prepare_root(root: Path, tokenizer_dir: Path) -> None:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        probe = root / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"{root}: must be a writable directory, got {error.strerror}.") from error
+    kept = root / TOKENIZER_DIR
+    if not kept.exists():
+        partial = root / f".{TOKENIZER_DIR}.partial-{os.getpid()}"
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(tokenizer_dir, partial)
+        os.replace(partial, kept)
+    check_fingerprint(kept, load_tokenizer(tokenizer_dir).fingerprint)

@@ -1,0 +1,324 @@
+"""GGUF files of Llama models: weights, sizes and tokenizer out of one file.
+
+Owns what is particular to GGUF: its metadata keys, the dequantisation to float32, the order of
+query and key rows, and the tokenizer inside. Names and layouts are mapped onto those of
+huggingface.py, which fills the parameters.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from ellama_jax.model.presets import PRESETS, LlamaConfig, RopeScaling
+from ellama_jax.weights.huggingface import Source, assemble_params
+
+MAGIC = b"GGUF"
+
+# GGUF tensor name -> Hugging Face tensor name; {} is the layer.
+TENSORS = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+    "blk.{}.attn_norm.weight": "model.layers.{}.input_layernorm.weight",
+    "blk.{}.attn_q.weight": "model.layers.{}.self_attn.q_proj.weight",
+    "blk.{}.attn_k.weight": "model.layers.{}.self_attn.k_proj.weight",
+    "blk.{}.attn_v.weight": "model.layers.{}.self_attn.v_proj.weight",
+    "blk.{}.attn_output.weight": "model.layers.{}.self_attn.o_proj.weight",
+    "blk.{}.ffn_norm.weight": "model.layers.{}.post_attention_layernorm.weight",
+    "blk.{}.ffn_gate.weight": "model.layers.{}.mlp.gate_proj.weight",
+    "blk.{}.ffn_up.weight": "model.layers.{}.mlp.up_proj.weight",
+    "blk.{}.ffn_down.weight": "model.layers.{}.mlp.down_proj.weight",
+}
+ROPE_FACTORS = "rope_freqs.weight"
+
+# How llama.cpp's converter says which text is split before merging (its `tokenizer.ggml.pre`).
+# The expression of Llama 3 is the one in the model's own tokenizer.
+_LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_PRE_TOKENIZERS = {
+    "smollm": "digits",
+    "llama-bpe": "llama3",
+    "llama3": "llama3",
+    "llama-v3": "llama3",
+    "gpt-2": "gpt2",
+    "default": "gpt2",
+}
+
+# llama.cpp's token types (gguf.TokenType): ordinary text is 1.
+_CONTROL, _USER_DEFINED = 3, 4
+
+
+def read_gguf(path: str | os.PathLike):
+    """Reads a Llama model from a GGUF file.
+
+    Args:
+        path: a whole, single-part file of architecture "llama" with a byte-level BPE tokenizer.
+
+    Returns:
+        (config, params, tokenizer, bos_id, eos_id): `LlamaConfig`, the nested dict of float32
+        NumPy arrays, a `tokenizers.Tokenizer`, the id that begins a document or None, and the
+        id that ends one.
+
+    Raises:
+        ValueError: if the file is truncated, or holds something this model is not.
+    """
+    reader = _open(Path(path))
+    config = _read_config(reader, Path(path))
+    sources = _list_sources(reader, config)
+    tokenizer = _read_tokenizer(reader, Path(path))
+    bos_id, eos_id = (_optional(reader, f"tokenizer.ggml.{k}_token_id") for k in ("bos", "eos"))
+    if eos_id is None:
+        raise ValueError(f"{path}: tokenizer.ggml.eos_token_id must be given, got none.")
+    return config, assemble_params(str(path), config, sources), tokenizer, bos_id, eos_id
+
+
+def read_gguf_config(path: str | os.PathLike) -> LlamaConfig:
+    """Reads only the sizes and constants of a GGUF file; see `read_gguf`."""
+    return _read_config(_open(Path(path)), Path(path))
+
+
+def unpermute_rotary(rows: np.ndarray, num_heads: int) -> np.ndarray:
+    """Brings query or key rows from GGUF's order into the half-split order of Hugging Face.
+
+    GGUF rotates neighbours (0, 1), (2, 3), ... of a head; Hugging Face rotates row i with row
+    i + H/2. llama.cpp's converter interleaves the two halves; this takes them apart again.
+
+    Args:
+        rows: [num_heads * H, D].
+        num_heads: query or key heads.
+
+    Returns:
+        [num_heads * H, D].
+
+    One head with H = 4:
+
+        >>> unpermute_rotary(np.array([[0], [1], [2], [3]]), 1).ravel().tolist()
+        [0, 2, 1, 3]
+    """
+    total, width = rows.shape
+    pairs = rows.reshape(num_heads, total // num_heads // 2, 2, width)
+    return pairs.swapaxes(1, 2).reshape(total, width)
+
+
+# --- the file ------------------------------------------------------------------------------------
+
+
+def _open(path: Path):
+    import gguf
+
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise ValueError(f"{path}: must be a readable file, got {error.strerror}.") from error
+    if magic != MAGIC:
+        raise ValueError(f"{path}: must be a GGUF file, got one that begins with {magic!r}.")
+    try:
+        reader = gguf.GGUFReader(path)
+        # Reading past the end of the map gives short arrays, which fail to reshape; be sure.
+        end = max((int(t.data_offset + t.n_bytes) for t in reader.tensors), default=0)
+    except (ValueError, IndexError, KeyError, OverflowError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path}: must be a whole GGUF file, got a truncated or broken one ({error}); "
+            "fetch it again."
+        ) from error
+    if end > path.stat().st_size or not reader.tensors:
+        size = path.stat().st_size
+        raise ValueError(
+            f"{path}: must be a whole GGUF file of {end} bytes, got {size}; fetch it again."
+        )
+    return reader
+
+
+def _required(reader, path: Path, key: str):
+    value = _optional(reader, key)
+    if value is None:
+        raise ValueError(f"{path}: must give {key}, got none.")
+    return value
+
+
+def _optional(reader, key: str):
+    field = reader.get_field(key)
+    return None if field is None else field.contents()
+
+
+# --- sizes ---------------------------------------------------------------------------------------
+
+
+def _read_config(reader, path: Path) -> LlamaConfig:
+    architecture = _required(reader, path, "general.architecture")
+    if architecture != "llama":
+        raise ValueError(f"{path}: general.architecture must be llama, got {architecture}.")
+    if _optional(reader, "llama.expert_count"):
+        raise ValueError(f"{path}: must not have experts, got a mixture-of-experts model.")
+    if (_optional(reader, "split.count") or 1) > 1:
+        raise ValueError(f"{path}: must be a single file, got one part of several; join them.")
+    names = {tensor.name for tensor in reader.tensors}
+    heads = _required(reader, path, "llama.attention.head_count")
+    embed_dim = _required(reader, path, "llama.embedding_length")
+    head_dim = _optional(reader, "llama.attention.key_length") or embed_dim // heads
+    if (_optional(reader, "llama.rope.dimension_count") or head_dim) != head_dim:
+        raise ValueError(f"{path}: llama.rope.dimension_count must be head_dim {head_dim}.")
+    theta = _clean(_optional(reader, "llama.rope.freq_base") or 10000.0)
+    return LlamaConfig(
+        name=path.stem,
+        vocab_size=len(_required(reader, path, "tokenizer.ggml.tokens")),
+        embed_dim=embed_dim,
+        mlp_dim=_required(reader, path, "llama.feed_forward_length"),
+        num_layers=_required(reader, path, "llama.block_count"),
+        num_heads=heads,
+        num_kv_heads=_optional(reader, "llama.attention.head_count_kv") or heads,
+        head_dim=head_dim,
+        max_seq_len=_required(reader, path, "llama.context_length"),
+        rope_theta=theta,
+        rope_scaling=_read_rope_scaling(reader, path, head_dim, theta),
+        norm_eps=_clean(_required(reader, path, "llama.attention.layer_norm_rms_epsilon")),
+        # llama.cpp writes the output projection only where it is not the embedding table.
+        tied_embeddings="output.weight" not in names,
+        base_peak_learning_rate=None,
+    )
+
+
+def _clean(value: float) -> float:
+    # Metadata is float32: 9.999999747e-06 was written as 1e-05, and is meant so.
+    return float(str(np.float32(value)))
+
+
+def _read_rope_scaling(reader, path: Path, head_dim: int, theta: float) -> RopeScaling | None:
+    kind = _optional(reader, "llama.rope.scaling.type")
+    if kind not in (None, "none"):
+        raise ValueError(f"{path}: llama.rope.scaling.type must be none, got {kind}.")
+    tensors = [tensor for tensor in reader.tensors if tensor.name == ROPE_FACTORS]
+    if not tensors:
+        return None
+    # GGUF keeps only the resulting factor of each frequency; find the settings they come from.
+    factors = np.asarray(tensors[0].data, np.float32).ravel()
+    known = {preset.rope_scaling for preset in PRESETS.values()} - {None}
+    for scaling in sorted(known, key=lambda known: known.factor):
+        expected = rope_factors(head_dim, theta, scaling)
+        if factors.shape == expected.shape and np.allclose(factors, expected, rtol=1e-4):
+            return scaling
+    raise ValueError(
+        f"{path}: {ROPE_FACTORS} must be those of Llama 3.1 or 3.2, got factors from "
+        f"{factors.min():g} to {factors.max():g}; import the Hugging Face directory instead."
+    )
+
+
+def rope_factors(head_dim: int, theta: float, scaling: RopeScaling) -> np.ndarray:
+    """Returns what each RoPE frequency is divided by under the "llama3" scaling.
+
+    Source: `rope_scaling` of Llama 3.1 as in transformers' `_compute_llama3_parameters`.
+
+    Args:
+        head_dim: H.
+        theta: base of the frequencies.
+        scaling: factor, and the wavelengths between which it sets in.
+
+    Returns:
+        [H / 2] float32, from 1 (short wavelengths) to `scaling.factor` (long ones).
+    """
+    exponents = np.arange(0, head_dim, 2, dtype=np.float64) / head_dim
+    turns = scaling.original_max_seq_len / (2 * np.pi * theta**exponents)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return (1.0 / ((1.0 - smooth) / scaling.factor + smooth)).astype(np.float32)
+
+
+# --- weights -------------------------------------------------------------------------------------
+
+
+def _list_sources(reader, config: LlamaConfig) -> dict[str, Source]:
+    renamed = {
+        name.format(layer): target.format(layer)
+        for name, target in TENSORS.items()
+        for layer in range(config.num_layers)
+    }
+    sources = {}
+    for tensor in reader.tensors:
+        if tensor.name != ROPE_FACTORS:
+            # A tensor we do not know keeps its name, so that it is reported as one with no place.
+            name = renamed[tensor.name] if tensor.name in renamed else tensor.name
+            sources[name] = _make_source(tensor, config)
+    return sources
+
+
+def _make_source(tensor, config: LlamaConfig) -> Source:
+    heads = {"attn_q": config.num_heads, "attn_k": config.num_kv_heads}
+    num_heads = next((n for part, n in heads.items() if f".{part}.weight" in tensor.name), None)
+
+    def read():
+        from gguf import quants
+
+        try:
+            values = quants.dequantize(tensor.data, tensor.tensor_type)
+        except NotImplementedError as error:
+            kind = tensor.tensor_type.name
+            raise ValueError(f"{tensor.name}: must be a known format, got {kind}.") from error
+        return values if num_heads is None else unpermute_rotary(values, num_heads)
+
+    # GGUF counts dims from the innermost one.
+    shape = tuple(int(size) for size in reversed(tensor.shape))
+    return Source(shape, np.dtype(np.float32), read)
+
+
+# --- tokenizer -----------------------------------------------------------------------------------
+
+
+def _read_tokenizer(reader, path: Path):
+    from tokenizers import Tokenizer, decoders, models
+
+    kind = _required(reader, path, "tokenizer.ggml.model")
+    if kind != "gpt2":
+        raise ValueError(
+            f"{path}: tokenizer.ggml.model must be gpt2 (byte-level BPE), got {kind}; "
+            "import the Hugging Face directory instead."
+        )
+    tokens = _required(reader, path, "tokenizer.ggml.tokens")
+    merges = [tuple(m.split(" ")) for m in _required(reader, path, "tokenizer.ggml.merges")]
+    vocab = {token: index for index, token in enumerate(tokens)}
+    if len(vocab) != len(tokens):
+        raise ValueError(f"{path}: tokens must be unique, got {len(tokens) - len(vocab)} repeated.")
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=_is_llama3(reader)))
+    tokenizer.pre_tokenizer = _make_pre_tokenizer(reader, path)
+    tokenizer.decoder = decoders.ByteLevel()
+    _add_special_tokens(tokenizer, tokens, _optional(reader, "tokenizer.ggml.token_type") or [])
+    return tokenizer
+
+
+def _is_llama3(reader) -> bool:
+    # Llama 3's own tokenizer takes a whole word that is in the vocabulary before merging.
+    name = _optional(reader, "tokenizer.ggml.pre") or "default"
+    return name in _PRE_TOKENIZERS and _PRE_TOKENIZERS[name] == "llama3"
+
+
+def _make_pre_tokenizer(reader, path: Path):
+    from tokenizers import Regex, pre_tokenizers
+
+    name = _optional(reader, "tokenizer.ggml.pre") or "default"
+    if name not in _PRE_TOKENIZERS:
+        known = ", ".join(_PRE_TOKENIZERS)
+        raise ValueError(f"{path}: tokenizer.ggml.pre must be one of {known}, got {name}.")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if _PRE_TOKENIZERS[name] == "gpt2":
+        return byte_level
+    if _PRE_TOKENIZERS[name] == "digits":
+        # Every digit stands alone, in llama.cpp and in SmolLM2's own tokenizer.json.
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        return pre_tokenizers.Sequence([digits, byte_level])
+    split = pre_tokenizers.Split(Regex(_LLAMA3_SPLIT), behavior="isolated")
+    mapped = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return pre_tokenizers.Sequence([split, mapped])
+
+
+def _add_special_tokens(tokenizer, tokens: list[str], types: list[int]) -> None:
+    from tokenizers import AddedToken
+
+    def added(wanted: int, special: bool) -> list:
+        chosen = [token for token, kind in zip(tokens, types, strict=False) if kind == wanted]
+        return [AddedToken(token, normalized=False, special=special) for token in chosen]
+
+    tokenizer.add_special_tokens(added(_CONTROL, True))
+    tokenizer.add_tokens(added(_USER_DEFINED, False))

@@ -1,0 +1,263 @@
+"""`ellama import`: a foreign model becomes a checkpoint root with its tokenizer beside it.
+
+Owns telling the formats apart, fitting the model to a preset, and the record of where it came
+from. Reading the formats is left to huggingface.py and gguf.py, writing to checkpoint.py.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import hashlib
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ellama_jax.data.tokenizer import Tokenizer, check_fits, load_tokenizer, save_tokenizer
+from ellama_jax.model.llama import count_params
+from ellama_jax.model.presets import PRESETS, LlamaConfig, get_preset
+from ellama_jax.progress import progress
+from ellama_jax.weights import gguf, huggingface
+from ellama_jax.weights.checkpoint import (
+    CheckpointInfo,
+    find_checkpoint,
+    list_leaves,
+    make_meta,
+    write_checkpoint,
+)
+from ellama_jax.weights.layout import check_destination
+
+# What a Hugging Face directory may say about its tokenizer. All of it is kept, so that an export
+# gives back what was imported.
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "config.json",
+)
+# Names of a model that do not change what it computes.
+_NOT_COMPARED = ("name", "base_peak_learning_rate", "max_seq_len")
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What was read: the sizes, the weights, the tokenizer's directory and the source files."""
+
+    format: str
+    config: LlamaConfig
+    params: dict
+    tokenizer_dir: Path
+    files: list[Path]
+
+
+def import_weights(
+    src: str | os.PathLike,
+    dst: str | os.PathLike,
+    *,
+    preset: str | None = None,
+    overwrite: bool = False,
+) -> CheckpointInfo:
+    """Imports a Hugging Face directory or a GGUF file into a new checkpoint root.
+
+    Weights keep their dtype; quantised GGUF formats become float32.
+
+    Args:
+        src: the directory or file.
+        dst: the root to make; its single step is 0.
+        preset: the model that `src` must be; None takes the preset with its sizes, if any.
+        overwrite: replace an existing checkpoint root at `dst`.
+
+    Returns:
+        The new checkpoint.
+
+    Raises:
+        ValueError: if `src` is incomplete, no Llama, or not the preset, if its tokenizer does not
+            fit, or `dst` cannot be written. Nothing is written then.
+    """
+    src = Path(src)
+    source_format = detect_format(src)
+    check_destination(dst, 0, overwrite=overwrite)
+    reader = _read_huggingface if source_format == "huggingface" else _read_gguf
+    with reader(src, preset, dst, overwrite) as model:
+        tokenizer = _load_fitting_tokenizer(model.tokenizer_dir, model.config)
+        meta = make_meta(
+            model.config,
+            tokenizer_fingerprint=tokenizer.fingerprint,
+            provenance={
+                "kind": "import",
+                "format": model.format,
+                "sources": [_describe_file(path) for path in model.files],
+            },
+        )
+        return write_checkpoint(
+            dst,
+            model.params,
+            config=model.config,
+            meta=meta,
+            tokenizer_dir=model.tokenizer_dir,
+            overwrite=overwrite,
+        )
+
+
+def detect_format(src: str | os.PathLike) -> str:
+    """Returns "huggingface" or "gguf" by what lies at `src`.
+
+    Raises:
+        ValueError: if it is neither; the message says what it seems to be.
+    """
+    src = Path(src)
+    if src.is_file():
+        with src.open("rb") as file:
+            magic = file.read(4)
+        if magic == gguf.MAGIC or src.suffix == ".gguf":
+            return "gguf"
+        raise ValueError(f"{src}: must be a GGUF file or a directory, got another kind of file.")
+    if not src.is_dir():
+        raise ValueError(f"{src}: must exist, got no such file or directory.")
+    names = {entry.name for entry in src.iterdir()}
+    if huggingface.CONFIG_FILE in names:
+        return "huggingface"
+    if "params.json" in names:
+        hint = "Meta's own format, which is not read; take the model in Hugging Face format"
+    elif any(name.isdigit() for name in names) or "params" in names:
+        hint = "an Orbax checkpoint, which needs no import"
+    elif found := sorted(name for name in names if name.endswith(".gguf")):
+        hint = f"a directory with {found[0]}; name the file"
+    else:
+        hint = "none of the files of a model"
+    raise ValueError(f"{src}: must hold {huggingface.CONFIG_FILE}, got {hint}.")
+
+
+def match_preset(config: LlamaConfig, preset: str | None = None) -> LlamaConfig:
+    """Gives a foreign config the name and the base learning rate of the preset it is.
+
+    Args:
+        config: as read from the source.
+        preset: the name it must fit; None looks for one, and keeps `config` if none fits.
+
+    Returns:
+        The preset, with the source's own `max_seq_len`.
+
+    Raises:
+        ValueError: if `preset` is given and differs; the message names what does.
+    """
+    if preset is not None:
+        if differences := _compare_configs(config, get_preset(preset)):
+            raise ValueError(f"--preset {preset}: must fit the model, but {differences}.")
+    names = [preset] if preset is not None else list(PRESETS)
+    for name in names:
+        found = get_preset(name)
+        if not _compare_configs(config, found):
+            return dataclasses.replace(found, max_seq_len=config.max_seq_len)
+    return config
+
+
+def _compare_configs(config: LlamaConfig, expected: LlamaConfig) -> str:
+    differences = []
+    for field in dataclasses.fields(LlamaConfig):
+        if field.name in _NOT_COMPARED:
+            continue
+        got, wanted = getattr(config, field.name), getattr(expected, field.name)
+        same = math.isclose(got, wanted) if isinstance(wanted, float) else got == wanted
+        if not same:
+            differences.append(f"{field.name} is {got}, expected {wanted}")
+    return "; ".join(differences)
+
+
+@contextlib.contextmanager
+def _read_huggingface(src: Path, preset, dst, overwrite) -> Iterator[_Model]:
+    config = match_preset(huggingface.read_config(src), preset)
+    # The cheap checks come first: a wrong tokenizer shows before gigabytes are read.
+    _load_fitting_tokenizer(src, config)
+    check_destination(dst, 2 * count_params(config), overwrite=overwrite)
+    params = huggingface.load_params(src, config)
+    with tempfile.TemporaryDirectory() as kept:
+        present = [name for name in _TOKENIZER_FILES if (src / name).is_file()]
+        for name in present:
+            shutil.copyfile(src / name, Path(kept) / name)
+        weights = sorted(src.glob("*.safetensors"))
+        files = [*weights, *(src / name for name in present)]
+        yield _Model("huggingface", config, params, Path(kept), files)
+
+
+@contextlib.contextmanager
+def _read_gguf(src: Path, preset, dst, overwrite) -> Iterator[_Model]:
+    config = match_preset(gguf.read_gguf_config(src), preset)
+    check_destination(dst, 4 * count_params(config), overwrite=overwrite)
+    _, params, tokenizer, bos_id, eos_id = gguf.read_gguf(src)
+    with tempfile.TemporaryDirectory() as kept:
+        kept_dir = Path(kept) / "tokenizer"
+        save_tokenizer(kept_dir, tokenizer, bos_id, eos_id)
+        yield _Model("gguf", config, params, kept_dir, [src])
+
+
+def _load_fitting_tokenizer(directory: Path, config: LlamaConfig) -> Tokenizer:
+    tokenizer = load_tokenizer(directory)
+    check_fits(tokenizer, config.vocab_size)
+    return tokenizer
+
+
+def _describe_file(path: Path) -> dict:
+    # By name, not by path: where it lay on this machine means nothing elsewhere.
+    size = path.stat().st_size
+    digest = hashlib.sha256()
+    with path.open("rb") as file, progress(f"hashing {path.name}", size, "bytes") as bar:
+        while block := file.read(2**22):
+            digest.update(block)
+            bar.update(len(block))
+    return {"name": path.name, "bytes": size, "sha256": digest.hexdigest()}
+
+
+# --- the verb ------------------------------------------------------------------------------------
+
+
+def main_import(argv: list[str]) -> None:
+    """Runs `ellama import SRC DST`."""
+    parser = argparse.ArgumentParser(
+        prog="ellama import",
+        description="Import a Hugging Face directory (safetensors) or a GGUF file into a new "
+        "checkpoint, its tokenizer beside it.",
+        epilog="example: ellama import models/SmolLM2-135M-Instruct.Q4_1.gguf runs/base",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("src", metavar="SRC", help="Hugging Face directory or .gguf file")
+    parser.add_argument("dst", metavar="DST", help="checkpoint root to make")
+    parser.add_argument("--preset", help="refuse the model unless it is this preset")
+    parser.add_argument("--overwrite", action="store_true", help="replace the checkpoint at DST")
+    args = parser.parse_args(argv)
+    info = import_weights(args.src, args.dst, preset=args.preset, overwrite=args.overwrite)
+    print(f"Imported {args.src} into {info.path}\n{describe_checkpoint(info.root)}")
+
+
+def describe_checkpoint(path: str | os.PathLike) -> str:
+    """Returns a few lines in words: sizes, dtype, tokenizer, and the preset it is."""
+    info = find_checkpoint(path)
+    config, tokenizer = info.config, load_tokenizer(info.tokenizer_dir)
+    dtypes = sorted({dtype.name for _, dtype in list_leaves(path).values()})
+    stored = sum(math.prod(s) * d.itemsize for s, d in list_leaves(path).values())
+    head = "tied head" if config.tied_embeddings else "untied head"
+    known = f"preset {config.name}" if config.name in PRESETS else (
+        f"no preset has these sizes (called {config.name}); its base peak learning rate is unknown"
+    )  # fmt: skip
+    bos = "none" if tokenizer.bos_id is None else _show_token(tokenizer, tokenizer.bos_id)
+    lines = [
+        f"model: {known}",
+        f"sizes: {config.num_layers} layers, {config.embed_dim} wide, MLP {config.mlp_dim}, "
+        f"{config.num_heads} heads and {config.num_kv_heads} KV heads of {config.head_dim}, "
+        f"vocabulary {config.vocab_size:,}, {head}, context {config.max_seq_len:,}",
+        f"weights: {count_params(config):,} parameters, {' and '.join(dtypes)}, "
+        f"{stored / 2**20:,.0f} MiB",
+        f"tokenizer: {tokenizer.vocab_size:,} ids, BOS {bos}, "
+        f"EOS {_show_token(tokenizer, tokenizer.eos_id)}, "
+        f"fingerprint {tokenizer.fingerprint[:12]}",
+    ]
+    return "\n".join(f"  {line}" for line in lines)
+
+
+def _show_token(tokenizer: Tokenizer, token_id: int) -> str:
+    return f"{token_id} {tokenizer.decode([token_id])}"

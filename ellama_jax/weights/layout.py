@@ -1,0 +1,284 @@
+"""Where checkpoints lie on disk and what they say about themselves.
+
+Owns the names in a root (`ROOT/<step>/{params,meta[,opt_state,data]}`, `ROOT/tokenizer`), the meta,
+and the checks before anything is written. It reads and writes no weights; checkpoint.py does.
+
+Words: a *root* holds steps; a step is *complete* once Orbax has committed it and its `params` and
+`meta` can be found. Only complete steps are ever restored.
+"""
+
+import functools
+import importlib.metadata
+import json
+import logging
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from ellama_jax.data.tokenizer import load_tokenizer
+from ellama_jax.model.presets import LlamaConfig, config_from_dict, config_to_dict
+
+log = logging.getLogger(__name__)
+
+TOKENIZER_DIR = "tokenizer"
+META_KEYS = ("model", "tokenizer_fingerprint", "versions", "commit", "provenance", "verification")
+
+# Orbax's own word for a step that is still being written, and ours for one that was set aside.
+_TEMPORARY = ".orbax-checkpoint-tmp"
+_INCOMPLETE = ".incomplete"
+_VERSIONS_OF = ("ellama_jax", "jax", "flax", "orbax-checkpoint", "numpy")
+# Room for metadata and for file systems that count in blocks.
+_SPARE_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """One complete step: where it is and what its meta says.
+
+    `path` is `root/<step>`; `config` is the model that `meta["model"]` describes.
+    """
+
+    root: Path
+    step: int
+    path: Path
+    meta: dict
+    config: LlamaConfig
+    tokenizer_dir: Path
+
+
+def find_checkpoint(path: str | os.PathLike) -> CheckpointInfo:
+    """Finds the checkpoint meant by `path`, without reading any weight.
+
+    Args:
+        path: a root (its newest complete step is taken) or one `ROOT/<step>`.
+
+    Returns:
+        Where it is and what it says about itself.
+
+    Raises:
+        ValueError: if nothing is there, no step is complete or the meta cannot be read.
+    """
+    given = Path(path)
+    if not given.is_dir():
+        kind = "a file" if given.exists() else "nothing"
+        hint = "; `ellama import` makes checkpoints of GGUF files" if kind == "a file" else ""
+        raise ValueError(f"checkpoint {path}: must be a directory, got {kind}{hint}.")
+    if given.name.isdigit() and ((given / "params").exists() or (given / "meta").exists()):
+        root, step = given.parent, int(given.name)
+        if problem := _find_problem(given):
+            raise ValueError(f"checkpoint {path}: must be complete, got a step {problem}.")
+    else:
+        root, step = given, latest_step(given)
+        if step is None:
+            raise ValueError(f"checkpoint {path}: {_describe_empty(given)}")
+    return _describe_step(root, step)
+
+
+def latest_step(root: str | os.PathLike) -> int | None:
+    """Returns the newest complete step of `root`, None if it has none.
+
+    What is incomplete is named on the log and passed over.
+    """
+    complete = []
+    for step, directory in _step_dirs(Path(root)):
+        problem = _find_problem(directory)
+        if problem is None:
+            complete.append(step)
+        else:
+            log.warning("checkpoint %s: ignored, it is %s", directory, problem)
+    return max(complete, default=None)
+
+
+def set_aside_incomplete(root: Path) -> None:
+    """Renames committed-looking but incomplete steps, so that their numbers can be saved again.
+
+    Orbax takes every directory named by a number for a step, and refuses to save lower ones.
+    Nothing is deleted: `7` becomes `7.incomplete`.
+    """
+    for step, directory in _step_dirs(root):
+        if directory.name == str(step) and _find_problem(directory):
+            aside = directory.with_name(directory.name + _INCOMPLETE)
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(directory, aside)
+            log.warning("checkpoint %s: incomplete, set aside as %s", directory, aside.name)
+
+
+def _step_dirs(root: Path) -> list[tuple[int, Path]]:
+    # Half-written steps count as found, so that they are named and not silently passed over.
+    found = []
+    for entry in sorted(root.iterdir()) if root.is_dir() else []:
+        name = entry.name.removesuffix(_TEMPORARY)
+        if entry.is_dir() and name.isdigit():
+            found.append((int(name), entry))
+    return found
+
+
+def _find_problem(directory: Path) -> str | None:
+    """Returns why a step may not be restored, None if it may."""
+    if directory.name.endswith(_TEMPORARY):
+        return "incomplete (being written, or interrupted)"
+    try:
+        committed = json.loads((directory / "_CHECKPOINT_METADATA").read_text())
+    except (OSError, ValueError):
+        return "incomplete (not committed)"
+    if not isinstance(committed, dict) or not committed.get("commit_timestamp_nsecs"):
+        return "incomplete (not committed)"
+    missing = [p for p in ("params/_METADATA", "meta/metadata") if not (directory / p).is_file()]
+    return f"incomplete ({' and '.join(missing)} missing)" if missing else None
+
+
+def _describe_empty(directory: Path) -> str:
+    if (directory / "config.json").is_file():
+        return (
+            "must hold Orbax steps, got a Hugging Face directory; make a checkpoint of it with "
+            "`ellama import`."
+        )
+    names = [entry.name for _, entry in _step_dirs(directory)]
+    found = f"only incomplete ones ({', '.join(names)})" if names else "none"
+    return f"must hold a complete step, got {found}."
+
+
+def _describe_step(root: Path, step: int) -> CheckpointInfo:
+    path = root / str(step)
+    meta = read_json_item(path, "meta")
+    if missing := [key for key in META_KEYS if key not in meta]:
+        raise ValueError(f"checkpoint {path}: meta must hold {', '.join(missing)}, got none.")
+    try:
+        config = config_from_dict(meta["model"])
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"checkpoint {path}: meta must describe a model; {error}") from error
+    return CheckpointInfo(root, step, path, meta, config, root / TOKENIZER_DIR)
+
+
+def read_json_item(path: Path, item: str) -> dict:
+    """Reads the JSON item (`meta` or `data`) of one step.
+
+    Raises:
+        ValueError: if it is missing or no JSON object.
+    """
+    try:
+        content = json.loads((path / item / "metadata").read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"checkpoint {path}: {item} must be readable, got {error}.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"checkpoint {path}: {item} must be a JSON object, got {content!r:.60}.")
+    return content
+
+
+def make_meta(
+    config: LlamaConfig,
+    *,
+    tokenizer_fingerprint: str,
+    provenance: dict,
+    verification: dict | None = None,
+    **more,
+) -> dict:
+    """Returns the meta of a checkpoint: what it is, and what made it.
+
+    Args:
+        config: the model.
+        tokenizer_fingerprint: of the tokenizer beside the weights.
+        provenance: `kind` (import, train or merge) and what it came from.
+        verification: result of the conversion gate, None if it was not run.
+        **more: further JSON-able keys, as the resolved config of a run.
+    """
+    return {
+        "model": config_to_dict(config),
+        "tokenizer_fingerprint": tokenizer_fingerprint,
+        "versions": {name: _version(name) for name in _VERSIONS_OF},
+        "commit": _commit(),
+        "provenance": provenance,
+        "verification": verification,
+        **more,
+    }
+
+
+def check_destination(dst: str | os.PathLike, needed_bytes: int, *, overwrite: bool) -> None:
+    """Refuses a place where a root cannot be written, before any work is done for it.
+
+    Raises:
+        ValueError: if `dst` is occupied, cannot be written, or its disk has too little room.
+    """
+    dst = Path(dst)
+    if dst.exists() and not (dst.is_dir() and not any(dst.iterdir())):
+        if not overwrite:
+            raise ValueError(f"{dst}: must not exist yet; pass --overwrite to replace it.")
+        if not _is_root(dst):
+            raise ValueError(f"{dst}: only a checkpoint root is replaced, got something else.")
+    parent = dst.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise ValueError(f"{dst}: must be in a writable directory, but {parent} is not one.")
+    check_disk_space(dst, parent, needed_bytes)
+
+
+def check_disk_space(name: str | Path, existing_dir: Path, needed_bytes: int) -> None:
+    """Raises a ValueError if the disk under `existing_dir` has no room for `needed_bytes`."""
+    free = shutil.disk_usage(existing_dir).free
+    if free < needed_bytes + _SPARE_BYTES:
+        raise ValueError(
+            f"{name}: the disk must have {(needed_bytes + _SPARE_BYTES) / 2**20:,.0f} MiB free, "
+            f"got {free / 2**20:,.0f} MiB; make room or choose another disk."
+        )
+
+
+def _is_root(directory: Path) -> bool:
+    names = [entry.name for entry in directory.iterdir()] if directory.is_dir() else []
+    steps = [n for n in names if n.removesuffix(_TEMPORARY).removesuffix(_INCOMPLETE).isdigit()]
+    return bool(steps) and set(names) <= {*steps, TOKENIZER_DIR}
+
+
+def replace_directory(src: Path, dst: Path) -> None:
+    """Moves `src` to `dst`, in place of what is there."""
+    # Two renames, not a deletion and a rename: until the new root stands, the old one exists.
+    old = dst.with_name(f".{dst.name}.old-{os.getpid()}")
+    if dst.exists():
+        os.replace(dst, old)
+    try:
+        os.replace(src, dst)
+    except OSError:
+        if old.exists():
+            os.replace(old, dst)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def check_meta(meta: dict) -> None:
+    """Asserts that `meta` holds what every checkpoint says about itself."""
+    missing = [key for key in META_KEYS if key not in meta]
+    assert not missing, f"meta: must come from make_meta, but lacks {missing}."
+
+
+def check_fingerprint(tokenizer_dir: str | os.PathLike, expected: str) -> None:
+    """Raises a ValueError if the tokenizer is not the one with the fingerprint `expected`."""
+    found = load_tokenizer(tokenizer_dir).fingerprint
+    if found != expected:
+        raise ValueError(
+            f"tokenizer {tokenizer_dir}: must have the fingerprint {expected[:12]}, "
+            f"got {found[:12]}; was the tokenizer changed?"
+        )
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+@functools.cache
+def _commit() -> str | None:
+    # Known only where the package runs from its own checkout.
+    house = Path(__file__).resolve().parents[2]
+    if not (house / ".git").exists():
+        return None
+    command = ["git", "-C", str(house), "describe", "--always", "--dirty", "--abbrev=40"]
+    command += ["--exclude=*"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip() or None

