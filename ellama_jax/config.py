@@ -141,7 +141,9 @@ def load_config(argv: list[str], verb: str) -> tuple[RunConfig, list[str]]:
     if not mine:
         raise ValueError(f"--config: must name a configuration file, got none; see ellama {verb} --help.")
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values)
+    config_flags.DEFINE_config_file(
+        "config", lock_config=True, flag_values=values, sys_argv=[verb, *mine]
+    )
     try:
         values([verb, *mine])
         loaded = values["config"].value

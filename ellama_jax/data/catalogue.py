@@ -1,4 +1,4 @@
-"""The project's own catalogue: SYNTHETIC listings in five languages, drawn from hand-written tables.
+"""The project's own catalogue: SYNTHETIC listings in five languages from hand-written tables.
 
 Owns how products are drawn from the tables and how a catalogue is split. It does not write
 documents: `listings.listing_to_document` does. Brands, series and prices are invented; nothing
@@ -57,8 +57,8 @@ def generate_listings(
         ValueError: if there are not so many different products, or a language is not written.
 
     >>> listing = next(generate_listings(seed=0, num_products=1, languages=["en"]))
-    >>> sorted(listing)
-    ['aspects', 'category', 'currency', 'description', 'language', 'price', 'product_id', 'source', 'title']
+    >>> listing["title"], listing["price"], listing["currency"]
+    ('Candrille Galet Lamp, Beige, 60 cm', 19.99, 'USD')
     """
     unknown = [language for language in languages if language not in CATALOGUE_LANGUAGES]
     if unknown:
@@ -134,7 +134,8 @@ def _draw_product(
         "shown": shown,
         "leaf": _follow_habit(rng, brand.leaf, len(kind.leaves)),
         "values": tuple(
-            _follow_habit(rng, index, len(aspect.values)) for index, aspect in zip(usual, followed)
+            _follow_habit(rng, index, len(aspect.values))
+            for index, aspect in zip(usual, followed, strict=True)
         ),
         "price": _draw_price(rng, kind, brand, series, shown),
         "repeated": tuple(rng.random() < REPEAT_SHOWN_FRAC for _ in shown),
@@ -175,14 +176,15 @@ def _write_listing(product: dict, language: str) -> dict:
     column = CATALOGUE_LANGUAGES.index(language)
     shown = [
         (aspect.name[column], aspect.values[index][column])
-        for aspect, index in zip(kind.shown_aspects, product["shown"])
+        for aspect, index in zip(kind.shown_aspects, product["shown"], strict=True)
     ]
     followed = (*kind.habit_aspects, kind.series_aspect)
     aspects = {
         aspect.name[column]: aspect.values[index][column]
-        for aspect, index in zip(followed, product["values"])
+        for aspect, index in zip(followed, product["values"], strict=True)
     }
-    aspects |= {name: value for (name, value), kept in zip(shown, product["repeated"]) if kept}
+    repeated = zip(shown, product["repeated"], strict=True)
+    aspects |= {name: value for (name, value), kept in repeated if kept}
     amount = product["price"] * (1 if language == "en" else _EURO_PER_DOLLAR)
     leaf = kind.leaves[product["leaf"]]
     return {

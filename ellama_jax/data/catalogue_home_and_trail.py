@@ -92,18 +92,18 @@ ARMCHAIR = ProductType(
 BED_LINEN = ProductType(
     key="bed-linen",
     department=w.HOME,
-    group=words("Bed Linen|Bettwäsche|Linge de lit|Biancheria da letto|Ropa de cama"),
+    group=words("Bedding|Bettwäsche|Linge de lit|Biancheria da letto|Ropa de cama"),
     leaves=(
-        words("Summer Bed Linen|Sommerbettwäsche|Linge de lit d'été|Biancheria estiva|"
+        words("Summer Bedding|Sommerbettwäsche|Linge de lit d'été|Biancheria estiva|"
               "Ropa de cama de verano"),
-        words("Winter Bed Linen|Winterbettwäsche|Linge de lit d'hiver|Biancheria invernale|"
+        words("Winter Bedding|Winterbettwäsche|Linge de lit d'hiver|Biancheria invernale|"
               "Ropa de cama de invierno"),
-        words("Kids' Bed Linen|Kinderbettwäsche|Linge de lit pour enfants|"
+        words("Kids' Bedding|Kinderbettwäsche|Linge de lit pour enfants|"
               "Biancheria per bambini|Ropa de cama infantil"),
-        words("Hotel Bed Linen|Hotelbettwäsche|Linge de lit d'hôtel|Biancheria da hotel|"
+        words("Hotel Bedding|Hotelbettwäsche|Linge de lit d'hôtel|Biancheria da hotel|"
               "Ropa de cama de hotel"),
     ),
-    noun=words("Bed Linen Set|Bettwäsche-Set|Parure de lit|Completo letto|Juego de cama"),
+    noun=words("Bedding Set|Bettwäsche-Set|Parure de lit|Completo letto|Juego de cama"),
     base_price=60,
     shown_aspects=(
         w.COLOR,
@@ -251,7 +251,7 @@ FRYING_PAN = ProductType(
     brands=(
         Brand("Pannavera", 3, (1, 0), 0.5, {"Rosetta": 1, "Bianca": 0}),
         Brand("Grausberg", 0, (0, 1), 1.0, {"Kohle": 2, "Esse": 0}),
-        Brand("Cuivrel", 1, (2, 4), 2.6, {"Bistro": 3, "Braise": 2}),
+        Brand("Sautelier", 1, (2, 4), 2.6, {"Bistro": 3, "Braise": 2}),
     ),
     sentences=(
         words("Suitable for all cookers, including induction.|"

@@ -94,7 +94,7 @@ def litres(*amounts: float) -> list[str]:
     """
     plain = [f"{amount:g}" for amount in amounts]
     comma = [amount.replace(".", ",") for amount in plain]
-    return [f"{p} L|{c} l|{c} L|{c} l|{c} l" for p, c in zip(plain, comma)]
+    return [f"{p} L|{c} l|{c} L|{c} l|{c} l" for p, c in zip(plain, comma, strict=True)]
 
 
 # Materials. Written once, so that the same word is used wherever a product is made of it.
@@ -178,4 +178,6 @@ CLOTHING = words(
 HOME = words("Home & Living|Haus & Wohnen|Maison et déco|Casa e arredo|Casa y decoración")
 KITCHEN = words("Kitchen|Küche|Cuisine|Cucina|Cocina")
 ELECTRONICS = words("Electronics|Elektronik|Électronique|Elettronica|Electrónica")
-SPORTS = words("Sports & Outdoors|Sport & Outdoor|Sports et plein air|Sport e outdoor|Deporte y aire libre")
+SPORTS = words(
+    "Sports & Outdoors|Sport & Outdoor|Sports et plein air|Sport e outdoor|Deporte y aire libre"
+)

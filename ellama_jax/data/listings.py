@@ -93,7 +93,7 @@ def format_price(price: float, currency: str, language: str) -> str:
     style = NUMBER_STYLES[_check_language(language)]
     if not math.isfinite(price) or price < 0:
         raise ValueError(f"price: must be a number that is not negative, got {price}.")
-    decimals = CURRENCY_DECIMALS[currency] if currency in CURRENCY_DECIMALS else 2
+    decimals = CURRENCY_DECIMALS.get(currency, 2)
     exact = Decimal(str(price)).quantize(Decimal(1).scaleb(-decimals), rounding=ROUND_HALF_UP)
     # Python groups the American way; the signs are swapped through a placeholder.
     amount = f"{exact:,}".replace(",", "\0").replace(".", style.decimal)
@@ -121,7 +121,7 @@ def parse_price(text: str, language: str) -> tuple[float, str | None]:
     if not re.fullmatch(rf"(\d+|\d{{1,3}}({thousands}\d{{3}})+)({decimal}\d+)?", digits):
         raise ValueError(f"price: must be an amount as {language} writes it, got {text!r}.")
     amount = float(digits.replace(style.thousands, "").replace(style.decimal, "."))
-    return amount, (codes[mark] if mark in codes else mark or None)
+    return amount, codes.get(mark, mark or None)
 
 
 def line_prompt(name: str, language: str) -> str:
@@ -207,7 +207,7 @@ def listing_prefix(listing: dict, *, seed: int, upto: str, name: str | None = No
 
 
 def listing_to_text_record(listing: dict, *, seed: int) -> dict:
-    """Makes the e-commerce text record (text, domain, language, source, product_id) of a listing."""
+    """Makes a listing's text record (text, domain "ecommerce", language, source, product_id)."""
     return {
         "text": listing_to_document(listing, seed=seed),
         "domain": "ecommerce",
@@ -407,7 +407,9 @@ def _normalise_aspects(aspects: object, language: str) -> dict[str, str]:
         pairs = [(entry["name"], entry["value"]) for entry in aspects]
     else:
         raise ValueError(f"aspects: must map names to values, got {aspects!r}.")
-    written = [(_aspect_name(str(name)), _aspect_text(value, name, language)) for name, value in pairs]
+    written = [
+        (_aspect_name(str(name)), _aspect_text(value, name, language)) for name, value in pairs
+    ]
     return {name: value for name, value in written if name and value}
 
 

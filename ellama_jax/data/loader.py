@@ -319,9 +319,9 @@ def _missing_set(windows_dir: str, key: tuple[str, str], share: float, found: Ma
     domain, language = key
     names = ", ".join("-".join(key) for key in sorted(found))
     return (
-        f"data.{domain}_shares: {language} has {share:.1%} of the tokens, so {windows_dir} must hold "
-        f"a window set {domain}-{language}, got {names or 'no set'}; prepare it or set its share "
-        "to 0."
+        f"data.{domain}_shares: {language} has {share:.1%} of the tokens, so {windows_dir} must "
+        f"hold a window set {domain}-{language}, got {names or 'no set'}; prepare it or set its "
+        "share to 0."
     )
 
 

@@ -1,11 +1,10 @@
 """Token windows: documents packed into rows of one length, on disk and back.
 
-Owns the packing, the ArrayRecord directories with their manifests, and how segments, positions
-and targets follow from a window's tokens. It does not mix, order or batch windows for training;
-that is data/loader.py.
+Owns the ArrayRecord directories with their manifests, and how segments, positions and targets
+follow from a window's tokens. Which documents share a window is data/packing.py's; mixing and
+batching for training is data/loader.py's.
 """
 
-import bisect
 import dataclasses
 import hashlib
 import json
@@ -21,16 +20,11 @@ import numpy as np
 from array_record.python import array_record_data_source, array_record_module
 
 import ellama_jax
+from ellama_jax.data.packing import PADDING, fill_windows, plan_windows
 from ellama_jax.data.tokenizer import Tokenizer
-
-# Marks padding in a window. Outside every vocabulary, for every id below it may be a token: id 0
-# is "!" in the Llama 3 vocabulary, so 0 cannot mean padding.
-PADDING = 0xFFFFFFFF
 
 MANIFEST_FILE = "manifest.json"
 
-# Documents longer than this part of a window are packed longest first, see `_assign_windows`.
-_LARGE_FRAC = 1 / 8
 _MAX_SHARD_BYTES = 2**28
 
 
@@ -109,7 +103,9 @@ class WindowSet:
         try:
             self._records = array_record_data_source.ArrayRecordDataSource(paths)
         except RuntimeError as error:
-            raise ValueError(f"windows {self.path}: shards must be readable, got {error}.") from error
+            raise ValueError(
+                f"windows {self.path}: shards must be readable, got {error}."
+            ) from error
         if len(self._records) != self.manifest.num_windows:
             raise ValueError(
                 f"windows {self.path}: must hold {self.manifest.num_windows} windows as its "
@@ -183,14 +179,14 @@ def write_windows(
     check_absent(dst, overwrite)
     name = window_set_name(domain, language, source)
     tokens, lengths = _frame_documents(documents, tokenizer)
-    order, num_windows = _order_pieces(lengths, window_length, seed)
+    plan = plan_windows(lengths, window_length, seed)
     partial = dst.with_name(f".{dst.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        windows = _fill_windows(tokens, order, num_windows, window_length)
+        windows = fill_windows(tokens, plan)
         windows_per_shard = max(1, max_shard_bytes // (4 * window_length))
-        shards, digest = _write_shards(partial, windows, num_windows, windows_per_shard)
+        shards, digest = _write_shards(partial, windows, plan.num_windows, windows_per_shard)
         manifest = Manifest(
             name=name,
             domain=domain,
@@ -201,10 +197,10 @@ def write_windows(
             bos_id=tokenizer.bos_id,
             eos_id=tokenizer.eos_id,
             window_length=window_length,
-            num_windows=num_windows,
+            num_windows=plan.num_windows,
             num_documents=len(lengths),
             num_tokens=len(tokens),
-            num_padding=num_windows * window_length - len(tokens),
+            num_padding=plan.num_windows * window_length - len(tokens),
             num_split_documents=int(np.sum(lengths > window_length)),
             seed=seed,
             content_sha256=digest,
@@ -232,10 +228,13 @@ def check_absent(dst: str | os.PathLike, overwrite: bool) -> None:
     is_set = (dst / MANIFEST_FILE).is_file()
     if is_set and not overwrite:
         raise ValueError(
-            f"windows {dst}: must not exist yet, got a finished set; pass --overwrite to replace it."
+            f"windows {dst}: must not exist yet, got a finished set; pass --overwrite to replace "
+            "it."
         )
     if not is_set and dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
-        raise ValueError(f"windows {dst}: must be a new directory or a window set, got other files.")
+        raise ValueError(
+            f"windows {dst}: must be a new directory or a window set, got other files."
+        )
 
 
 def window_set_name(domain: str, language: str, source: str | None = None) -> str:
@@ -281,40 +280,6 @@ def read_manifest(windows_dir: str | os.PathLike) -> Manifest:
             f"{manifest.num_padding} padding; prepare the set again."
         )
     return manifest
-
-
-def pack_documents(
-    documents: Sequence[Sequence[int]], window_length: int, seed: int = 0
-) -> np.ndarray:
-    """Packs documents into windows, whole where they fit.
-
-    Best fit: a document goes where it leaves the least room. One longer than a window is split
-    into pieces of `window_length`; only its last piece shares a window with others. So a piece
-    that does not end its document always fills its window, and a document's end is always
-    visible in the tokens.
-
-    Args:
-        documents: ids of each document, BOS and EOS included where wanted.
-        window_length: tokens in a window.
-        seed: of the order of documents and of windows.
-
-    Returns:
-        [num_windows, window_length] uint32; unused places hold `PADDING`.
-
-    Raises:
-        ValueError: if `window_length` is below 2.
-
-    >>> windows = pack_documents([[1, 2, 3], [4, 5], [6, 7, 8, 9, 10]], window_length=4)
-    >>> windows[windows == PADDING] = 0
-    >>> sorted(sorted(window) for window in windows.tolist())
-    [[0, 0, 4, 5], [1, 2, 3, 10], [6, 7, 8, 9]]
-    """
-    lengths = np.array([len(document) for document in documents], dtype=np.int64)
-    if len(lengths) == 0:
-        return np.empty((0, window_length), dtype=np.uint32)
-    tokens = np.concatenate([np.asarray(document, dtype=np.uint32) for document in documents])
-    order, num_windows = _order_pieces(lengths, window_length, seed)
-    return np.stack(list(_fill_windows(tokens, order, num_windows, window_length)))
 
 
 def segments(
@@ -453,73 +418,6 @@ def _check_document(number: int, ids: np.ndarray, tokenizer: Tokenizer) -> None:
             f"document {number}: must not hold EOS ({tokenizer.eos_id}), which ends documents in a "
             "window; encode texts with data/tokenizer.py."
         )
-
-
-def _order_pieces(
-    lengths: np.ndarray, window_length: int, seed: int
-) -> tuple[list[np.ndarray], int]:
-    """Returns, in the order of the windows, each piece's window, start and end in the tokens."""
-    if window_length < 2:
-        raise ValueError(f"window_length: must be at least 2, got {window_length}.")
-    rng = np.random.default_rng(seed)
-    offsets = np.cumsum(lengths) - lengths
-    pieces_of = -(-lengths // window_length)
-    # Piece k of a document covers its tokens from k * window_length on.
-    document = np.repeat(np.arange(len(lengths)), pieces_of)
-    within = np.arange(len(document)) - np.repeat(np.cumsum(pieces_of) - pieces_of, pieces_of)
-    starts = offsets[document] + within * window_length
-    ends = np.minimum(starts + window_length, (offsets + lengths)[document])
-
-    shuffled = rng.permutation(len(document))
-    starts, ends = starts[shuffled], ends[shuffled]
-    window, num_windows = _assign_windows(ends - starts, window_length)
-    window = rng.permutation(num_windows)[window]
-    # Within a window the order is random too: a run with a shorter seq_len cuts windows into
-    # rows, and the long documents must not always come first.
-    order = np.lexsort((rng.random(len(window)), window))
-    return [window[order], starts[order], ends[order]], num_windows
-
-
-def _assign_windows(lengths: np.ndarray, window_length: int) -> tuple[np.ndarray, int]:
-    """Gives each piece a window by best fit; returns their numbers and how many there are.
-
-    Large pieces go first, longest first (best fit decreasing), for they decide the waste; small
-    ones follow in the given random order and fill the gaps. Sorting these as well would put
-    documents of one length, so often of one kind, together.
-    """
-    small = lengths <= window_length * _LARGE_FRAC
-    order = np.lexsort((np.arange(len(lengths)), np.where(small, 0, -lengths)))
-    open_windows: list[list[int]] = [[] for _ in range(window_length + 1)]  # by room left
-    rooms: list[int] = []  # which of them are not empty, ascending
-    assigned, num_windows = np.empty(len(lengths), dtype=np.int64), 0
-    for piece, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
-        tightest = bisect.bisect_left(rooms, length)
-        if tightest == len(rooms):
-            room, window, num_windows = window_length, num_windows, num_windows + 1
-        else:
-            room = rooms[tightest]
-            window = open_windows[room].pop()
-            if not open_windows[room]:
-                del rooms[tightest]
-        assigned[piece] = window
-        left = room - length
-        if left > 0:
-            if not open_windows[left]:
-                bisect.insort(rooms, left)
-            open_windows[left].append(window)
-    return assigned, num_windows
-
-
-def _fill_windows(
-    tokens: np.ndarray, order: list[np.ndarray], num_windows: int, window_length: int
-) -> Iterator[np.ndarray]:
-    window_of, starts, ends = order
-    firsts = np.searchsorted(window_of, np.arange(num_windows + 1))
-    for first, stop in zip(firsts[:-1], firsts[1:], strict=True):
-        parts = [tokens[s:e] for s, e in zip(starts[first:stop], ends[first:stop], strict=True)]
-        filled = np.concatenate(parts)
-        padding = np.full(window_length - len(filled), PADDING, dtype=np.uint32)
-        yield np.concatenate([filled, padding])
 
 
 def _write_shards(

@@ -33,7 +33,7 @@ _LABELS = {
 
 def load_mmlu(
     *,
-    limit: int,
+    limit: int | None,
     seed: int,
     languages: Sequence[str] = LANGUAGES,
     style: str = "cloze",
@@ -43,7 +43,7 @@ def load_mmlu(
     """Draws the same number of MMLU questions in each language, as evaluation items.
 
     Args:
-        limit: questions a language; fewer if one language has fewer that fit.
+        limit: questions a language (None is all); fewer if one language has fewer that fit.
         seed: what the draw depends on.
         languages: codes out of `LANGUAGES`.
         style: "cloze" or "letters", see the module's docstring.
@@ -66,7 +66,8 @@ def load_mmlu(
         questions = [q for q in read_questions(tasks_dir, language) if _num_chars(q) <= max_chars]
         random.Random(f"{seed}/mmlu/{language}").shuffle(questions)
         by_language[language] = questions
-    count = min(limit, *(len(questions) for questions in by_language.values()))
+    count = min(len(questions) for questions in by_language.values())
+    count = count if limit is None else min(count, limit)
     return [
         make_item(question, language, style)
         for language, questions in by_language.items()

@@ -341,7 +341,7 @@ def _say_what_runs(run: Run, mesh: Mesh, done: int) -> None:
     resumed = f", resuming after step {done}" if done else ""
     print(f"{config.train.steps} steps of {tokens} tokens, peak learning rate {peak:g}{resumed}")
     for source in run.loader.sources:
-        print(f"  {source.share:6.1%} {source.name}: {source.windows.manifest.num_tokens} tokens on disk")
+        print(f"  {source.token_share:6.1%} {source.name}: {source.windows.manifest.num_tokens} tokens on disk")
     sys.stdout.flush()
 
 

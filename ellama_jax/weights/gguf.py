@@ -240,8 +240,7 @@ def _list_sources(reader, config: LlamaConfig) -> dict[str, Source]:
     for tensor in reader.tensors:
         if tensor.name != ROPE_FACTORS:
             # A tensor we do not know keeps its name, so that it is reported as one with no place.
-            name = renamed[tensor.name] if tensor.name in renamed else tensor.name
-            sources[name] = _make_source(tensor, config)
+            sources[renamed.get(tensor.name, tensor.name)] = _make_source(tensor, config)
     return sources
 
 

@@ -243,12 +243,13 @@ def _describe(path: Path, file, name: str) -> Source:
 def _drop_tied_head(sources: dict[str, Source]) -> None:
     # Some tied models carry a copy of the embedding as lm_head. It may go only if it is a copy.
     head, embedding = sources.pop("lm_head.weight", None), sources.get("model.embed_tokens.weight")
-    if head is not None and embedding is not None:
-        if not np.array_equal(head.read(), embedding.read()):
-            raise ValueError(
-                "lm_head.weight: must equal model.embed_tokens.weight where tie_word_embeddings is "
-                "true, got other values; set tie_word_embeddings to false if the head is its own."
-            )
+    if head is None or embedding is None:
+        return
+    if not np.array_equal(head.read(), embedding.read()):
+        raise ValueError(
+            "lm_head.weight: must equal model.embed_tokens.weight where tie_word_embeddings is "
+            "true, got other values; set tie_word_embeddings to false if the head is its own."
+        )
 
 
 # --- both directions -----------------------------------------------------------------------------

@@ -146,9 +146,8 @@ def match_preset(config: LlamaConfig, preset: str | None = None) -> LlamaConfig:
     Raises:
         ValueError: if `preset` is given and differs; the message names what does.
     """
-    if preset is not None:
-        if differences := _compare_configs(config, get_preset(preset)):
-            raise ValueError(f"--preset {preset}: must fit the model, but {differences}.")
+    if preset is not None and (differences := _compare_configs(config, get_preset(preset))):
+        raise ValueError(f"--preset {preset}: must fit the model, but {differences}.")
     names = [preset] if preset is not None else list(PRESETS)
     for name in names:
         found = get_preset(name)

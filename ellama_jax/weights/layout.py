@@ -168,7 +168,7 @@ def read_json_item(path: Path, item: str) -> dict:
 
 
 def make_meta(
-    config: LlamaConfig,
+    model: LlamaConfig,
     *,
     tokenizer_fingerprint: str,
     provenance: dict,
@@ -178,14 +178,14 @@ def make_meta(
     """Returns the meta of a checkpoint: what it is, and what made it.
 
     Args:
-        config: the model.
+        model: its sizes.
         tokenizer_fingerprint: of the tokenizer beside the weights.
         provenance: `kind` (import, train or merge) and what it came from.
         verification: result of the conversion gate, None if it was not run.
         **more: further JSON-able keys, as the resolved config of a run.
     """
     return {
-        "model": config_to_dict(config),
+        "model": config_to_dict(model),
         "tokenizer_fingerprint": tokenizer_fingerprint,
         "versions": {name: _version(name) for name in _VERSIONS_OF},
         "commit": _commit(),

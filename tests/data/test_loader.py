@@ -17,7 +17,8 @@ from ellama_jax.data.loader import (
     combine_fingerprints,
     open_sources,
 )
-from ellama_jax.data.windows import PADDING, to_features, write_windows
+from ellama_jax.data.packing import PADDING
+from ellama_jax.data.windows import to_features, write_windows
 
 BOS, EOS = 98, 99
 TOKENIZER = SimpleNamespace(bos_id=BOS, eos_id=EOS, vocab_size=100, fingerprint="f" * 64)
@@ -288,7 +289,9 @@ def test_sets_of_one_domain_and_language_share_by_their_tokens(tmp_path):
 
 
 def test_domain_without_share_needs_no_windows_and_is_not_opened(windows_dir, caplog):
-    config = make_config(windows_dir, replay_frac=1.0, ecommerce_shares={}, general_shares={"en": 1})
+    config = make_config(
+        windows_dir, replay_frac=1.0, ecommerce_shares={}, general_shares={"en": 1}
+    )
     with caplog.at_level(logging.WARNING):
         sources = open_sources(config, None)
     assert [(s.name, s.domain, s.language) for s in sources] == [("general-en", "general", "en")]

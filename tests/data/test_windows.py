@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from ellama_jax.data import windows as windows_module
+from ellama_jax.data.packing import PADDING, pack_documents
 from ellama_jax.data.windows import (
-    PADDING,
     WindowSet,
-    pack_documents,
     read_manifest,
     segments,
     shift_within_documents,
@@ -61,65 +60,6 @@ def framed(documents):
     return [[BOS, *document, EOS] for document in documents]
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_every_document_token_appears_exactly_once(seed):
-    documents = framed(random_documents(seed))
-    windows = pack_documents(documents, 16, seed)
-    pieces = [tuple(piece) for window in windows for piece in pieces_of(window)]
-    expected = [
-        tuple(document[start : start + 16])
-        for document in documents
-        for start in range(0, len(document), 16)
-    ]
-    assert sorted(pieces) == sorted(expected)
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_documents_that_fit_are_whole_and_unfinished_pieces_fill_their_window(seed):
-    documents = framed(random_documents(seed))
-    whole = {tuple(document) for document in documents if len(document) <= 16}
-    found = set()
-    for window in pack_documents(documents, 16, seed):
-        for piece in pieces_of(window):
-            assert piece[-1] == EOS or len(piece) == 16
-            found.add(tuple(piece))
-    assert whole and whole <= found
-
-
-def test_padding_only_ends_a_window():
-    for window in pack_documents(framed(random_documents(1)), 16):
-        used = window != PADDING
-        assert used.any() and np.all(np.diff(used.astype(int)) <= 0)
-
-
-def test_packing_needs_at_most_a_hundredth_more_windows_than_the_tokens():
-    rng = np.random.default_rng(0)
-    documents = [[7] * n for n in np.clip(rng.lognormal(4.5, 1.0, 4000), 3, 4000).astype(int)]
-    windows = pack_documents(documents, 1024)
-    assert len(windows) <= 1.01 * sum(map(len, documents)) / 1024
-
-
-def test_equal_seeds_pack_alike_and_others_differently():
-    documents = framed(random_documents(0))
-    first, again, other = (pack_documents(documents, 16, seed) for seed in (5, 5, 6))
-    np.testing.assert_array_equal(first, again)
-    assert first.shape != other.shape or not np.array_equal(first, other)
-
-
-def test_neighbours_in_the_source_do_not_stay_neighbours():
-    # Document i holds its own number: in the order given, differences would all be 1.
-    documents = [[i, i, i, i] for i in range(90)]
-    firsts = pack_documents(documents, 8)[:, ::4].astype(int)
-    assert np.mean(np.abs(firsts[:, 0] - firsts[:, 1]) == 1) < 0.2
-    assert np.mean(np.abs(np.diff(firsts[:, 0]))) > 15
-
-
-def test_no_documents_pack_into_no_windows():
-    assert pack_documents([], 16).shape == (0, 16)
-    with pytest.raises(ValueError, match="window_length: must be at least 2, got 1"):
-        pack_documents([[1]], 1)
-
-
 def test_segments_and_positions_of_a_worked_window():
     window = np.array([BOS, 0, EOS, BOS, 5, 6, EOS, PADDING], dtype=np.uint32)
     segment_ids, positions = segments(window, eos_id=EOS)
@@ -137,7 +77,9 @@ def test_segments_of_many_windows_equal_those_of_a_loop(seed):
         padding = [0] * (16 - sum(map(len, pieces)))
         numbers = [n for n, piece in enumerate(pieces, 1) for _ in piece]
         assert segment_ids[row].tolist() == numbers + padding
-        assert positions[row].tolist() == [p for piece in pieces for p in range(len(piece))] + padding
+        assert (
+            positions[row].tolist() == [p for piece in pieces for p in range(len(piece))] + padding
+        )
 
 
 def test_a_token_that_both_begins_and_ends_documents_is_told_apart():
@@ -263,7 +205,9 @@ def test_no_documents_are_refused(tmp_path):
 
 def test_a_finished_set_is_replaced_only_on_request(tmp_path):
     old = write(tmp_path / "set", [[1, 2, 3]])
-    with pytest.raises(ValueError, match="must not exist yet, got a finished set; pass --overwrite"):
+    with pytest.raises(
+        ValueError, match="must not exist yet, got a finished set; pass --overwrite"
+    ):
         write(tmp_path / "set", [[4, 5, 6]])
     assert read_manifest(tmp_path / "set") == old
     new = write(tmp_path / "set", [[4, 5, 6], [7]], overwrite=True)
@@ -310,7 +254,9 @@ def test_missing_and_truncated_shards_are_refused(tmp_path):
     shard = tmp_path / "set" / manifest.shards[0]["name"]
     content = shard.read_bytes()
     shard.write_bytes(content[:-10])
-    with pytest.raises(ValueError, match=f"must have {len(content)} bytes, got {len(content) - 10}"):
+    with pytest.raises(
+        ValueError, match=f"must have {len(content)} bytes, got {len(content) - 10}"
+    ):
         WindowSet(tmp_path / "set")
     shard.unlink()
     with pytest.raises(ValueError, match="got no such file; was it copied completely"):
@@ -351,3 +297,12 @@ def test_names_that_are_no_directory_names_are_refused():
         window_set_name("general", "en", "../etc")
     with pytest.raises(ValueError, match="language: must be letters"):
         window_set_name("general", "")
+
+
+def test_leftovers_of_a_killed_write_do_not_reach_the_next_set(tmp_path):
+    leftover = tmp_path / ".set.partial"
+    leftover.mkdir()
+    (leftover / "windows-00007-of-00009.array_record").write_bytes(b"half a shard")
+    write(tmp_path / "set", [[1, 2, 3]])
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+    assert len(list((tmp_path / "set").iterdir())) == 2

@@ -1,0 +1,48 @@
+"""The demo: a small really trained model adapted on this machine's CPU.
+
+What: SmolLM2-135M (`smollm2-135m`), or random weights of a tiny model (`tiny`, for development), on a
+1 : 1 mixture of general and multilingual e-commerce text. `ellama demo` fills in the paths.
+Command: make demo, or ellama demo --model smollm2-135m --workdir demo
+Hardware: 2 CPU cores, 8 GiB. Time and result: docs/RESULTS.md.
+"""
+
+from configs import base
+
+VARIANTS = ("smollm2-135m", "tiny")
+
+
+def get_config(variant: str = "smollm2-135m"):
+    """Returns the configuration for one of the two models."""
+    if variant not in VARIANTS:
+        raise ValueError(f"demo.py: variant must be one of {', '.join(VARIANTS)}, got {variant}.")
+    config = base.get_config()
+    config.model.preset = variant
+    config.model.remat = "none"  # memory is no concern at this size
+    config.model.loss_chunk_tokens = 512
+    config.data.general_shares.update({"en": 0.6, "de": 0.1, "fr": 0.1, "it": 0.1, "es": 0.1})
+    config.data.seq_len = 512
+    config.data.num_read_threads = 1
+    config.checkpoint.keep_last = 1
+    config.evaluate.row_length = 512
+    config.evaluate.rows_per_batch = 2
+    if variant == "tiny":
+        return _tiny(config)
+    config.data.global_batch_size = 2
+    config.train.steps = 44
+    config.schedule.warmup_steps = 4
+    config.checkpoint.save_every_steps = 22
+    config.evaluate.items_per_task = 24
+    config.evaluate.mmlu_per_language = 36
+    config.evaluate.texts_per_source = 4
+    return config
+
+
+def _tiny(config):
+    config.data.global_batch_size = 4
+    config.train.steps = 60
+    config.schedule.warmup_steps = 5
+    config.checkpoint.save_every_steps = 30
+    config.evaluate.items_per_task = 12
+    config.evaluate.mmlu_per_language = 12
+    config.evaluate.texts_per_source = 3
+    return config

@@ -1,0 +1,427 @@
+"""Owns scorecards: from texts and items to values with n, standard error and chance level.
+
+It turns text into tokens and log-probabilities into metrics; the model's work is `scorer`'s, the
+tasks come from `ecommerce` and `harness`, and `comparison` lays scorecards side by side.
+
+A scorecard is plain data, one JSON file a model:
+
+    {"model": "base", "checkpoint": ..., "made_with": {...},
+     "results": [{"task", "domain", "language", "metric", "value", "stderr", "n", "chance",
+                  "higher_is_better", "correct": [0 or 1, ...] or null, "ids": [...]}]}
+"""
+
+import argparse
+import collections
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import os
+import shlex
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ellama_jax.data.tokenizer import Tokenizer, check_fits, load_tokenizer
+from ellama_jax.evaluate import ecommerce, harness, scorer
+from ellama_jax.evaluate.comparison import print_table
+from ellama_jax.model.presets import LlamaConfig
+from ellama_jax.weights import checkpoint as checkpoints
+from ellama_jax.weights import huggingface
+
+# Share of the general questions that only choose alpha (merge-sweep) and are never reported.
+MMLU_VALIDATION_FRAC = 1 / 3
+
+TASKS = ("ecommerce", *ecommerce.TASKS, "mmlu", "bits_per_byte")
+
+
+@dataclasses.dataclass(frozen=True)
+class Scoring:
+    """Says how to run the model; none of it changes a score beyond rounding, but for `window`.
+
+    Attributes:
+        row_length: tokens a packed row.
+        rows_per_batch: rows a call.
+        window: tokens of context that bits per byte uses at most.
+        compute_dtype: float32 or bfloat16.
+        mesh: devices, or None for one.
+    """
+
+    row_length: int = 512
+    rows_per_batch: int = 4
+    window: int = 1024
+    compute_dtype: str = "float32"
+    mesh: jax.sharding.Mesh | None = None
+
+
+DEFAULT_SCORING = Scoring()
+
+
+def evaluate_checkpoint(
+    checkpoint: str | Path,
+    items: Sequence[dict],
+    texts: Sequence[dict],
+    *,
+    model: str | None = None,
+    scoring: Scoring = DEFAULT_SCORING,
+) -> dict:
+    """Scores a checkpoint: an Orbax root or step, or a Hugging Face directory.
+
+    Args:
+        checkpoint: where the weights and their tokenizer are.
+        items: multiple-choice items of `ecommerce` and `harness`.
+        texts: documents (dicts of text, domain, language) for bits per byte.
+        model: what the scorecard calls it, by default the directory's name.
+        scoring: how to run it.
+
+    Returns:
+        The scorecard.
+    """
+    params, config, tokenizer, origin = load_model(checkpoint, mesh=scoring.mesh)
+    model = model or Path(checkpoint).name
+    card = evaluate_params(params, config, tokenizer, items, texts, model=model, scoring=scoring)
+    card["checkpoint"] = str(checkpoint)
+    card["made_with"].update(origin)
+    return card
+
+
+def load_model(path: str | Path, *, mesh=None) -> tuple[dict, LlamaConfig, Tokenizer, dict]:
+    """Loads parameters, config and tokenizer, and says where they came from."""
+    path = Path(path)
+    if (path / "config.json").is_file():
+        config, tokenizer = huggingface.read_config(path), load_tokenizer(path)
+        params = jax.tree.map(jnp.asarray, huggingface.load_params(path, config))
+        origin = {"provenance": {"kind": "huggingface"}}
+    else:
+        info = checkpoints.find_checkpoint(path)
+        config, tokenizer = info.config, load_tokenizer(info.tokenizer_dir)
+        params = checkpoints.restore_params(info.path, mesh=mesh)
+        origin = {"step": info.step, "provenance": info.meta["provenance"]}
+    check_fits(tokenizer, config.vocab_size)
+    return params, config, tokenizer, origin
+
+
+def evaluate_params(
+    params: dict,
+    config: LlamaConfig,
+    tokenizer: Tokenizer,
+    items: Sequence[dict],
+    texts: Sequence[dict],
+    *,
+    model: str,
+    scoring: Scoring = DEFAULT_SCORING,
+) -> dict:
+    """Scores parameters in memory; all items and texts share rows and one compiled program."""
+    if not items and not texts:
+        raise ValueError("evaluate: must have at least one item or text, got none.")
+    started = time.monotonic()
+    # Models without BOS are given EOS to begin with, as lm-eval does.
+    prefix = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
+    requests = encode_items(tokenizer, items, prefix)
+    window = min(scoring.window, config.max_seq_len)
+    token_lists = tokenizer.encode_batch([text["text"] for text in texts])
+    rolling, owners = scorer.rolling_requests(token_lists, prefix_id=prefix, window=window)
+    scores = scorer.score(
+        params,
+        config,
+        [*requests, *rolling],
+        row_length=scoring.row_length,
+        rows_per_batch=scoring.rows_per_batch,
+        compute_dtype=jnp.dtype(scoring.compute_dtype),
+        mesh=scoring.mesh,
+        title=f"scoring {model}",
+    )
+    item_scores, rolling_scores = scores[: len(items)], scores[len(items) :]
+    nats = scorer.sum_rolling(rolling_scores, owners, len(texts))
+    meta = checkpoints.make_meta(config, tokenizer_fingerprint=tokenizer.fingerprint, provenance={})
+    return {
+        "model": model,
+        "checkpoint": None,
+        "results": [*_choice_results(items, item_scores), *_text_results(texts, nats)],
+        "made_with": {
+            "items_fingerprint": fingerprint(items),
+            "texts_fingerprint": fingerprint(texts),
+            "tokenizer_fingerprint": tokenizer.fingerprint,
+            "preset": config.name,
+            "compute_dtype": scoring.compute_dtype,
+            "window": window,
+            "truncated_requests": sum(score.truncated_tokens > 0 for score in scores),
+            "secs": round(time.monotonic() - started, 1),
+            "versions": meta["versions"],
+            "commit": meta["commit"],
+        },
+    }
+
+
+def encode_items(
+    tokenizer: Tokenizer, items: Sequence[dict], prefix_id: int
+) -> list[scorer.Request]:
+    """Tokenises contexts and choices.
+
+    Context and choice are encoded together and the choice is what follows the context's own
+    tokens, as in lm-eval. Where the two would melt into one token, the choice is encoded alone:
+    the tokens that are scored always spell the choice.
+    """
+    contexts = tokenizer.encode_batch([item["context"] for item in items])
+    wholes = iter(tokenizer.encode_batch([i["context"] + c for i in items for c in i["choices"]]))
+    requests = []
+    for item, context in zip(items, contexts, strict=True):
+        continuations = []
+        for choice, whole in zip(item["choices"], wholes, strict=False):
+            fits = whole[: len(context)] == context
+            continuations.append(whole[len(context) :] if fits else tokenizer.encode(choice))
+        requests.append(scorer.Request([prefix_id, *context], continuations))
+    return requests
+
+
+def fingerprint(records: Iterable[dict]) -> str:
+    """Returns 16 hex digits that tell whether two scorecards answered the same questions."""
+    lines = sorted(json.dumps(record, sort_keys=True) for record in records)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def _choice_results(items, scores) -> list[dict]:
+    groups = collections.defaultdict(list)
+    for item, score in zip(items, scores, strict=True):
+        groups[item["task"], item["domain"], item["language"]].append((item, score.log_probs))
+    results = []
+    for (task, domain, language), members in groups.items():
+        cell = {"task": task, "domain": domain, "language": language}
+        for metric, normalise in (("accuracy", True), ("accuracy_unnormalised", False)):
+            results.append({**cell, "metric": metric, **_accuracy(members, normalise)})
+    return results
+
+
+def _accuracy(members: Sequence[tuple[dict, np.ndarray]], normalise: bool) -> dict:
+    correct = [int(pick_choice(i["choices"], lp, normalise) == i["answer"]) for i, lp in members]
+    value, count = float(np.mean(correct)), len(correct)
+    # The standard error of a mean from its own sample, as lm-eval has it.
+    stderr = math.sqrt(value * (1 - value) / (count - 1)) if count > 1 else None
+    return {
+        "value": value,
+        "stderr": stderr,
+        "n": count,
+        "chance": float(np.mean([1 / len(item["choices"]) for item, _ in members])),
+        "higher_is_better": True,
+        "correct": correct,
+        "ids": [item["id"] for item, _ in members],
+    }
+
+
+def pick_choice(choices: Sequence[str], log_probs: Sequence[float], normalise: bool = True) -> int:
+    """Returns the number of the choice the model prefers.
+
+    Longer answers are less probable only because they are longer, so log-probabilities are
+    divided by the answer's length in UTF-8 bytes (lm-eval's acc_norm divides by characters, which
+    would treat languages differently).
+
+    >>> pick_choice([" no", " certainly not"], [-4.0, -6.0])
+    1
+    >>> pick_choice([" no", " certainly not"], [-4.0, -6.0], normalise=False)
+    0
+    """
+    lengths = [len(choice.strip().encode()) if normalise else 1 for choice in choices]
+    return int(np.argmax(np.asarray(log_probs) / np.maximum(lengths, 1)))
+
+
+def _text_results(texts: Sequence[dict], nats: np.ndarray) -> list[dict]:
+    groups = collections.defaultdict(list)
+    for text, nll in zip(texts, nats, strict=True):
+        size = len(text["text"].encode())
+        groups[text["domain"], text["language"]].append((nll / math.log(2), size))
+    return [
+        {
+            "task": "bits_per_byte",
+            "domain": domain,
+            "language": language,
+            "metric": "bits_per_byte",
+            **bits_per_byte(*np.array(members).T),
+            "chance": None,
+            "higher_is_better": False,
+            "correct": None,
+        }
+        for (domain, language), members in groups.items()
+    ]
+
+
+def bits_per_byte(bits: np.ndarray, sizes: np.ndarray) -> dict:
+    """Returns total bits over total bytes, its standard error over documents, and n.
+
+    The error is that of a ratio of two sums (the delta method, Cochran 1977, section 6.4), for
+    long documents count more than short ones.
+
+    Args:
+        bits: [documents], negative log-likelihood in bits.
+        sizes: [documents], UTF-8 bytes.
+
+    >>> bits_per_byte(np.array([10.0, 30.0]), np.array([10, 20]))["value"]
+    1.3333333333333333
+    """
+    count, ratio = len(bits), float(bits.sum() / sizes.sum())
+    stderr = None
+    if count > 1:
+        residuals = bits - ratio * sizes
+        stderr = float(np.sqrt((residuals**2).sum() / (count - 1) / count) / sizes.mean())
+    return {"value": ratio, "stderr": stderr, "n": count}
+
+
+def read_texts(path: str | Path) -> list[dict]:
+    """Reads held-out documents: JSONL with text, domain and language.
+
+    Raises:
+        ValueError: naming the first line that is none.
+        OSError: if the file cannot be read.
+    """
+    texts = []
+    with Path(path).open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                record = json.loads(line)
+                texts.append({key: record[key] for key in ("text", "domain", "language")})
+            except (ValueError, LookupError, TypeError) as error:
+                raise ValueError(
+                    f"{path}: line {number} must have text, domain and language, got {error}."
+                ) from error
+    return [text for text in texts if text["text"].strip()]
+
+
+def limit_each(records: Sequence[dict], limit: int | None, keys: Sequence[str]) -> list[dict]:
+    """Keeps the first `limit` records of each combination of `keys`; None keeps all."""
+    counts = collections.Counter()
+    kept = []
+    for record in records:
+        group = tuple(record[key] for key in keys)
+        counts[group] += 1
+        if limit is None or counts[group] <= limit:
+            kept.append(record)
+    return kept
+
+
+def read_scorecard(path: str | Path) -> dict:
+    """Reads a scorecard, or says that the file is none."""
+    try:
+        card = json.loads(Path(path).read_text(encoding="utf-8"))
+        card["model"], card["results"], card["made_with"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{path}: must be a scorecard, got {error}.") from error
+    return card
+
+
+def write_json(path: str | Path, content: dict) -> None:
+    """Writes JSON whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    with tempfile.NamedTemporaryFile(
+        "w", dir=path.parent, prefix=f".{path.name}-", delete=False, encoding="utf-8"
+    ) as partial:
+        partial.write(text)
+    os.chmod(partial.name, 0o644)
+    os.replace(partial.name, path)
+
+
+def main_evaluate(argv: list[str]) -> None:
+    """Runs `ellama evaluate`."""
+    args = _parse_arguments(argv)
+    items, texts = gather_questions(
+        check_tasks(args.tasks),
+        benchmark_dir=args.benchmark,
+        texts_path=args.texts,
+        split=None if args.split == "all" else args.split,
+        limit=args.limit,
+        mmlu_style=args.mmlu_style,
+        seed=args.seed,
+    )
+    scoring = Scoring(
+        row_length=args.row_length,
+        rows_per_batch=args.rows_per_batch,
+        window=args.window,
+        compute_dtype=args.compute_dtype,
+    )
+    card = evaluate_checkpoint(args.checkpoint, items, texts, model=args.model, scoring=scoring)
+    card["made_with"]["command"] = shlex.join(["ellama", "evaluate", *argv])
+    if args.json:
+        write_json(args.json, card)
+    print_table([card])
+
+
+def gather_questions(
+    tasks: Sequence[str],
+    *,
+    benchmark_dir: str | None,
+    texts_path: str | None,
+    split: str | None,
+    limit: int | None,
+    mmlu_style: str = "cloze",
+    seed: int = 0,
+) -> tuple[list[dict], list[dict]]:
+    """Collects the items and texts that `tasks` ask for, at most `limit` a task and language."""
+    items, texts = [], []
+    wanted = [name for name in ecommerce.TASKS if name in tasks or "ecommerce" in tasks]
+    if wanted:
+        if benchmark_dir is None:
+            raise ValueError("--benchmark: must name the built benchmark for e-commerce, got none.")
+        found = ecommerce.read_items(benchmark_dir, split)
+        items += limit_each([i for i in found if i["task"] in wanted], limit, ("task", "language"))
+    if "mmlu" in tasks:
+        found = harness.load_mmlu(limit=None, seed=seed, style=mmlu_style)
+        found = ecommerce.assign_splits(found, validation_frac=MMLU_VALIDATION_FRAC, seed=seed)
+        found = [item for item in found if split in (None, item["split"])]
+        items += limit_each(found, limit, ("language",))
+    if "bits_per_byte" in tasks:
+        if texts_path is None:
+            raise ValueError("--texts: must name held-out texts for bits_per_byte, got none.")
+        texts = limit_each(read_texts(texts_path), limit, ("domain", "language"))
+    return items, texts
+
+
+def check_tasks(text: str) -> list[str]:
+    """Splits "a,b" and refuses names that are no task, with the nearest that is one."""
+    tasks = [name.strip() for name in text.split(",") if name.strip()]
+    for name in tasks:
+        if name not in TASKS:
+            near = difflib.get_close_matches(name, TASKS, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(TASKS)}."
+            raise ValueError(f"--tasks: must be known tasks, got {name}; {hint}")
+    if not tasks:
+        raise ValueError(f"--tasks: must name at least one of {', '.join(TASKS)}, got none.")
+    return tasks
+
+
+def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that `evaluate` and `merge-sweep` share."""
+    parser.add_argument("--benchmark", help="directory made by `ellama build-benchmark`")
+    parser.add_argument("--texts", help="held-out documents, JSONL with text, domain, language")
+    parser.add_argument("--limit", type=int, help="at most so many a task and language")
+    parser.add_argument("--mmlu-style", choices=harness.STYLES, default="cloze")
+    parser.add_argument("--seed", type=int, default=0, help="which MMLU questions are drawn")
+    parser.add_argument("--compute-dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--row-length", type=int, default=Scoring.row_length)
+    parser.add_argument("--rows-per-batch", type=int, default=Scoring.rows_per_batch)
+    parser.add_argument("--window", type=int, default=Scoring.window, help="of bits per byte")
+
+
+def _parse_arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="ellama evaluate",
+        description="Score a checkpoint (an Orbax root or step, or a Hugging Face directory).",
+        epilog=(
+            f"tasks: {', '.join(TASKS)}\n"
+            "example: ellama evaluate --checkpoint runs/a/checkpoints --tasks ecommerce,mmlu "
+            "--benchmark runs/benchmark --json runs/a/scores/adapted.json"
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--checkpoint", required=True)
+    parser.add_argument("--tasks", required=True, help="comma-separated")
+    parser.add_argument("--model", help="the scorecard's name for it, e.g. base")
+    parser.add_argument("--split", choices=("test", "validation", "all"), default="test")
+    parser.add_argument("--json", help="file to write the scorecard to")
+    add_scoring_arguments(parser)
+    return parser.parse_args(argv)

@@ -1,0 +1,125 @@
+"""Owns the report: what a run directory says, told on one self-contained HTML page.
+
+It reads the files and writes the page; what the sections say is report_sections.py's.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from ellama_jax.report_page import render_page
+from ellama_jax.report_sections import SECTIONS, RunFiles, make_section, make_tiles
+
+_FIRST_MODELS = ("base", "adapted", "merged")
+
+
+def write_report(workdir: str | Path) -> Path:
+    """Writes WORKDIR/report.html from the files of the run, whole or not at all.
+
+    Args:
+        workdir: a run directory; parts it lacks are left out and named on the page.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        ValueError: if it is no run directory, or one of its files is broken.
+    """
+    files = read_run(workdir)
+    page = render_page(build_content(files))
+    path = files.workdir / "report.html"
+    with tempfile.NamedTemporaryFile(
+        "w", dir=files.workdir, prefix=".report-", delete=False, encoding="utf-8"
+    ) as partial:
+        partial.write(page)
+    os.chmod(partial.name, 0o644)
+    os.replace(partial.name, path)
+    return path
+
+
+def read_run(workdir: str | Path) -> RunFiles:
+    """Reads every part of a run directory that is there."""
+    workdir = Path(workdir)
+    files = RunFiles(
+        workdir,
+        _read_json(workdir / "run.json"),
+        _read_json(workdir / "config.json"),
+        _read_metrics(workdir / "metrics.jsonl"),
+        sorted(map(_read_json, workdir.glob("scores/*.json")), key=_model_order),
+        _read_json(workdir / "sweep.json"),
+    )
+    if not any((files.run, files.config, files.metrics, files.scorecards, files.sweep)):
+        raise ValueError(
+            f"report: {workdir} must be a run directory (with run.json, config.json, metrics.jsonl,"
+            " scores/ or sweep.json), got none of these."
+        )
+    return files
+
+
+def build_content(files: RunFiles) -> dict:
+    """Builds what `render_page` shows."""
+    run = files.run or {}
+    sections, missing = [], []
+    for source, name, make in SECTIONS:
+        section = make(files)
+        if section is None:
+            missing.append(f"{name}: needs {source}")
+        else:
+            sections.append(section)
+    if missing:
+        words = ["These parts are left out, for the run directory lacks their files:"]
+        sections.append(make_section("Left out", words, missing))
+    return {
+        "title": run.get("title") or f"Run {files.workdir.name}",
+        "subtitle": _subtitle(run),
+        "tiles": make_tiles(files),
+        "sections": sections,
+        "footer": "Made by `ellama report` from the files of the run directory.",
+    }
+
+
+def _subtitle(run: dict) -> str:
+    forms = {"model": "{}", "started": "started {}", "finished": "finished {}", "commit": "{:.12}"}
+    return " · ".join(form.format(run[key]) for key, form in forms.items() if run.get(key))
+
+
+def _model_order(card: dict) -> tuple[int, str]:
+    model = card["model"]
+    return (_FIRST_MODELS.index(model) if model in _FIRST_MODELS else len(_FIRST_MODELS), model)
+
+
+def _read_json(path: Path) -> dict | None:
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: must be JSON, got {error}.") from error
+
+
+def _read_metrics(path: Path) -> list[dict]:
+    """Reads one record a line; a last line that was cut off (the run was killed) is left out."""
+    if not path.is_file():
+        return []
+    records = []
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{path}: line {number} must be JSON, got {error}.") from error
+    return records
+
+
+def main_report(argv: list[str]) -> None:
+    """Runs `ellama report`."""
+    parser = argparse.ArgumentParser(
+        prog="ellama report",
+        description="Write the HTML page of a run: WORKDIR/report.html.",
+        epilog="example: ellama report runs/demo",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("workdir", help="directory of the run")
+    print(f"wrote {write_report(parser.parse_args(argv).workdir)}")

@@ -1,0 +1,220 @@
+"""Owns the report's plots: small SVG drawings that take their colours from the page's CSS.
+
+So they follow light and dark mode and need no file beside the page. What is plotted is decided in
+`report`. Text is escaped here; every function returns one `<svg>` element.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+_WIDTH, _HEIGHT = 460, 280
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 16, 12, 44
+_ROW, _BAR = 16, 11  # height of one horizontal bar's row, and of the bar
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve: `colour` is a number into the page's palette."""
+
+    label: str
+    xs: Sequence[float]
+    ys: Sequence[float]
+    colour: int
+
+
+@dataclass(frozen=True)
+class Point:
+    """One labelled point with standard errors (None: not known); `chosen` sets it off."""
+
+    label: str
+    x: float
+    y: float
+    x_error: float | None = None
+    y_error: float | None = None
+    chosen: bool = False
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One horizontal bar; bars of the same `group` stand together below its name."""
+
+    group: str
+    label: str
+    value: float
+    colour: int
+    error: float | None = None
+    mark: float | None = None  # a reference level, drawn as a tick across the bar
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """A linear map from data to pixels, with the ticks that are drawn."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        share = (value - self.low) / (self.high - self.low)
+        return round(self.start + share * (self.end - self.start), 1)
+
+    @property
+    def ticks(self) -> list[float]:
+        return nice_ticks(self.low, self.high)
+
+
+def nice_ticks(low: float, high: float, most: int = 6) -> list[float]:
+    """Returns round numbers between two limits.
+
+    >>> nice_ticks(0.0, 1.0)
+    [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    >>> nice_ticks(0, 1300)
+    [0.0, 500.0, 1000.0]
+    """
+    power = 10.0 ** math.floor(math.log10((high - low) / most))
+    step = next(s * power for s in (1, 2, 5, 10, 20) if (high - low) / (s * power) <= most)
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
+    return [float(f"{number * step:.10g}") for number in range(first, last + 1)]
+
+
+def line_chart(title: str, lines: Sequence[Line], x_label: str, y_label: str) -> str:
+    """Draws curves over one axis; points that are not finite are left out."""
+    finite = [
+        [(x, y) for x, y in zip(line.xs, line.ys, strict=True) if math.isfinite(y)]
+        for line in lines
+    ]
+    everything = [point for points in finite for point in points]
+    if not everything:
+        return _svg(title, _HEIGHT, [_text(_WIDTH / 2, _HEIGHT / 2, "no finite values", "middle")])
+    x_axis, y_axis = _plane([x for x, _ in everything], [y for _, y in everything])
+    parts = _frame(x_axis, y_axis, x_label, y_label)
+    for line, points in zip(lines, finite, strict=True):
+        pixels = " ".join(f"{x_axis(x)},{y_axis(y)}" for x, y in points)
+        parts.append(f'<polyline class="line c{line.colour}" points="{pixels}"/>')
+        if len(points) == 1:
+            parts.append(_circle(*points[0], x_axis, y_axis, 3, f"c{line.colour}"))
+    return _svg(title, _HEIGHT, parts)
+
+
+def scatter_chart(title: str, points: Sequence[Point], x_label: str, y_label: str) -> str:
+    """Draws points in their order, joined by a thin line, with error bars and labels."""
+    xs = [p.x + sign * (p.x_error or 0) for p in points for sign in (-1, 1)]
+    ys = [p.y + sign * (p.y_error or 0) for p in points for sign in (-1, 1)]
+    x_axis, y_axis = _plane(xs, ys)
+    parts = _frame(x_axis, y_axis, x_label, y_label)
+    path = " ".join(f"{x_axis(p.x)},{y_axis(p.y)}" for p in points)
+    parts.append(f'<polyline class="path" points="{path}"/>')
+    for p in points:
+        parts += _error_bars(p, x_axis, y_axis)
+    for p in points:
+        x, y = x_axis(p.x), y_axis(p.y)
+        colour, radius = ("c1", 6) if p.chosen else ("c0", 4)
+        parts.append(_circle(p.x, p.y, x_axis, y_axis, radius, colour))
+        # Labels turn inwards near the right edge, so that none is cut off.
+        flip = x > _WIDTH - 90
+        parts.append(_text(x - 9 if flip else x + 9, y - 8, p.label, "end" if flip else "start"))
+    return _svg(title, _HEIGHT, parts)
+
+
+def bar_chart(title: str, bars: Sequence[Bar], high: float | None = None) -> str:
+    """Draws horizontal bars from 0, grouped, each with its value written behind it."""
+    reach = max([bar.value + (bar.error or 0) for bar in bars] + [bar.mark or 0 for bar in bars])
+    axis = _Axis(0.0, high or reach or 1.0, 128, _WIDTH - 92)
+    parts, y, group = [], 4.0, None
+    for bar in bars:
+        if bar.group != group:
+            group, y = bar.group, y + (6 if group is not None else 0)
+            parts.append(_text(0, y + 12, group, "start", "strong"))
+            y += _ROW + 3
+        parts += _draw_bar(bar, axis, y)
+        y += _ROW
+    return _svg(title, y + 6, parts)
+
+
+def _draw_bar(bar: Bar, axis: _Axis, y: float) -> list[str]:
+    end, middle = max(axis(bar.value), axis.start + 0.5), y + _BAR / 2
+    parts = [
+        _text(axis.start - 6, y + 10, bar.label, "end"),
+        f'<rect class="bar c{bar.colour}" x="{axis.start}" y="{y}" '
+        f'width="{end - axis.start:.1f}" height="{_BAR}" rx="2"/>',
+    ]
+    text_at = end
+    if bar.error:
+        low, text_at = axis(max(0.0, bar.value - bar.error)), axis(bar.value + bar.error)
+        parts.append(_segment(low, middle, text_at, middle, "whisker"))
+    if bar.mark is not None:
+        parts.append(_segment(axis(bar.mark), y - 2, axis(bar.mark), y + _BAR + 2, "mark"))
+    parts.append(_text(max(text_at, axis(bar.mark or 0)) + 5, y + 10, bar.text, "start"))
+    return parts
+
+
+def _error_bars(point: Point, x_axis: _Axis, y_axis: _Axis) -> list[str]:
+    x, y = x_axis(point.x), y_axis(point.y)
+    parts = []
+    if point.x_error:
+        ends = (x_axis(point.x - point.x_error), x_axis(point.x + point.x_error))
+        parts.append(_segment(ends[0], y, ends[1], y, "error"))
+    if point.y_error:
+        ends = (y_axis(point.y - point.y_error), y_axis(point.y + point.y_error))
+        parts.append(_segment(x, ends[0], x, ends[1], "error"))
+    return parts
+
+
+def _plane(xs: Sequence[float], ys: Sequence[float]) -> tuple[_Axis, _Axis]:
+    x_low, x_high = _padded(min(xs), max(xs), 0.03)
+    y_low, y_high = _padded(min(ys), max(ys), 0.07)
+    x_axis = _Axis(x_low, x_high, _LEFT, _WIDTH - _RIGHT)
+    return x_axis, _Axis(y_low, y_high, _HEIGHT - _BOTTOM, _TOP)
+
+
+def _padded(low: float, high: float, share: float) -> tuple[float, float]:
+    room = (high - low) * share or abs(high) * 0.1 or 1.0
+    return low - room, high + room
+
+
+def _frame(x_axis: _Axis, y_axis: _Axis, x_label: str, y_label: str) -> list[str]:
+    parts = []
+    for tick in y_axis.ticks:
+        y = y_axis(tick)
+        parts.append(_segment(x_axis.start, y, x_axis.end, y, "grid"))
+        parts.append(_text(x_axis.start - 6, y + 4, _write_tick(tick), "end", "tick"))
+    for tick in x_axis.ticks:
+        x = x_axis(tick)
+        parts.append(_segment(x, y_axis.start, x, y_axis.start + 4, "grid"))
+        parts.append(_text(x, y_axis.start + 16, _write_tick(tick), "middle", "tick"))
+    parts.append(_segment(x_axis.start, y_axis.start, x_axis.end, y_axis.start, "axis"))
+    parts.append(_text((x_axis.start + x_axis.end) / 2, _HEIGHT - 8, x_label, "middle"))
+    middle = (y_axis.start + y_axis.end) / 2
+    turned = _text(12, middle, y_label, "middle")
+    return [*parts, f'<g transform="rotate(-90 12 {middle})">{turned}</g>']
+
+
+def _write_tick(value: float) -> str:
+    if value and abs(value) < 1e-3:
+        return f"{value:.0e}".replace("e-0", "e-")
+    return f"{value:,.10g}"
+
+
+def _circle(x: float, y: float, x_axis: _Axis, y_axis: _Axis, radius: int, colour: str) -> str:
+    return f'<circle class="dot {colour}" cx="{x_axis(x)}" cy="{y_axis(y)}" r="{radius}"/>'
+
+
+def _segment(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
+    return f'<line class="{kind}" x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}"/>'
+
+
+def _text(x: float, y: float, text: str, anchor: str, kind: str = "") -> str:
+    return f'<text class="{kind}" x="{x}" y="{y}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _svg(title: str, height: float, parts: Sequence[str]) -> str:
+    label = escape(title, quote=True)
+    body = "\n".join(parts)
+    return (
+        f'<svg viewBox="0 0 {_WIDTH} {height:g}" role="img" aria-label="{label}">\n{body}\n</svg>'
+    )

@@ -1,0 +1,383 @@
+"""Checkpoints come back bit for bit, on any mesh, or not at all with a clear line."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from ellama_jax.data.tokenizer import load_tokenizer
+from ellama_jax.model.llama import abstract_params
+from ellama_jax.sharding import make_mesh
+from ellama_jax.tree import flatten_paths
+from ellama_jax.weights import layout
+from ellama_jax.weights.checkpoint import (
+    find_checkpoint,
+    latest_step,
+    list_leaves,
+    make_meta,
+    open_manager,
+    restore_leaf,
+    restore_params,
+    restore_training,
+    save_training,
+    tree_bytes,
+    write_checkpoint,
+)
+
+
+def assert_same_bits(got, expected):
+    got, expected = map(jax.tree_util.tree_leaves_with_path, (got, expected))
+    assert [path for path, _ in got] == [path for path, _ in expected]
+    for (path, a), (_, b) in zip(got, expected, strict=True):
+        a, b = np.asarray(a), np.asarray(b)
+        assert (a.dtype, a.shape) == (b.dtype, b.shape), path
+        assert a.tobytes() == b.tobytes(), path
+
+
+# --- one step ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float16])
+def test_parameters_come_back_bit_for_bit_in_their_own_dtype(
+    tmp_path, untied, make_checkpoint, dtype
+):
+    params = make_checkpoint(tmp_path / "c", untied, dtype=dtype)
+    assert_same_bits(restore_params(tmp_path / "c"), params)
+
+
+def test_special_float_values_survive(tmp_path, tiny, draw_params, make_checkpoint, tokenizer_dir):
+    params = draw_params(tiny)
+    params["final_norm"]["scale"][:5] = [-0.0, np.inf, -np.inf, np.nan, 1e-45]
+    meta = find_meta(tiny, tokenizer_dir)
+    write_checkpoint(tmp_path / "c", params, config=tiny, meta=meta, tokenizer_dir=tokenizer_dir)
+    assert_same_bits(restore_params(tmp_path / "c"), params)
+
+
+def find_meta(config, tokenizer_dir, **more):
+    fingerprint = load_tokenizer(tokenizer_dir).fingerprint
+    provenance = {"kind": "train", "sources": []}
+    return make_meta(config, tokenizer_fingerprint=fingerprint, provenance=provenance, **more)
+
+
+def test_restore_casts_to_the_wanted_dtype_with_round_to_nearest(tiny_root, tiny, draw_params):
+    stored = draw_params(tiny, dtype=ml_dtypes.bfloat16)
+    widened = jax.tree.map(lambda leaf: leaf.astype(np.float32), stored)
+    assert_same_bits(restore_params(tiny_root, dtype=jnp.float32), widened)
+
+
+def test_restore_narrows_as_numpy_does(tmp_path, tiny, make_checkpoint):
+    params = make_checkpoint(tmp_path / "c", tiny)
+    narrowed = jax.tree.map(lambda leaf: leaf.astype(ml_dtypes.bfloat16), params)
+    assert_same_bits(restore_params(tmp_path / "c", dtype=jnp.bfloat16), narrowed)
+
+
+def test_restore_places_leaves_on_the_mesh_as_the_model_says(tmp_path, tiny, make_checkpoint):
+    params = make_checkpoint(tmp_path / "c", tiny)
+    mesh = make_mesh({"data": 1, "fsdp": 2, "context": 1, "tensor": 2}, jax.devices()[:4])
+    restored = restore_params(tmp_path / "c", mesh=mesh)
+    assert_same_bits(restored, params)
+    wanted = flatten_paths(abstract_params(tiny, jnp.float32, mesh))
+    for path, leaf in flatten_paths(restored).items():
+        assert leaf.sharding.is_equivalent_to(wanted[path].sharding, leaf.ndim), path
+    assert len(restored["layers"]["mlp"]["w_up"].sharding.device_set) == 4
+
+
+def test_without_a_mesh_leaves_lie_on_one_device(tiny_root):
+    leaf = restore_params(tiny_root)["embed"]["table"]
+    assert isinstance(leaf, jax.Array)
+    assert leaf.sharding.device_set == {jax.devices()[0]}
+
+
+def test_one_leaf_is_read_alone_and_as_stored(tiny_root, tiny, draw_params):
+    expected = draw_params(tiny, dtype=ml_dtypes.bfloat16)["layers"]["attn"]["wq"]
+    leaf = restore_leaf(tiny_root, "layers/attn/wq")
+    assert isinstance(leaf, np.ndarray)
+    assert_same_bits(leaf, expected)
+
+
+def test_an_unknown_leaf_is_named(tiny_root):
+    with pytest.raises(ValueError, match="must hold the parameter layers/attn/wx, got embed/table"):
+        restore_leaf(tiny_root, "layers/attn/wx")
+
+
+def test_leaves_are_listed_with_shape_and_dtype(tiny_root):
+    leaves = list_leaves(tiny_root)
+    assert leaves["layers/attn/wk"] == ((2, 64, 2, 16), np.dtype(ml_dtypes.bfloat16))
+    assert len(leaves) == 11 and "lm_head/kernel" not in leaves
+
+
+def test_a_checkpoint_says_what_it_is(tiny_root, tiny, tokenizer_dir):
+    info = find_checkpoint(tiny_root)
+    assert (info.root, info.step, info.path) == (tiny_root, 0, tiny_root / "0")
+    assert info.config == tiny
+    assert info.meta["tokenizer_fingerprint"] == load_tokenizer(info.tokenizer_dir).fingerprint
+    assert info.meta["versions"]["jax"] == jax.__version__
+    assert info.meta["provenance"]["kind"] == "import" and info.meta["verification"] is None
+    assert find_checkpoint(tiny_root / "0") == info
+
+
+def test_a_root_that_was_moved_restores(tiny_root, tmp_path, tiny, draw_params):
+    tiny_root.rename(tmp_path / "elsewhere")
+    expected = draw_params(tiny, dtype=ml_dtypes.bfloat16)
+    assert_same_bits(restore_params(tmp_path / "elsewhere"), expected)
+
+
+def test_tree_bytes_counts_arrays_and_shapes():
+    tree = (np.zeros((2, 3), np.float32), {"a": jax.ShapeDtypeStruct((5,), jnp.bfloat16)})
+    assert tree_bytes(tree) == 2 * 3 * 4 + 5 * 2
+
+
+# --- what may not be restored --------------------------------------------------------------------
+
+
+def rewrite_model(root, **changes):
+    path = root / "0" / "meta" / "metadata"
+    meta = json.loads(path.read_text())
+    meta["model"] = {**meta["model"], **changes}
+    path.write_text(json.dumps(meta))
+
+
+def test_the_diff_names_every_leaf_and_asks_for_the_key(tiny_root):
+    rewrite_model(tiny_root, num_kv_heads=4, tied_embeddings=False)
+    expected = (
+        f"restore {tiny_root}: 3 leaves differ: "
+        "layers/attn/wk is [2, 64, 2, 16], expected [2, 64, 4, 16]; "
+        "layers/attn/wv is [2, 64, 2, 16], expected [2, 64, 4, 16]; "
+        "lm_head/kernel is missing. Was num_kv_heads or tied_embeddings changed?"
+    )
+    with pytest.raises(ValueError) as error:
+        restore_params(tiny_root)
+    assert str(error.value) == expected
+
+
+def data_files(directory):
+    return [p for p in directory.rglob("*") if p.is_file() and p.parent.name == "d"]
+
+
+def test_a_truncated_weight_file_is_one_clear_line(tiny_root):
+    largest = max(data_files(tiny_root / "0" / "params"), key=lambda p: p.stat().st_size)
+    with largest.open("r+b") as file:
+        file.truncate(largest.stat().st_size // 2)
+    with pytest.raises(ValueError, match=f"restore {tiny_root}/0: the checkpoint is damaged") as e:
+        restore_params(tiny_root)
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("name", ["manifest.ocdbt", "_METADATA"])
+def test_a_truncated_index_is_one_clear_line(tiny_root, name):
+    path = tiny_root / "0" / "params" / name
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(ValueError, match="the checkpoint is damaged or truncated") as error:
+        restore_params(tiny_root)
+    assert "\n" not in str(error.value)
+
+
+# --- training ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def training(tiny, draw_params, tokenizer_dir):
+    """Returns (params, opt_state, meta) of a run after some updates."""
+    params = jax.tree.map(jnp.asarray, draw_params(tiny))
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
+    opt_state = optimizer.init(params)
+    opt_state = jax.tree.map(lambda x: x + jnp.asarray(3, x.dtype), opt_state)
+    return params, opt_state, find_meta(tiny, tokenizer_dir, seed=7)
+
+
+def as_abstract(tree, sharding=None):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+
+def open_run(root, tokenizer_dir, **kwargs):
+    options = {"save_every_steps": 10, "keep_last": 2, "tokenizer_dir": tokenizer_dir, **kwargs}
+    return open_manager(root, **options)
+
+
+def save_steps(root, tokenizer_dir, training, steps):
+    params, opt_state, meta = training
+    with open_run(root, tokenizer_dir) as manager:
+        return [save_training(manager, s, params, opt_state, {"step": s}, meta) for s in steps]
+
+
+def test_a_run_comes_back_bit_for_bit(tmp_path, training, tokenizer_dir):
+    params, opt_state, meta = training
+    data = {"step": 20, "ledger": {"ecommerce-de": 12345678901234}, "fingerprint": "ab"}
+    with open_run(tmp_path / "run", tokenizer_dir) as manager:
+        assert save_training(manager, 20, params, opt_state, data, meta)
+    with open_run(tmp_path / "run", tokenizer_dir) as manager:
+        restored = restore_training(manager, as_abstract(params), as_abstract(opt_state))
+    assert restored[0] == 20 and restored[3] == data and restored[4] == meta
+    assert_same_bits(restored[1], params)
+    assert_same_bits(restored[2], opt_state)
+    assert jax.tree.structure(restored[2]) == jax.tree.structure(opt_state)
+
+
+def test_a_run_saved_on_eight_devices_restores_on_two(tmp_path, training, tokenizer_dir):
+    params, opt_state, meta = training
+    eight = jax.sharding.Mesh(np.array(jax.devices()), "x")
+    two = jax.sharding.Mesh(np.array(jax.devices()[:2]), "x")
+
+    def place(mesh):
+        split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("x",), ()))
+        return lambda leaf: split if leaf.ndim and leaf.shape[0] % 8 == 0 else whole
+
+    sharded = jax.tree.map(lambda x: jax.device_put(x, place(eight)(x)), (params, opt_state))
+    save_steps(tmp_path / "run", tokenizer_dir, (*sharded, meta), [10])
+    wanted = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place(two)(x)),
+        (params, opt_state),
+    )
+    with open_run(tmp_path / "run", tokenizer_dir) as manager:
+        _, got_params, got_state, _, _ = restore_training(manager, *wanted)
+    assert_same_bits((got_params, got_state), (params, opt_state))
+    assert len(got_params["embed"]["table"].sharding.device_set) == 2
+
+
+def test_parameters_of_a_run_can_be_read_alone(tmp_path, training, tokenizer_dir):
+    save_steps(tmp_path / "run", tokenizer_dir, training, [10])
+    assert_same_bits(restore_params(tmp_path / "run" / "10"), training[0])
+
+
+def test_only_due_steps_are_saved_and_only_the_last_are_kept(tmp_path, training, tokenizer_dir):
+    saved = save_steps(tmp_path / "run", tokenizer_dir, training, [5, 10, 10, 20, 25, 30])
+    assert saved == [False, True, False, True, False, True]
+    names = sorted(p.name for p in (tmp_path / "run").iterdir())
+    assert names == ["20", "30", "tokenizer"]
+
+
+def test_a_step_that_is_not_due_is_saved_when_forced(tmp_path, training, tokenizer_dir):
+    params, opt_state, meta = training
+    with open_run(tmp_path / "run", tokenizer_dir) as manager:
+        assert save_training(manager, 3, params, opt_state, {}, meta, force=True)
+    assert latest_step(tmp_path / "run") == 3
+
+
+def test_arrays_given_away_right_after_an_async_save_do_not_change_it(
+    tmp_path, training, tokenizer_dir
+):
+    params, opt_state, meta = training
+    expected = jax.tree.map(lambda x: np.array(x, copy=True), (params, opt_state))
+    overwrite = jax.jit(lambda tree: jax.tree.map(lambda x: x * 0 - 1, tree), donate_argnums=0)
+    with open_run(tmp_path / "run", tokenizer_dir) as manager:
+        save_training(manager, 10, params, opt_state, {}, meta)
+        state = (params, opt_state)
+        for _ in range(5):
+            state = overwrite(state)
+        jax.block_until_ready(state)
+        _, got_params, got_state, _, _ = restore_training(manager, *as_abstract(state))
+    assert_same_bits((got_params, got_state), expected)
+
+
+def break_newest(run):
+    (run / "20" / "_CHECKPOINT_METADATA").unlink()
+    shutil.copytree(run / "10", run / "40.orbax-checkpoint-tmp")
+
+
+def test_incomplete_steps_are_passed_over_and_named(tmp_path, training, tokenizer_dir, caplog):
+    run = tmp_path / "run"
+    save_steps(run, tokenizer_dir, training, [10, 20])
+    break_newest(run)
+    assert find_checkpoint(run).step == 10
+    assert "20: ignored, it is incomplete (not committed)" in caplog.text
+    assert "40.orbax-checkpoint-tmp: ignored, it is incomplete (being written" in caplog.text
+    with pytest.raises(ValueError, match=r"20: must be complete, got a step incomplete"):
+        find_checkpoint(run / "20")
+
+
+@pytest.mark.parametrize("item", ["params", "meta"])
+def test_a_step_without_an_item_is_incomplete(tmp_path, training, tokenizer_dir, item):
+    save_steps(tmp_path / "run", tokenizer_dir, training, [10, 20])
+    shutil.rmtree(tmp_path / "run" / "20" / item)
+    assert latest_step(tmp_path / "run") == 10
+
+
+def test_a_run_resumes_past_incomplete_steps_and_saves_them_again(
+    tmp_path, training, tokenizer_dir
+):
+    run = tmp_path / "run"
+    save_steps(run, tokenizer_dir, training, [10, 20])
+    break_newest(run)
+    params, opt_state, meta = training
+    with open_run(run, tokenizer_dir) as manager:
+        step, *_ = restore_training(manager, as_abstract(params), as_abstract(opt_state))
+        assert step == 10
+        assert save_training(manager, 20, params, opt_state, {"again": True}, meta)
+    assert latest_step(run) == 20
+    assert sorted(p.name for p in run.iterdir()) == ["10", "20", "20.incomplete", "tokenizer"]
+
+
+def test_a_chosen_step_is_restored(tmp_path, training, tokenizer_dir):
+    save_steps(tmp_path / "run", tokenizer_dir, training, [10, 20])
+    wanted = [as_abstract(tree) for tree in training[:2]]
+    with open_run(tmp_path / "run", tokenizer_dir) as manager:
+        assert restore_training(manager, *wanted, step=10)[3] == {"step": 10}
+
+
+def test_another_optimizer_is_named_before_anything_is_read(tmp_path, training, tokenizer_dir):
+    save_steps(tmp_path / "run", tokenizer_dir, training, [10])
+    wanted = optax.sgd(1e-3, momentum=0.9).init(training[0])
+    message = r"10 opt_state: .* 0/trace/embed/table is missing"
+    with (
+        open_run(tmp_path / "run", tokenizer_dir) as manager,
+        pytest.raises(ValueError, match=message),
+    ):
+        restore_training(manager, as_abstract(training[0]), as_abstract(wanted))
+
+
+def test_parameters_of_other_sizes_are_named(tmp_path, tiny, training, tokenizer_dir):
+    save_steps(tmp_path / "run", tokenizer_dir, training, [10])
+    wider = abstract_params(dataclasses.replace(tiny, mlp_dim=256))
+    message = r"w_up is \[2, 64, 192\], expected \[2, 64, 256\]"
+    with (
+        open_run(tmp_path / "run", tokenizer_dir) as manager,
+        pytest.raises(ValueError, match=message),
+    ):
+        restore_training(manager, wider, as_abstract(training[1]))
+
+
+def test_an_imported_checkpoint_has_nothing_to_resume(tiny_root, tokenizer_dir, training):
+    message = "must hold an optimizer state, got parameters only"
+    with open_run(tiny_root, tokenizer_dir) as manager, pytest.raises(ValueError, match=message):
+        restore_training(manager, *map(as_abstract, training[:2]))
+
+
+def test_a_full_disk_stops_a_save_and_leaves_earlier_steps(
+    tmp_path, training, tokenizer_dir, monkeypatch
+):
+    save_steps(tmp_path / "run", tokenizer_dir, training, [10])
+    usage = shutil.disk_usage(tmp_path)._replace(free=2**20)
+    monkeypatch.setattr(layout.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(ValueError, match="20: the disk must have 18 MiB free, got 1 MiB"):
+        save_steps(tmp_path / "run", tokenizer_dir, training, [20])
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["10", "tokenizer"]
+
+
+def test_a_run_cannot_change_its_tokenizer(tmp_path, training, tokenizer_dir):
+    save_steps(tmp_path / "run", tokenizer_dir, training, [10])
+    other = tmp_path / "other"
+    shutil.copytree(tokenizer_dir, other)
+    config = json.loads((other / "tokenizer_config.json").read_text())
+    (other / "tokenizer_config.json").write_text(json.dumps({**config, "bos_token": None}))
+    with pytest.raises(ValueError, match="was the tokenizer changed"):
+        open_run(tmp_path / "run", other)
+
+
+def test_a_workdir_that_cannot_be_written_is_refused(tmp_path, tokenizer_dir):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="must be a writable directory, got Not a directory"):
+        open_run(tmp_path / "file" / "run", tokenizer_dir)
+
+
+@pytest.mark.parametrize("name", ["save_every_steps", "keep_last"])
+def test_numbers_below_one_are_refused(tmp_path, tokenizer_dir, name):
+    with pytest.raises(ValueError, match=f"{name}: must be at least 1, got 0"):
+        open_run(tmp_path / "run", tokenizer_dir, **{name: 0})
+    assert not (tmp_path / "run").exists()
