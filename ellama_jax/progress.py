@@ -18,7 +18,7 @@ class Progress:
 
     def __init__(self, title: str, total: int, unit: str):
         self._title, self._total, self._unit = title, total, unit
-        self._done, self._notes = 0, ""
+        self._done, self._notes, self._printed = 0, "", None
         self._started = self._last_line = time.monotonic()
         terminal = sys.stderr.isatty()
         self._bar = tqdm(total=total, desc=title, unit=f" {unit}", leave=True) if terminal else None
@@ -42,14 +42,15 @@ class Progress:
         """Ends the count; without a terminal, prints the last line."""
         if self._bar is not None:
             self._bar.close()
-        else:
+        elif (self._done, self._notes) != self._printed:
             self._print_line()
 
     def _print_line(self) -> None:
         now = time.monotonic()
         line = f"{self._title}: {self._done}/{self._total} {self._unit}"
-        print(f"{line}, {now - self._started:.0f} s {self._notes}".rstrip(), file=sys.stderr, flush=True)
-        self._last_line = now
+        text = f"{line}, {now - self._started:.0f} s {self._notes}".rstrip()
+        print(text, file=sys.stderr, flush=True)
+        self._last_line, self._printed = now, (self._done, self._notes)
 
 
 @contextmanager

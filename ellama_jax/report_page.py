@@ -55,9 +55,10 @@ th, td { text-align: left; padding: 6px 10px; border-bottom: 1px solid var(--rul
   vertical-align: top; }
 th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
 tr:last-child td { border-bottom: 0; }
-td.num { white-space: nowrap; }
+td:first-child { min-width: 9em; } td.num { min-width: 0; white-space: nowrap; }
 .num { text-align: right; font-variant-numeric: tabular-nums; }
-td small { color: var(--soft); white-space: nowrap; } .good { color: var(--good); } .bad { color: var(--bad); }
+td small { color: var(--soft); white-space: nowrap; }
+.good { color: var(--good); } .bad { color: var(--bad); }
 pre { background: var(--back); border: 1px solid var(--rule); border-radius: 8px; padding: 12px;
   margin: 8px 0; overflow-x: auto; font-size: .83rem; line-height: 1.45; }
 summary { cursor: pointer; } ul { padding-left: 20px; margin: 8px 0; }
@@ -75,10 +76,10 @@ _TEMPLATE = """<!doctype html>
 <body><main>
 {%- macro table(content) %}
 <div class="card scroll"><table>
-<thead><tr>{% for name in content.header %}
+{% if content.header | select | list %}<thead><tr>{% for name in content.header %}
 <th{% if loop.index0 >= content.text_columns %} class="num"{% endif %}>{{ name }}</th>
 {%- endfor %}</tr></thead>
-<tbody>{% for row in content.rows %}
+{% endif %}<tbody>{% for row in content.rows %}
 <tr>{% for cell in row %}<td class="
 {%- if loop.index0 >= content.text_columns %}num {% endif %}{{ cell.tone }}">
 {{- cell.text }}{% if cell.small %} <small>{{ cell.small }}</small>{% endif %}</td>

@@ -111,26 +111,29 @@ def scatter_chart(title: str, points: Sequence[Point], x_label: str, y_label: st
     parts.append(f'<polyline class="path" points="{path}"/>')
     for p in points:
         parts += _error_bars(p, x_axis, y_axis)
-    for p in points:
+    for number, p in enumerate(points):
         x, y = x_axis(p.x), y_axis(p.y)
         colour, radius = ("c1", 6) if p.chosen else ("c0", 4)
         parts.append(_circle(p.x, p.y, x_axis, y_axis, radius, colour))
-        # Labels turn inwards near the right edge, so that none is cut off.
-        flip = x > _WIDTH - 90
-        parts.append(_text(x - 9 if flip else x + 9, y - 8, p.label, "end" if flip else "start"))
+        # Neighbours lie close together: labels go above and below in turn, and turn inwards near
+        # the right edge, so that none is cut off.
+        flip, rise = x > _WIDTH - 90, 17 if number % 2 else -8
+        label_x, anchor = (x - 9, "end") if flip else (x + 9, "start")
+        parts.append(_text(label_x, y + rise, p.label, anchor))
     return _svg(title, _HEIGHT, parts)
 
 
 def bar_chart(title: str, bars: Sequence[Bar], high: float | None = None) -> str:
     """Draws horizontal bars from 0, grouped, each with its value written behind it."""
     reach = max([bar.value + (bar.error or 0) for bar in bars] + [bar.mark or 0 for bar in bars])
-    axis = _Axis(0.0, high or reach or 1.0, 128, _WIDTH - 92)
+    axis = _Axis(0.0, high or reach or 1.0, 128, _WIDTH - 112)
     parts, y, group = [], 4.0, None
     for bar in bars:
         if bar.group != group:
             group, y = bar.group, y + (6 if group is not None else 0)
-            parts.append(_text(0, y + 12, group, "start", "strong"))
-            y += _ROW + 3
+            if group:
+                parts.append(_text(0, y + 12, group, "start", "strong"))
+                y += _ROW + 3
         parts += _draw_bar(bar, axis, y)
         y += _ROW
     return _svg(title, y + 6, parts)

@@ -268,10 +268,12 @@ def _loss_section(files: RunFiles) -> dict | None:
     return make_section("Loss by domain and language", [text], legend=languages, plots=plots)
 
 
-def _smooth_line(label: str, points: Sequence[tuple[int, float]], colour: int) -> Line:
+def _smooth_line(
+    label: str, points: Sequence[tuple[int, float]], colour: int, *, smooth: bool = True
+) -> Line:
     """Averages neighbouring steps, so that curves of small batches can be told apart."""
     points = [(step, value) for step, value in points if value is not None and math.isfinite(value)]
-    reach = len(points) // 100
+    reach = len(points) // 100 if smooth else 0
     xs, ys = [], []
     for index in range(0, len(points), max(1, len(points) // _MOST_POINTS)):
         near = [value for _, value in points[max(0, index - reach) : index + reach + 1]]
@@ -336,7 +338,8 @@ def _schedule_section(files: RunFiles) -> dict | None:
     ):
         points = [(record["step"], record[key]) for record in files.metrics if key in record]
         if points:
-            svg = line_chart(title, [_smooth_line(title, points, 0)], "step", title.lower())
+            line = _smooth_line(title, points, 0, smooth=key != "learning_rate")
+            svg = line_chart(title, [line], "step", title.lower())
             plots.append({"title": title, "svg": svg, "caption": ""})
     skipped = sum(record.get("skipped_updates") or 0 for record in files.metrics[-1:])
     text = f"Updates skipped because a loss or gradient was not finite: {skipped}."

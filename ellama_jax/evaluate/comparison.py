@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+_MOST_WITH_GAINS = 3
 _ENGLISH, _OTHERS = "English", "other languages"
 
 
@@ -94,7 +95,8 @@ def print_table(scorecards: Sequence[dict]) -> None:
 def format_table(scorecards: Sequence[dict]) -> str:
     """Lays models side by side: a row a task for English, and one for all other languages.
 
-    Accuracies are in percent, each with its standard error; gains are relative to the first model.
+    Accuracies are in percent, each with its standard error. Up to three models also get their gains
+    relative to the first; more would not fit a terminal.
     Rows of several languages are plain means over them, averages over tasks and languages alike.
     """
     rows = [_header(scorecards)]
@@ -159,7 +161,7 @@ def _pick_cells(scorecard, task, domain, metric, languages) -> list[dict]:
 
 def _header(scorecards: Sequence[dict]) -> list[str]:
     names = [card["model"] for card in scorecards]
-    gains = [f"{name} gain" for name in names[1:]]
+    gains = [f"{name} gain" for name in names[1:]] if len(names) <= _MOST_WITH_GAINS else []
     return ["task", "languages", "n", "chance", *names, *gains]
 
 
@@ -171,6 +173,8 @@ def _table_row(name: str, label: str, cells: Sequence[list[dict]]) -> list[str]:
     line = [name, label, str(sum(row["n"] for row in cells[0]))]
     line.append(f"{100 * chance:.0f}" if percent else "")
     line += [_write_value(value, stderr, percent) for value, stderr in means]
+    if len(means) > _MOST_WITH_GAINS:
+        return line
     gains = [relative_gain(value, means[0][0]) for value, _ in means[1:]]
     line += ["" if gain is None else f"{100 * gain:+.1f} %" for gain in gains]
     return line

@@ -308,7 +308,7 @@ def open_manager(
     _prepare_root(root, Path(tokenizer_dir))
     set_aside_incomplete(root)
     options = ocp.CheckpointManagerOptions(
-        should_save_fn=lambda step, latest: step % save_every_steps == 0 and step != latest,
+        should_save_fn=lambda step, latest: step % save_every_steps == 0,
         preservation_policy=preservation_policy.LatestN(keep_last) if keep_last else None,
         cleanup_tmp_directories=True,
         enable_async_checkpointing=asynchronous,
@@ -388,6 +388,7 @@ def restore_training(
 
 
 def _prepare_root(root: Path, tokenizer_dir: Path) -> None:
+    fingerprint = load_tokenizer(tokenizer_dir).fingerprint
     try:
         root.mkdir(parents=True, exist_ok=True)
         probe = root / f".writable-{os.getpid()}"
@@ -401,4 +402,4 @@ def _prepare_root(root: Path, tokenizer_dir: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(tokenizer_dir, partial)
         os.replace(partial, kept)
-    check_fingerprint(kept, load_tokenizer(tokenizer_dir).fingerprint)
+    check_fingerprint(kept, fingerprint)

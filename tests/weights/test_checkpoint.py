@@ -376,6 +376,12 @@ def test_a_workdir_that_cannot_be_written_is_refused(tmp_path, tokenizer_dir):
         open_run(tmp_path / "file" / "run", tokenizer_dir)
 
 
+def test_a_run_without_tokenizer_is_not_begun(tmp_path):
+    with pytest.raises(ValueError, match="must hold tokenizer.json"):
+        open_run(tmp_path / "run", tmp_path / "nowhere")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("name", ["save_every_steps", "keep_last"])
 def test_numbers_below_one_are_refused(tmp_path, tokenizer_dir, name):
     with pytest.raises(ValueError, match=f"{name}: must be at least 1, got 0"):

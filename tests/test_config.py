@@ -1,0 +1,135 @@
+"""Configuration: what is refused, with which words, and what the shipped files say."""
+
+import copy
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from ellama_jax.config import config_from_mapping, config_to_mapping, configs_dir, load_config
+
+BASE = f"--config={configs_dir() / 'base.py'}"
+
+
+def base_values():
+    config, _ = load_config([BASE], "train")
+    return config_to_mapping(config)
+
+
+def changed(**changes):
+    values = copy.deepcopy(base_values())
+    for path, value in changes.items():
+        section, key = path.split("__")
+        values[section][key] = value
+    return values
+
+
+def test_every_shipped_configuration_loads():
+    for name in ("base.py", "ellama.py:8b", "ellama.py:70b", "demo.py:smollm2-135m", "demo.py:tiny"):
+        config, others = load_config([f"--config={configs_dir() / name}"], "train")
+        assert others == [] and config.train.steps > 0
+
+
+def test_the_paper_s_configuration_is_the_paper_s():
+    config, _ = load_config([f"--config={configs_dir() / 'ellama.py'}:70b"], "train")
+    assert config.model.preset == "llama3.1-70b"
+    assert config.data.replay_frac == 0.5
+    assert config.data.global_batch_size * config.data.seq_len == 11_796_480
+    assert config.schedule.peak_frac == 0.1
+    assert sum(v for k, v in config.data.general_shares.items() if k != "en") == pytest.approx(0.1)
+
+
+def test_overrides_and_other_arguments_are_told_apart():
+    argv = ["--workdir", "w", BASE, "--config.train.steps=7", "--config.schedule.warmup_steps", "3",
+            "--config.data.ecommerce_shares.en=0.2", "--x"]  # fmt: skip
+    config, others = load_config(argv, "train")
+    assert (config.train.steps, config.schedule.warmup_steps) == (7, 3)
+    assert others == ["--workdir", "w", "--x"]
+
+
+def test_a_user_s_file_anywhere_may_import_the_base(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(textwrap.dedent("""
+        from configs import base
+        def get_config():
+            config = base.get_config()
+            config.schedule.base_peak_learning_rate = 1e-3
+            return config
+    """))
+    config, _ = load_config([f"--config={file}"], "train")
+    assert config.schedule.base_peak_learning_rate == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], r"--config: must name a configuration file, got none"),
+        (["--config=/no/such/file.py"], r"--config: .*no/such/file.py"),
+        ([BASE, "--config.train.stepz=3"], r"stepz"),
+        ([BASE, "--config.train.steps=many"], r"steps.*many"),
+        ([f"--config={configs_dir() / 'ellama.py'}:9b"], r"variant must be one of 8b, 70b, got 9b"),
+    ],
+)
+def test_a_wrong_command_line_is_one_clear_error(argv, message):
+    with pytest.raises(ValueError, match=message):
+        load_config(argv, "train")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimizer__warmup": 3}, r"^optimizer.warmup: is no configuration key"),
+        ({"schedule__warmup_step": 3}, r"^schedule.warmup_step: .*did you mean schedule.warmup_steps\?"),
+        ({"schedule__warmup_steps": 90000}, r"^schedule.warmup_steps: must be smaller than train.steps \(85000\), got 90000"),
+        ({"train__steps": 2.5}, r"^train.steps: must be int, got 2.5"),
+        ({"train__steps": True}, r"^train.steps: must be int, got True"),
+        ({"train__steps": 0}, r"^train.steps: must be at least 1, got 0"),
+        ({"mesh__fsdp": 0}, r"^mesh.fsdp: must be at least 1, or -1, got 0"),
+        ({"model__compute_dtype": "fp8"}, r"^model.compute_dtype: must be one of float32, bfloat16, auto"),
+        ({"train__num_microbatches": 7}, r"^data.global_batch_size: must be divisible by train.num_microbatches \(7\), got 1440"),
+        ({"data__replay_frac": 1.5}, r"^data.replay_frac: must lie in \[0, 1\], got 1.5"),
+        ({"data__general_shares": {"en": 0.5}}, r"^data.general_shares: must sum to 1, got 0.5"),
+        ({"data__general_shares": {"en": 2.0, "de": -1.0}}, r"^data.general_shares.de: must not be negative"),
+        ({"data__general_shares": 1.0}, r"^data.general_shares: must be dict"),
+        ({"evaluate__alphas": (0.0, "x")}, r"^evaluate.alphas\[1\]: must be float, got 'x'"),
+        ({"optimizer__b2": 1.0}, r"^optimizer.b2: must lie in \[0, 1\)"),
+        ({"schedule__peak_frac": -0.1}, r"^schedule.peak_frac: must be positive"),
+    ],
+)  # fmt: skip
+def test_values_that_cannot_work_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        config_from_mapping(changed(**changes))
+
+
+def test_missing_keys_and_sections_are_named():
+    values = base_values()
+    del values["model"]["remat"]
+    with pytest.raises(ValueError, match="^model.remat: must be set"):
+        config_from_mapping(values)
+    with pytest.raises(ValueError, match="^train: must be a section, got 3"):
+        config_from_mapping({**base_values(), "train": 3})
+
+
+def test_shares_of_an_unused_domain_need_not_sum_to_one():
+    values = changed(data__replay_frac=0.0, data__general_shares={})
+    assert config_from_mapping(values).data.general_shares == {}
+
+
+def test_whole_numbers_serve_as_floats():
+    config = config_from_mapping(changed(optimizer__weight_decay=0))
+    assert config.optimizer.weight_decay == 0.0 and isinstance(config.optimizer.weight_decay, float)
+
+
+def test_a_wrong_key_touches_no_device():
+    """The error comes before JAX is even imported."""
+    code = (
+        "import sys\n"
+        "from ellama_jax.config import load_config\n"
+        "try: load_config(sys.argv[1:], 'train')\n"
+        "except ValueError as error: print(error)\n"
+        "print('jax' in sys.modules)\n"
+    )
+    argv = [sys.executable, "-c", code, BASE, "--config.model.prest=x"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    assert "prest" in done.stdout and done.stdout.splitlines()[-1] == "False"

@@ -1,0 +1,90 @@
+"""Imports go downward only, and every vendor has one home."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "ellama_jax"
+# Lower layers first; a module imports from its own layer's package or from below.
+LAYERS = (
+    ("config", "tree", "sharding", "progress"),
+    ("model",),
+    ("data",),
+    ("weights",),
+    ("train", "evaluate"),
+    ("plan", "report", "report_page", "report_plots", "report_sections"),
+    ("demo", "inspect"),
+    ("cli",),
+)
+HOMES = {
+    "flax": {"model/llama.py"},
+    "orbax": {"weights/checkpoint.py"},
+    "grain": {"data/loader.py"},
+    "seqio": {"data/tasks.py"},
+    "tensorflow": {"data/tasks.py"},
+    "tensorflow_datasets": {"data/tasks.py"},
+    "gguf": {"weights/gguf.py"},
+    "ml_collections": {"config.py"},
+}
+# Never needed to run the product: references of tests and benchmarks.
+STRANGERS = ("torch", "transformers", "mergekit", "accelerate")
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(path):
+    """Yields every imported module's full name, those inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def layer_of(module):
+    for number, names in enumerate(LAYERS):
+        if module in names:
+            return number
+    raise AssertionError(f"{module} stands in no layer; name it in LAYERS")
+
+
+def part_of(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_downward(path):
+    if path == PACKAGE / "__init__.py":
+        assert not list(imports(path))
+        return
+    mine = part_of(path)
+    for module in imports(path):
+        parts = module.split(".")
+        if parts[0] != "ellama_jax" or len(parts) < 2 or parts[1].startswith("_"):
+            continue
+        other = parts[1]
+        below = layer_of(other) < layer_of(mine)
+        together = other == mine or (mine.startswith("report") and other.startswith("report"))
+        assert below or together, f"{path} imports {module}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_every_vendor_has_one_home(path):
+    relative = str(path.relative_to(PACKAGE))
+    for module in imports(path):
+        vendor = module.split(".")[0]
+        assert relative in HOMES.get(vendor, {relative}), f"{relative} imports {vendor}"
+        assert vendor not in STRANGERS, f"{relative} imports {vendor}"
+
+
+def test_no_module_is_a_drawer_or_too_long():
+    for path in FILES:
+        assert path.stem not in ("utils", "util", "helpers", "common", "misc")
+        assert len(path.read_text().splitlines()) <= 500, path
+
+
+def test_the_layers_name_what_exists():
+    named = {name for names in LAYERS for name in names} - {"plan"}
+    assert named == {part_of(path) for path in FILES} - {"__init__"}

@@ -1,0 +1,151 @@
+"""One step: sums rather than means, the same on every mesh, bad updates skipped."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ellama_jax.config import OptimizerConfig
+from ellama_jax.model.llama import abstract_params, hidden_states, init_params, project_logits
+from ellama_jax.model.presets import get_preset
+from ellama_jax.sharding import make_mesh, place_batch
+from ellama_jax.train.optimizer import abstract_opt_state, init_opt_state, make_optimizer
+from ellama_jax.train.step import init_state, make_loss_sums, make_train_step
+
+TINY = get_preset("tiny")
+ADAMW = OptimizerConfig(b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1, clip_norm=1.0)
+OPTIMIZER = make_optimizer(ADAMW, optax.constant_schedule(1e-2))
+MESHES = {
+    "one device": None,
+    "data 8": (8, 1, 1, 1),
+    "fsdp 8": (1, 8, 1, 1),
+    "fsdp 4 x tensor 2": (1, 4, 1, 2),
+    "data 2 x fsdp 2 x tensor 2": (2, 2, 1, 2),
+}
+
+
+def loss_sums(chunk_tokens=64):
+    return make_loss_sums(
+        TINY, num_sources=3, compute_dtype=jnp.float32, remat="none", chunk_tokens=chunk_tokens
+    )
+
+
+@functools.cache
+def compiled_step(num_microbatches):
+    """One jitted function for all tests of a kind, so that each mesh is compiled for once."""
+    return jax.jit(make_train_step(loss_sums(), OPTIMIZER, num_microbatches), donate_argnums=0)
+
+
+def run_steps(batches, *, num_microbatches=1, mesh_shape=None):
+    """Trains from seed 0 on `batches`; returns the parameters (host) and the last metrics."""
+    sizes = dict(zip(("data", "fsdp", "context", "tensor"), mesh_shape or (1, 1, 1, 1), strict=True))
+    mesh = make_mesh(sizes, jax.devices()[: int(np.prod(list(sizes.values())))])
+    with jax.set_mesh(mesh):
+        params = init_params(TINY, 0, mesh=mesh)
+        wanted = abstract_opt_state(OPTIMIZER, abstract_params(TINY, mesh=mesh))
+        state = init_state(params, init_opt_state(OPTIMIZER, params, wanted))
+        step = compiled_step(num_microbatches)
+        for batch in batches:
+            state, metrics = step(state, place_batch(batch, mesh))
+    return jax.device_get(state), jax.device_get(metrics)
+
+
+def assert_close(a, b, tolerance=1e-5):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance), a, b)
+
+
+def test_loss_is_the_mean_over_all_counted_tokens(make_batch):
+    """Against optax on whole logits; a mean of row means would differ."""
+    batch = make_batch()
+    _, metrics = run_steps([batch])
+    params = init_params(TINY, 0)
+    hidden = hidden_states(params, TINY, *(batch[n] for n in ("inputs", "positions", "segment_ids")))
+    logits = project_logits(params, TINY, hidden)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
+    weights = batch["loss_weights"]
+    np.testing.assert_allclose(metrics.loss, np.sum(losses * weights) / weights.sum(), rtol=1e-5)
+    row_means = np.sum(losses * weights, axis=1) / weights.sum(axis=1)
+    assert abs(metrics.loss - row_means.mean()) > 1e-4
+    for source in range(3):
+        mine = batch["source_ids"] == source
+        expected = np.sum((losses * weights)[mine])
+        np.testing.assert_allclose(metrics.source_loss_sums[source], expected, rtol=1e-5)
+        assert metrics.source_weight_sums[source] == weights[mine].sum()
+        assert metrics.source_tokens[source] == np.sum(batch["segment_ids"][mine] != 0)
+
+
+@pytest.mark.parametrize("name", [name for name in MESHES if name != "one device"])
+def test_every_mesh_gives_the_loss_and_parameters_of_one_device(name, make_batch):
+    batches = [make_batch(seed) for seed in range(2)]
+    alone, metrics_alone = run_steps(batches)
+    divided, metrics = run_steps(batches, mesh_shape=MESHES[name])
+    np.testing.assert_allclose(metrics.loss, metrics_alone.loss, rtol=1e-5)
+    np.testing.assert_allclose(metrics.grad_norm, metrics_alone.grad_norm, rtol=1e-5)
+    assert_close(divided.params, alone.params, 1e-4)
+    assert_close(metrics.source_loss_sums, metrics_alone.source_loss_sums)
+
+
+def test_parameters_really_are_divided_on_a_mesh():
+    mesh = make_mesh({"data": 1, "fsdp": 4, "context": 1, "tensor": 2})
+    w_up = init_params(TINY, 0, mesh=mesh)["layers"]["mlp"]["w_up"]
+    assert w_up.addressable_shards[0].data.shape == (2, 64 // 4, 192 // 2)
+
+
+@pytest.mark.parametrize("num_microbatches", [2, 4])
+def test_microbatches_add_up_to_the_whole_batch(num_microbatches, make_batch):
+    """Rows have different numbers of counted tokens: a mean of means would differ."""
+    batches = [make_batch(seed) for seed in range(2)]
+    whole, metrics_whole = run_steps(batches)
+    parts, metrics = run_steps(batches, num_microbatches=num_microbatches)
+    np.testing.assert_allclose(metrics.loss, metrics_whole.loss, rtol=1e-5)
+    assert_close(parts.params, whole.params, 1e-4)
+    assert metrics.weight_sum == metrics_whole.weight_sum
+
+
+def test_microbatches_work_on_a_mesh(make_batch):
+    batches = [make_batch(rows=16)]
+    whole, _ = run_steps(batches)
+    parts, _ = run_steps(batches, num_microbatches=2, mesh_shape=MESHES["data 2 x fsdp 2 x tensor 2"])
+    assert_close(parts.params, whole.params, 1e-4)
+
+
+def test_an_update_that_is_not_finite_is_skipped_and_counted(make_batch):
+    good, bad = make_batch(0), make_batch(1)
+    bad["loss_weights"] = bad["loss_weights"] * np.float32(np.inf)
+    before, _ = run_steps([good])
+    after, metrics = run_steps([good, bad])
+    jax.tree.map(np.testing.assert_array_equal, before.params, after.params)
+    jax.tree.map(np.testing.assert_array_equal, before.opt_state, after.opt_state)
+    assert (after.step, after.skipped, after.skipped_in_a_row) == (2, 1, 1)
+    assert not np.isfinite(metrics.loss)
+
+
+def test_a_good_update_ends_the_row_of_skipped_ones(make_batch):
+    bad = make_batch(1)
+    bad["loss_weights"] = bad["loss_weights"] * np.float32(np.nan)
+    state, _ = run_steps([bad, bad, make_batch(2)])
+    assert (state.step, state.skipped, state.skipped_in_a_row) == (3, 2, 0)
+
+
+def test_a_batch_of_padding_alone_gives_no_loss_and_no_nan(make_batch):
+    batch = make_batch()
+    for name in ("inputs", "segment_ids", "positions", "targets", "loss_weights"):
+        batch[name] = np.zeros_like(batch[name])
+    state, metrics = run_steps([batch])
+    assert metrics.loss == 0 and metrics.skipped == 0
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state.params))
+
+
+def test_padding_rows_do_not_change_the_update(make_batch):
+    batch = make_batch()
+    padded = {name: np.concatenate([rows, np.zeros_like(rows)]) for name, rows in batch.items()}
+    plain, padded = run_steps([batch])[0], run_steps([padded])[0]
+    assert_close(plain.params, padded.params)
+
+
+def test_training_lowers_the_loss(make_batch):
+    losses = [float(run_steps([make_batch(0)] * n)[1].loss) for n in (1, 8)]
+    assert losses[1] < losses[0] - 0.5
