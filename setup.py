@@ -44,6 +44,7 @@ EXTRAS = {
         "ruff",
         "setuptools",
         "sympy",  # torch asks for it
+        "tensorboard",
         "transformers",
         "wheel",
     ],
@@ -59,7 +60,7 @@ setup(
     python_requires=">=3.11,<3.14",
     packages=[*find_packages(include=["ellama_jax", "ellama_jax.*"]), "ellama_jax.configs"],
     package_dir={"ellama_jax.configs": "configs"},
-    package_data={"ellama_jax": ["**/*.json", "**/*.mjs"]},
+    package_data={"ellama_jax": ["**/*.yaml"]},
     install_requires=RUNTIME,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["ellama = ellama_jax.cli:main"]},

@@ -37,7 +37,10 @@ _EURO_PER_DOLLAR = 0.92
 
 
 def generate_listings(
-    seed: int, num_products: int, languages: Sequence[str] = CATALOGUE_LANGUAGES
+    seed: int,
+    num_products: int,
+    languages: Sequence[str] = CATALOGUE_LANGUAGES,
+    product_types: Sequence[str] | None = None,
 ) -> Iterator[dict]:
     """Draws synthetic products and yields one listing per product and language.
 
@@ -46,15 +49,16 @@ def generate_listings(
 
     Args:
         seed: of every draw; the brands' habits are in the tables and do not depend on it.
-        num_products: number of products, at most `max_products()`.
+        num_products: number of products, at most `max_products(product_types)`.
         languages: which of en, de, fr, it, es to write, in this order.
+        product_types: keys of the types to sell, as a shop with a narrow range; None sells all.
 
     Yields:
         Listing records (title, category, aspects, price, currency, description, language,
         product_id, source). All languages of a product share their product_id and their facts.
 
     Raises:
-        ValueError: if there are not so many different products, or a language is not written.
+        ValueError: if there are not so many different products, or a language or type is unknown.
 
     >>> listing = next(generate_listings(seed=0, num_products=1, languages=["en"]))
     >>> listing["title"], listing["price"], listing["currency"]
@@ -65,17 +69,31 @@ def generate_listings(
         raise ValueError(
             f"languages: must be among {', '.join(CATALOGUE_LANGUAGES)}, got {unknown[0]!r}."
         )
-    if not 0 <= num_products <= max_products():
+    kinds = _pick_types(product_types)
+    most = max_products(product_types)
+    if not 0 <= num_products <= most:
         raise ValueError(
-            f"num_products: must be between 0 and {max_products()} (beyond it titles repeat), "
+            f"num_products: must be between 0 and {most} (beyond it titles repeat), "
             f"got {num_products}."
         )
-    return _generate(seed, num_products, tuple(languages))
+    return _generate(seed, num_products, tuple(languages), kinds)
 
 
-def _generate(seed: int, num_products: int, languages: tuple[str, ...]) -> Iterator[dict]:
+def _pick_types(keys: Sequence[str] | None) -> tuple[ProductType, ...]:
+    known = {kind.key: kind for kind in PRODUCT_TYPES}
+    unknown = [key for key in keys or () if key not in known]
+    if unknown:
+        raise ValueError(
+            f"product_types: must be among {', '.join(known)}, got {unknown[0]!r}."
+        )
+    return PRODUCT_TYPES if keys is None else tuple(known[key] for key in keys)
+
+
+def _generate(
+    seed: int, num_products: int, languages: tuple[str, ...], kinds: Sequence[ProductType]
+) -> Iterator[dict]:
     """Yields listings after `generate_listings` has checked its arguments."""
-    for number, (kind, brand, series, shown) in enumerate(_product_slots(seed)):
+    for number, (kind, brand, series, shown) in enumerate(_product_slots(seed, kinds)):
         if number == num_products:
             return
         product = _draw_product(kind, brand, series, shown, seed, number)
@@ -83,9 +101,10 @@ def _generate(seed: int, num_products: int, languages: tuple[str, ...]) -> Itera
             yield _write_listing(product, language)
 
 
-def max_products() -> int:
+def max_products(product_types: Sequence[str] | None = None) -> int:
     """Returns how many products exist before a series would repeat a color and size."""
-    return min(_num_variants(kind) for kind in PRODUCT_TYPES) * len(_all_series())
+    kinds = _pick_types(product_types)
+    return min(_num_variants(kind) for kind in kinds) * len(_all_series(kinds))
 
 
 def _num_variants(kind: ProductType) -> int:
@@ -93,22 +112,24 @@ def _num_variants(kind: ProductType) -> int:
     return sizes[0] * sizes[1]
 
 
-def _all_series() -> list[tuple[ProductType, Brand, str]]:
+def _all_series(kinds: Sequence[ProductType]) -> list[tuple[ProductType, Brand, str]]:
     return [
         (kind, brand, series)
-        for kind in PRODUCT_TYPES
+        for kind in kinds
         for brand in kind.brands
         for series in brand.series
     ]
 
 
-def _product_slots(seed: int) -> Iterator[tuple[ProductType, Brand, str, tuple[int, int]]]:
+def _product_slots(
+    seed: int, kinds: Sequence[ProductType]
+) -> Iterator[tuple[ProductType, Brand, str, tuple[int, int]]]:
     """Yields (type, brand, series, (color, size)), never the same twice.
 
     Every round visits each series once, in a new order, so that brands are equally frequent in
     any stretch; within a series the colors and sizes follow a seeded permutation.
     """
-    all_series = _all_series()
+    all_series = _all_series(kinds)
     for round_number in itertools.count():
         order = list(all_series)
         random.Random(f"round {seed} {round_number}").shuffle(order)

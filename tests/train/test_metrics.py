@@ -1,0 +1,65 @@
+"""Records and files of metrics."""
+
+import json
+
+import numpy as np
+
+from ellama_jax.train.metrics import MetricsLog, read_metrics, step_record
+from ellama_jax.train.step import Metrics
+
+
+def metrics(loss_sums, weights, loss=2.0):
+    return Metrics(
+        loss=np.float32(loss), grad_norm=np.float32(0.5), weight_sum=np.float32(sum(weights)),
+        source_loss_sums=np.array(loss_sums, np.float32),
+        source_weight_sums=np.array(weights, np.float32),
+        source_tokens=np.array(weights, np.int32), skipped=np.int32(1),
+        skipped_in_a_row=np.int32(0),
+    )  # fmt: skip
+
+
+def test_sources_of_one_domain_and_language_are_one_curve():
+    """Their sums are added before dividing: 30 nats over 20 tokens, not the mean of 1 and 2."""
+    names = ["ecommerce/de", "general/de", "ecommerce/de"]
+    record = step_record(metrics([10, 8, 20], [10, 4, 10]), names, step=3, learning_rate=0.1, secs=2.0)
+    assert record == {
+        "step": 3, "loss": 2.0, "learning_rate": 0.1, "grad_norm": 0.5, "loss_tokens": 24,
+        "step_secs": 2.0, "tokens_per_sec": 12.0, "skipped_updates": 1,
+        "loss/ecommerce/de": 1.5, "loss/general/de": 2.0,
+    }  # fmt: skip
+
+
+def test_a_source_without_tokens_has_no_loss():
+    record = step_record(metrics([3, 0], [2, 0]), ["a/en", "b/en"], step=1, learning_rate=0, secs=1)
+    assert record["loss/a/en"] == 1.5 and "loss/b/en" not in record
+
+
+def test_lines_that_will_be_repeated_are_dropped_and_a_torn_one_is_ignored(tmp_path):
+    log = MetricsLog(tmp_path, 1)
+    for step in (1, 2, 3):
+        log.write({"step": step, "loss": 1.0 / step, "tokens_consumed": {"a": step}})
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')
+    assert [r["step"] for r in read_metrics(tmp_path)] == [1, 2, 3]
+    log = MetricsLog(tmp_path, 3)
+    log.write({"step": 3, "loss": 9.0})
+    log.close()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["loss"]) for line in lines] == [(1, 1.0), (2, 0.5), (3, 9.0)]
+
+
+def test_tensorboard_holds_the_scalars(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = MetricsLog(tmp_path, 1)
+    log.write({"step": 1, "loss": 2.5, "loss/ecommerce/de": 3.5, "batch_fingerprint": "ab"})
+    log.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert set(events.Tags()["scalars"]) == {"loss", "loss/ecommerce/de"}
+    assert events.Scalars("loss")[0].value == 2.5 and events.Scalars("loss")[0].step == 1
+
+
+def test_a_run_without_metrics_has_none(tmp_path):
+    assert read_metrics(tmp_path) == []
