@@ -139,7 +139,9 @@ def load_config(argv: list[str], verb: str) -> tuple[RunConfig, list[str]]:
     _make_configs_importable()
     mine, others = _split_arguments(argv)
     if not mine:
-        raise ValueError(f"--config: must name a configuration file, got none; see ellama {verb} --help.")
+        raise ValueError(
+            f"--config: must name a configuration file, got none; see ellama {verb} --help."
+        )
     values = flags.FlagValues()
     config_flags.DEFINE_config_file(
         "config", lock_config=True, flag_values=values, sys_argv=[verb, *mine]
@@ -148,7 +150,9 @@ def load_config(argv: list[str], verb: str) -> tuple[RunConfig, list[str]]:
         values([verb, *mine])
         loaded = values["config"].value
     except FileNotFoundError as error:
-        raise ValueError(f"--config: must be an existing file, got {error.filename or error}.") from error
+        raise ValueError(
+            f"--config: must be an existing file, got {error.filename or error}."
+        ) from error
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"--config: {' '.join(str(error).split())}") from error
     return config_from_mapping(loaded.to_dict()), others
@@ -209,7 +213,9 @@ def _convert(value, hint, name: str):
     if origin is types.UnionType:
         return None if value is None else _convert(value, arguments[0], name)
     if origin is dict and isinstance(value, Mapping):
-        return {str(key): _convert(item, arguments[1], f"{name}.{key}") for key, item in value.items()}
+        return {
+            str(key): _convert(item, arguments[1], f"{name}.{key}") for key, item in value.items()
+        }
     if origin is tuple and isinstance(value, (list, tuple)):
         return tuple(_convert(item, arguments[0], f"{name}[{i}]") for i, item in enumerate(value))
     if hint is float and type(value) in (int, float):
@@ -270,12 +276,19 @@ def _check_learning(config: RunConfig) -> None:
         "schedule.warmup_steps", f"must be smaller than train.steps ({steps})", schedule.warmup_steps,
     )  # fmt: skip
     _require(schedule.peak_frac > 0, "schedule.peak_frac", "must be positive", schedule.peak_frac)
-    _require(0 <= schedule.final_frac <= 1, "schedule.final_frac", "must lie in [0, 1]", schedule.final_frac)
+    _require(
+        0 <= schedule.final_frac <= 1,
+        "schedule.final_frac",
+        "must lie in [0, 1]",
+        schedule.final_frac,
+    )
     for name in ("b1", "b2"):
         value = getattr(optimizer, name)
         _require(0 <= value < 1, f"optimizer.{name}", "must lie in [0, 1)", value)
     _require(optimizer.eps > 0, "optimizer.eps", "must be positive", optimizer.eps)
-    _require(optimizer.clip_norm > 0, "optimizer.clip_norm", "must be positive", optimizer.clip_norm)
+    _require(
+        optimizer.clip_norm > 0, "optimizer.clip_norm", "must be positive", optimizer.clip_norm
+    )
     _require(optimizer.weight_decay >= 0, "optimizer.weight_decay", "must not be negative",
              optimizer.weight_decay)  # fmt: skip
 

@@ -22,8 +22,12 @@ def main_inspect(argv: list[str]) -> None:
         "--config.data.windows_dir=windows",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("path", help="checkpoint root or step, window set(s), or configuration file")
-    parser.add_argument("--show", type=int, default=0, metavar="N", help="decode the first N windows")
+    parser.add_argument(
+        "path", help="checkpoint root or step, window set(s), or configuration file"
+    )
+    parser.add_argument(
+        "--show", type=int, default=0, metavar="N", help="decode the first N windows"
+    )
     parser.add_argument("--tokenizer", metavar="DIR", help="tokenizer to decode windows with")
     args, overrides = parser.parse_known_args(argv)
     path = Path(args.path)

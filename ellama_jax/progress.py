@@ -57,9 +57,9 @@ class Progress:
 def progress(title: str, total: int, unit: str) -> Iterator[Progress]:
     """Shows the progress of the enclosed work.
 
-        with progress("tokenising", total=1234, unit="docs") as bar:
-            bar.update(1)
-            bar.note(loss=1.2)
+    with progress("tokenising", total=1234, unit="docs") as bar:
+        bar.update(1)
+        bar.note(loss=1.2)
     """
     shown = Progress(title, total, unit)
     try:

@@ -131,7 +131,9 @@ def partition_spec(
     return PartitionSpec(*entries)
 
 
-def storage_sharding(mesh: Mesh, dims: Sequence[str], shape: Sequence[int], name: str) -> NamedSharding:
+def storage_sharding(
+    mesh: Mesh, dims: Sequence[str], shape: Sequence[int], name: str
+) -> NamedSharding:
     """Returns where a parameter with these dims is stored on `mesh`."""
     return NamedSharding(mesh, partition_spec(dims, shape, mesh.shape, STORAGE_AXES, name))
 

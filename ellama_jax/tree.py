@@ -10,8 +10,8 @@ from typing import Any
 def flatten_paths(tree: Mapping) -> dict[str, Any]:
     """Flattens a nested dict into `path -> leaf`, sorted by path.
 
-        >>> flatten_paths({"b": {"y": 2, "x": 1}, "a": 0})
-        {'a': 0, 'b/x': 1, 'b/y': 2}
+    >>> flatten_paths({"b": {"y": 2, "x": 1}, "a": 0})
+    {'a': 0, 'b/x': 1, 'b/y': 2}
     """
     flat = {}
     for key, value in tree.items():
@@ -25,8 +25,8 @@ def flatten_paths(tree: Mapping) -> dict[str, Any]:
 def unflatten_paths(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Rebuilds the nested dict that `flatten_paths` took apart.
 
-        >>> unflatten_paths({"a": 0, "b/x": 1})
-        {'a': 0, 'b': {'x': 1}}
+    >>> unflatten_paths({"a": 0, "b/x": 1})
+    {'a': 0, 'b': {'x': 1}}
     """
     tree: dict[str, Any] = {}
     for path, leaf in flat.items():
@@ -41,8 +41,8 @@ def unflatten_paths(flat: Mapping[str, Any]) -> dict[str, Any]:
 def map_paths(function: Callable[[str, Any], Any], tree: Mapping) -> dict[str, Any]:
     """Applies `function(path, leaf)` to every leaf; the structure stays.
 
-        >>> map_paths(lambda path, leaf: path, {"b": {"x": 1}})
-        {'b': {'x': 'b/x'}}
+    >>> map_paths(lambda path, leaf: path, {"b": {"x": 1}})
+    {'b': {'x': 'b/x'}}
     """
     flat = {path: function(path, leaf) for path, leaf in flatten_paths(tree).items()}
     return unflatten_paths(flat)

@@ -31,8 +31,12 @@ def test_every_verb_explains_itself_with_an_example(verb, capsys):
 
 
 def test_help_lists_the_verbs_and_imports_nothing_heavy():
-    code = "import sys; from ellama_jax.cli import main; main(['--help']); print(sorted(sys.modules))"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    code = (
+        "import sys; from ellama_jax.cli import main; main(['--help']); print(sorted(sys.modules))"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
     assert all(f"\n  {verb} " in out for verb in cli.VERBS)
     for heavy in ("'jax'", "'numpy'", "'tensorflow'", "'torch'", "'flax'"):
         assert heavy not in out.splitlines()[-1]

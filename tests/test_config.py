@@ -26,7 +26,13 @@ def changed(**changes):
 
 
 def test_every_shipped_configuration_loads():
-    for name in ("base.py", "ellama.py:8b", "ellama.py:70b", "demo.py:smollm2-135m", "demo.py:tiny"):
+    for name in (
+        "base.py",
+        "ellama.py:8b",
+        "ellama.py:70b",
+        "demo.py:smollm2-135m",
+        "demo.py:tiny",
+    ):
         config, others = load_config([f"--config={configs_dir() / name}"], "train")
         assert others == [] and config.train.steps > 0
 
@@ -50,13 +56,15 @@ def test_overrides_and_other_arguments_are_told_apart():
 
 def test_a_user_s_file_anywhere_may_import_the_base(tmp_path):
     file = tmp_path / "mine.py"
-    file.write_text(textwrap.dedent("""
+    file.write_text(
+        textwrap.dedent("""
         from configs import base
         def get_config():
             config = base.get_config()
             config.schedule.base_peak_learning_rate = 1e-3
             return config
-    """))
+    """)
+    )
     config, _ = load_config([f"--config={file}"], "train")
     assert config.schedule.base_peak_learning_rate == 1e-3
 

@@ -33,14 +33,20 @@ def test_mesh_has_the_four_axes_and_all_devices():
     assert len(set(mesh.devices.flat)) == 8
 
 
-@pytest.mark.parametrize("wrong", [sizes(fsdp=3), sizes(fsdp=-1, tensor=-1), sizes(fsdp=-1, tensor=3), sizes()])
+@pytest.mark.parametrize(
+    "wrong", [sizes(fsdp=3), sizes(fsdp=-1, tensor=-1), sizes(fsdp=-1, tensor=3), sizes()]
+)
 def test_sizes_that_do_not_multiply_to_the_devices_are_refused(wrong):
-    with pytest.raises(ValueError, match=r"^mesh: axis sizes must multiply to the number of devices \(8\)"):
+    with pytest.raises(
+        ValueError, match=r"^mesh: axis sizes must multiply to the number of devices \(8\)"
+    ):
         resolve_axis_sizes(wrong, 8)
 
 
 def test_storage_of_a_weight_is_divided_by_fsdp_and_tensor():
-    spec = partition_spec(("layers", "embed", "mlp"), (30, 576, 1536), sizes(fsdp=4, tensor=2), STORAGE_AXES)
+    spec = partition_spec(
+        ("layers", "embed", "mlp"), (30, 576, 1536), sizes(fsdp=4, tensor=2), STORAGE_AXES
+    )
     assert spec == P(None, "fsdp", "tensor")
 
 
@@ -76,7 +82,9 @@ def test_text_form_of_the_8b_sharding():
     """Golden: where each parameter of Llama 3.1 8B lies on fsdp 4 x tensor 2."""
     config = get_preset("llama3.1-8b")
     abstract = flatten_paths(abstract_params(config, mesh=make_mesh(sizes(fsdp=4, tensor=2))))
-    lines = [describe(path, abstract[path], dims) for path, dims in sorted(param_dims(config).items())]
+    lines = [
+        describe(path, abstract[path], dims) for path, dims in sorted(param_dims(config).items())
+    ]
     assert lines == [
         "embed/table float32[128256 vocab/tensor, 4096 embed/fsdp]",
         "final_norm/scale float32[4096 norm]",

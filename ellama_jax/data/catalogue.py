@@ -83,9 +83,7 @@ def _pick_types(keys: Sequence[str] | None) -> tuple[ProductType, ...]:
     known = {kind.key: kind for kind in PRODUCT_TYPES}
     unknown = [key for key in keys or () if key not in known]
     if unknown:
-        raise ValueError(
-            f"product_types: must be among {', '.join(known)}, got {unknown[0]!r}."
-        )
+        raise ValueError(f"product_types: must be among {', '.join(known)}, got {unknown[0]!r}.")
     return PRODUCT_TYPES if keys is None else tuple(known[key] for key in keys)
 
 
@@ -114,10 +112,7 @@ def _num_variants(kind: ProductType) -> int:
 
 def _all_series(kinds: Sequence[ProductType]) -> list[tuple[ProductType, Brand, str]]:
     return [
-        (kind, brand, series)
-        for kind in kinds
-        for brand in kind.brands
-        for series in brand.series
+        (kind, brand, series) for kind in kinds for brand in kind.brands for series in brand.series
     ]
 
 

@@ -12,14 +12,18 @@ LAMP = ProductType(
     department=w.HOME,
     group=words("Lamps|Lampen|Lampes|Lampade|Lámparas"),
     leaves=(
-        words("Desk Lamps|Schreibtischlampen|Lampes de bureau|Lampade da scrivania|"
-              "Lámparas de escritorio"),
-        words("Bedside Lamps|Nachttischlampen|Lampes de chevet|Lampade da comodino|"
-              "Lámparas de mesilla"),
-        words("Garden Lamps|Gartenlampen|Lampes de jardin|Lampade da giardino|"
-              "Lámparas de jardín"),
-        words("Kids' Lamps|Kinderlampen|Lampes pour enfants|Lampade per bambini|"
-              "Lámparas infantiles"),
+        words(
+            "Desk Lamps|Schreibtischlampen|Lampes de bureau|Lampade da scrivania|"
+            "Lámparas de escritorio"
+        ),
+        words(
+            "Bedside Lamps|Nachttischlampen|Lampes de chevet|Lampade da comodino|"
+            "Lámparas de mesilla"
+        ),
+        words("Garden Lamps|Gartenlampen|Lampes de jardin|Lampade da giardino|Lámparas de jardín"),
+        words(
+            "Kids' Lamps|Kinderlampen|Lampes pour enfants|Lampade per bambini|Lámparas infantiles"
+        ),
     ),
     noun=words("Lamp|Lampe|Lampe|Lampada|Lámpara"),
     base_price=45,
@@ -28,9 +32,14 @@ LAMP = ProductType(
         aspect("Height|Höhe|Hauteur|Altezza|Altura", "25 cm", "35 cm", "45 cm", "60 cm"),
     ),
     habit_aspects=(
-        aspect("Shade|Lampenschirm|Abat-jour|Paralume|Pantalla",
-               w.GLASS, w.FABRIC, "Paper|Papier|Papier|Carta|Papel",
-               "Metal|Metall|Métal|Metallo|Metal", "Rattan|Rattan|Rotin|Rattan|Ratán"),
+        aspect(
+            "Shade|Lampenschirm|Abat-jour|Paralume|Pantalla",
+            w.GLASS,
+            w.FABRIC,
+            "Paper|Papier|Papier|Carta|Papel",
+            "Metal|Metall|Métal|Metallo|Metal",
+            "Rattan|Rattan|Rotin|Rattan|Ratán",
+        ),
         aspect("Socket|Fassung|Culot|Attacco|Casquillo", "E27", "E14", "GU10", "G9", "B22"),
     ),
     series_aspect=w.STYLE,
@@ -40,11 +49,13 @@ LAMP = ProductType(
         Brand("Candrille", 3, (2, 1), 0.4, {"Plume": 3, "Galet": 1}),
     ),
     sentences=(
-        words("Gives a soft, warm light that can be dimmed.|"
-              "Spendet weiches, warmes Licht und ist dimmbar.|"
-              "Diffuse une lumière douce et chaude, à intensité variable.|"
-              "Diffonde una luce morbida e calda, regolabile.|"
-              "Ofrece una luz suave y cálida, regulable."),
+        words(
+            "Gives a soft, warm light that can be dimmed.|"
+            "Spendet weiches, warmes Licht und ist dimmbar.|"
+            "Diffuse une lumière douce et chaude, à intensité variable.|"
+            "Diffonde una luce morbida e calda, regolabile.|"
+            "Ofrece una luz suave y cálida, regulable."
+        ),
     ),
 )
 
@@ -53,13 +64,13 @@ ARMCHAIR = ProductType(
     department=w.HOME,
     group=words("Armchairs|Sessel|Fauteuils|Poltrone|Sillones"),
     leaves=(
-        words("Recliners|Relaxsessel|Fauteuils de relaxation|Poltrone reclinabili|"
-              "Sillones reclinables"),
-        words("Wing Chairs|Ohrensessel|Fauteuils à oreilles|Poltrone bergère|"
-              "Sillones orejeros"),
+        words(
+            "Recliners|Relaxsessel|Fauteuils de relaxation|Poltrone reclinabili|"
+            "Sillones reclinables"
+        ),
+        words("Wing Chairs|Ohrensessel|Fauteuils à oreilles|Poltrone bergère|Sillones orejeros"),
         words("Lounge Chairs|Loungesessel|Fauteuils lounge|Poltrone lounge|Sillones lounge"),
-        words("Swivel Chairs|Drehsessel|Fauteuils pivotants|Poltrone girevoli|"
-              "Sillones giratorios"),
+        words("Swivel Chairs|Drehsessel|Fauteuils pivotants|Poltrone girevoli|Sillones giratorios"),
     ),
     noun=words("Armchair|Sessel|Fauteuil|Poltrona|Sillón"),
     base_price=260,
@@ -68,11 +79,22 @@ ARMCHAIR = ProductType(
         aspect("Width|Breite|Largeur|Larghezza|Anchura", "65 cm", "70 cm", "75 cm", "80 cm"),
     ),
     habit_aspects=(
-        aspect("Upholstery|Bezug|Revêtement|Rivestimento|Tapizado",
-               w.VELVET, w.LEATHER, w.LINEN, w.FAUX_LEATHER, w.WOOL),
-        aspect("Legs|Beine|Pieds|Gambe|Patas",
-               "Oak|Eiche|Chêne|Rovere|Roble", "Beech|Buche|Hêtre|Faggio|Haya",
-               "Walnut|Nussbaum|Noyer|Noce|Nogal", w.BRASS, w.STEEL),
+        aspect(
+            "Upholstery|Bezug|Revêtement|Rivestimento|Tapizado",
+            w.VELVET,
+            w.LEATHER,
+            w.LINEN,
+            w.FAUX_LEATHER,
+            w.WOOL,
+        ),
+        aspect(
+            "Legs|Beine|Pieds|Gambe|Patas",
+            "Oak|Eiche|Chêne|Rovere|Roble",
+            "Beech|Buche|Hêtre|Faggio|Haya",
+            "Walnut|Nussbaum|Noyer|Noce|Nogal",
+            w.BRASS,
+            w.STEEL,
+        ),
     ),
     series_aspect=w.STYLE,
     brands=(
@@ -81,11 +103,13 @@ ARMCHAIR = ProductType(
         Brand("Sedaro", 0, (3, 4), 0.45, {"Luna": 0, "Brio": 2}),
     ),
     sentences=(
-        words("Deep seat with a comfortable padded back.|"
-              "Tiefe Sitzfläche mit bequem gepolsterter Rückenlehne.|"
-              "Assise profonde et dossier rembourré confortable.|"
-              "Seduta profonda con schienale imbottito e comodo.|"
-              "Asiento profundo con un cómodo respaldo acolchado."),
+        words(
+            "Deep seat with a comfortable padded back.|"
+            "Tiefe Sitzfläche mit bequem gepolsterter Rückenlehne.|"
+            "Assise profonde et dossier rembourré confortable.|"
+            "Seduta profonda con schienale imbottito e comodo.|"
+            "Asiento profundo con un cómodo respaldo acolchado."
+        ),
     ),
 )
 
@@ -94,33 +118,59 @@ BED_LINEN = ProductType(
     department=w.HOME,
     group=words("Bedding|Bettwäsche|Linge de lit|Biancheria da letto|Ropa de cama"),
     leaves=(
-        words("Summer Bedding|Sommerbettwäsche|Linge de lit d'été|Biancheria estiva|"
-              "Ropa de cama de verano"),
-        words("Winter Bedding|Winterbettwäsche|Linge de lit d'hiver|Biancheria invernale|"
-              "Ropa de cama de invierno"),
-        words("Kids' Bedding|Kinderbettwäsche|Linge de lit pour enfants|"
-              "Biancheria per bambini|Ropa de cama infantil"),
-        words("Hotel Bedding|Hotelbettwäsche|Linge de lit d'hôtel|Biancheria da hotel|"
-              "Ropa de cama de hotel"),
+        words(
+            "Summer Bedding|Sommerbettwäsche|Linge de lit d'été|Biancheria estiva|"
+            "Ropa de cama de verano"
+        ),
+        words(
+            "Winter Bedding|Winterbettwäsche|Linge de lit d'hiver|Biancheria invernale|"
+            "Ropa de cama de invierno"
+        ),
+        words(
+            "Kids' Bedding|Kinderbettwäsche|Linge de lit pour enfants|"
+            "Biancheria per bambini|Ropa de cama infantil"
+        ),
+        words(
+            "Hotel Bedding|Hotelbettwäsche|Linge de lit d'hôtel|Biancheria da hotel|"
+            "Ropa de cama de hotel"
+        ),
     ),
     noun=words("Bedding Set|Bettwäsche-Set|Parure de lit|Completo letto|Juego de cama"),
     base_price=60,
     shown_aspects=(
         w.COLOR,
-        aspect(w.SIZE_NAME.replace("Taglia", "Misura").replace("Talla", "Medida"),
-               "135x200 cm", "155x220 cm", "200x200 cm", "240x220 cm"),
+        aspect(
+            w.SIZE_NAME.replace("Taglia", "Misura").replace("Talla", "Medida"),
+            "135x200 cm",
+            "155x220 cm",
+            "200x200 cm",
+            "240x220 cm",
+        ),
     ),
     habit_aspects=(
-        aspect("Fabric|Stoff|Tissu|Tessuto|Tejido",
-               "Satin|Satin|Satin|Raso|Satén", w.LINEN, "Flannel|Flanell|Flanelle|Flanella|Franela",
-               "Percale|Perkal|Percale|Percalle|Percal", "Jersey|Jersey|Jersey|Jersey|Punto"),
-        aspect("Pattern|Muster|Motif|Fantasia|Estampado",
-               "Stripes|Streifen|Rayures|Righe|Rayas", "Checks|Karos|Carreaux|Quadri|Cuadros",
-               "Flowers|Blumen|Fleurs|Fiori|Flores", "Dots|Punkte|Pois|Pois|Lunares",
-               "Stars|Sterne|Étoiles|Stelle|Estrellas"),
+        aspect(
+            "Fabric|Stoff|Tissu|Tessuto|Tejido",
+            "Satin|Satin|Satin|Raso|Satén",
+            w.LINEN,
+            "Flannel|Flanell|Flanelle|Flanella|Franela",
+            "Percale|Perkal|Percale|Percalle|Percal",
+            "Jersey|Jersey|Jersey|Jersey|Punto",
+        ),
+        aspect(
+            "Pattern|Muster|Motif|Fantasia|Estampado",
+            "Stripes|Streifen|Rayures|Righe|Rayas",
+            "Checks|Karos|Carreaux|Quadri|Cuadros",
+            "Flowers|Blumen|Fleurs|Fiori|Flores",
+            "Dots|Punkte|Pois|Pois|Lunares",
+            "Stars|Sterne|Étoiles|Stelle|Estrellas",
+        ),
     ),
     series_aspect=aspect(
-        w.CLOSURE_NAME, w.ZIP, w.BUTTONS, w.SNAPS, "Ties|Bindebänder|Liens|Lacci|Lazos",
+        w.CLOSURE_NAME,
+        w.ZIP,
+        w.BUTTONS,
+        w.SNAPS,
+        "Ties|Bindebänder|Liens|Lacci|Lazos",
     ),
     brands=(
         Brand("Dormessa", 0, (1, 0), 1.0, {"Brezza": 1, "Alba": 3}),
@@ -128,11 +178,13 @@ BED_LINEN = ProductType(
         Brand("Coucherie", 3, (0, 2), 2.2, {"Minuit": 1, "Ivoire": 0}),
     ),
     sentences=(
-        words("Soft to the touch and washable at 60 degrees.|"
-              "Weich auf der Haut und bei 60 Grad waschbar.|"
-              "Douce au toucher et lavable à 60 degrés.|"
-              "Morbido al tatto e lavabile a 60 gradi.|"
-              "Suave al tacto y lavable a 60 grados."),
+        words(
+            "Soft to the touch and washable at 60 degrees.|"
+            "Weich auf der Haut und bei 60 Grad waschbar.|"
+            "Douce au toucher et lavable à 60 degrés.|"
+            "Morbido al tatto e lavabile a 60 gradi.|"
+            "Suave al tacto y lavable a 60 grados."
+        ),
     ),
 )
 
@@ -141,21 +193,31 @@ COFFEE_MACHINE = ProductType(
     department=w.KITCHEN,
     group=words("Coffee Machines|Kaffeemaschinen|Machines à café|Macchine da caffè|Cafeteras"),
     leaves=(
-        words("Espresso Machines|Espressomaschinen|Machines à expresso|Macchine per espresso|"
-              "Cafeteras espresso"),
-        words("Filter Coffee Machines|Filterkaffeemaschinen|Cafetières filtre|"
-              "Macchine per caffè filtro|Cafeteras de goteo"),
-        words("Capsule Machines|Kapselmaschinen|Machines à capsules|Macchine a capsule|"
-              "Cafeteras de cápsulas"),
-        words("Bean-to-Cup Machines|Kaffeevollautomaten|Machines à café en grains|"
-              "Macchine automatiche|Cafeteras superautomáticas"),
+        words(
+            "Espresso Machines|Espressomaschinen|Machines à expresso|Macchine per espresso|"
+            "Cafeteras espresso"
+        ),
+        words(
+            "Filter Coffee Machines|Filterkaffeemaschinen|Cafetières filtre|"
+            "Macchine per caffè filtro|Cafeteras de goteo"
+        ),
+        words(
+            "Capsule Machines|Kapselmaschinen|Machines à capsules|Macchine a capsule|"
+            "Cafeteras de cápsulas"
+        ),
+        words(
+            "Bean-to-Cup Machines|Kaffeevollautomaten|Machines à café en grains|"
+            "Macchine automatiche|Cafeteras superautomáticas"
+        ),
     ),
     noun=words("Coffee Machine|Kaffeemaschine|Machine à café|Macchina da caffè|Cafetera"),
     base_price=160,
     shown_aspects=(
         w.COLOR,
-        aspect("Water tank|Wassertank|Réservoir d'eau|Serbatoio|Depósito de agua",
-               *litres(0.8, 1.2, 1.5, 1.8)),
+        aspect(
+            "Water tank|Wassertank|Réservoir d'eau|Serbatoio|Depósito de agua",
+            *litres(0.8, 1.2, 1.5, 1.8),
+        ),
     ),
     habit_aspects=(
         aspect(w.HOUSING_NAME, w.STAINLESS_STEEL, w.PLASTIC, w.ALUMINUM, w.GLASS, w.BRASS),
@@ -174,11 +236,13 @@ COFFEE_MACHINE = ProductType(
         Brand("Kaffrik", 1, (3, 4), 0.4, {"Fika": 3, "Lagom": 2}),
     ),
     sentences=(
-        words("Ready to brew in less than a minute.|"
-              "In weniger als einer Minute betriebsbereit.|"
-              "Prête en moins d'une minute.|"
-              "Pronta in meno di un minuto.|"
-              "Lista en menos de un minuto."),
+        words(
+            "Ready to brew in less than a minute.|"
+            "In weniger als einer Minute betriebsbereit.|"
+            "Prête en moins d'une minute.|"
+            "Pronta in meno di un minuto.|"
+            "Lista en menos de un minuto."
+        ),
     ),
 )
 
@@ -187,21 +251,33 @@ KETTLE = ProductType(
     department=w.KITCHEN,
     group=words("Kettles|Wasserkocher|Bouilloires|Bollitori|Hervidores"),
     leaves=(
-        words("Travel Kettles|Reisewasserkocher|Bouilloires de voyage|Bollitori da viaggio|"
-              "Hervidores de viaje"),
-        words("Gooseneck Kettles|Schwanenhals-Wasserkocher|Bouilloires col de cygne|"
-              "Bollitori a collo d'oca|Hervidores de cuello de cisne"),
+        words(
+            "Travel Kettles|Reisewasserkocher|Bouilloires de voyage|Bollitori da viaggio|"
+            "Hervidores de viaje"
+        ),
+        words(
+            "Gooseneck Kettles|Schwanenhals-Wasserkocher|Bouilloires col de cygne|"
+            "Bollitori a collo d'oca|Hervidores de cuello de cisne"
+        ),
         words("Tea Kettles|Teekocher|Bouilloires à thé|Bollitori per tè|Hervidores para té"),
-        words("Office Kettles|Bürowasserkocher|Bouilloires de bureau|Bollitori da ufficio|"
-              "Hervidores de oficina"),
+        words(
+            "Office Kettles|Bürowasserkocher|Bouilloires de bureau|Bollitori da ufficio|"
+            "Hervidores de oficina"
+        ),
     ),
     noun=words("Kettle|Wasserkocher|Bouilloire|Bollitore|Hervidor"),
     base_price=50,
     shown_aspects=(w.COLOR, aspect(w.CAPACITY_NAME, *litres(0.8, 1, 1.5, 1.7))),
     habit_aspects=(
         aspect(w.MATERIAL_NAME, w.GLASS, w.STAINLESS_STEEL, w.CERAMIC, w.PLASTIC, w.COPPER),
-        aspect("Handle|Griff|Poignée|Manico|Asa", w.WOOD, w.CORK, w.SILICONE, w.BAMBOO,
-               "Bakelite|Bakelit|Bakélite|Bachelite|Baquelita"),
+        aspect(
+            "Handle|Griff|Poignée|Manico|Asa",
+            w.WOOD,
+            w.CORK,
+            w.SILICONE,
+            w.BAMBOO,
+            "Bakelite|Bakelit|Bakélite|Bachelite|Baquelita",
+        ),
     ),
     series_aspect=aspect(w.POWER_NAME, "1000 W", "1500 W", "2200 W", "3000 W"),
     brands=(
@@ -210,11 +286,13 @@ KETTLE = ProductType(
         Brand("Boilwyn", 1, (4, 0), 2.3, {"Heron": 1, "Crane": 2}),
     ),
     sentences=(
-        words("Switches off by itself and keeps water warm.|"
-              "Schaltet sich selbst ab und hält das Wasser warm.|"
-              "S'arrête toute seule et garde l'eau au chaud.|"
-              "Si spegne da solo e mantiene l'acqua calda.|"
-              "Se apaga solo y mantiene el agua caliente."),
+        words(
+            "Switches off by itself and keeps water warm.|"
+            "Schaltet sich selbst ab und hält das Wasser warm.|"
+            "S'arrête toute seule et garde l'eau au chaud.|"
+            "Si spegne da solo e mantiene l'acqua calda.|"
+            "Se apaga solo y mantiene el agua caliente."
+        ),
     ),
 )
 
@@ -223,29 +301,39 @@ FRYING_PAN = ProductType(
     department=w.KITCHEN,
     group=words("Pans|Pfannen|Poêles|Padelle|Sartenes"),
     leaves=(
-        words("Grill Pans|Grillpfannen|Poêles à griller|Padelle per grigliare|"
-              "Sartenes para asar"),
-        words("Crêpe Pans|Crêpepfannen|Poêles à crêpes|Padelle per crêpe|"
-              "Sartenes para crepes"),
-        words("Fish Pans|Fischpfannen|Poêles à poisson|Padelle per pesce|"
-              "Sartenes para pescado"),
-        words("Omelette Pans|Omelettpfannen|Poêles à omelette|Padelle per omelette|"
-              "Sartenes para tortillas"),
+        words("Grill Pans|Grillpfannen|Poêles à griller|Padelle per grigliare|Sartenes para asar"),
+        words("Crêpe Pans|Crêpepfannen|Poêles à crêpes|Padelle per crêpe|Sartenes para crepes"),
+        words("Fish Pans|Fischpfannen|Poêles à poisson|Padelle per pesce|Sartenes para pescado"),
+        words(
+            "Omelette Pans|Omelettpfannen|Poêles à omelette|Padelle per omelette|"
+            "Sartenes para tortillas"
+        ),
     ),
     noun=words("Pan|Pfanne|Poêle|Padella|Sartén"),
     base_price=40,
     shown_aspects=(
         w.COLOR,
-        aspect("Diameter|Durchmesser|Diamètre|Diametro|Diámetro",
-               "20 cm", "24 cm", "28 cm", "32 cm"),
+        aspect(
+            "Diameter|Durchmesser|Diamètre|Diametro|Diámetro", "20 cm", "24 cm", "28 cm", "32 cm"
+        ),
     ),
     habit_aspects=(
-        aspect(w.MATERIAL_NAME, "Cast iron|Gusseisen|Fonte|Ghisa|Hierro fundido",
-               w.ALUMINUM, w.COPPER, w.STAINLESS_STEEL,
-               "Carbon steel|Carbonstahl|Acier au carbone|Acciaio al carbonio|Acero al carbono"),
-        aspect("Coating|Beschichtung|Revêtement|Rivestimento|Revestimiento",
-               w.CERAMIC, "Enamel|Emaille|Émail|Smalto|Esmalte", w.TITANIUM,
-               "Granite|Granit|Granit|Granito|Granito", "None|Ohne|Aucun|Nessuno|Ninguno"),
+        aspect(
+            w.MATERIAL_NAME,
+            "Cast iron|Gusseisen|Fonte|Ghisa|Hierro fundido",
+            w.ALUMINUM,
+            w.COPPER,
+            w.STAINLESS_STEEL,
+            "Carbon steel|Carbonstahl|Acier au carbone|Acciaio al carbonio|Acero al carbono",
+        ),
+        aspect(
+            "Coating|Beschichtung|Revêtement|Rivestimento|Revestimiento",
+            w.CERAMIC,
+            "Enamel|Emaille|Émail|Smalto|Esmalte",
+            w.TITANIUM,
+            "Granite|Granit|Granit|Granito|Granito",
+            "None|Ohne|Aucun|Nessuno|Ninguno",
+        ),
     ),
     series_aspect=aspect(w.HANDLE_NAME, w.WOOD, w.SILICONE, w.STEEL, w.BRASS),
     brands=(
@@ -254,11 +342,13 @@ FRYING_PAN = ProductType(
         Brand("Sautelier", 1, (2, 4), 2.6, {"Bistro": 3, "Braise": 2}),
     ),
     sentences=(
-        words("Suitable for all cookers, including induction.|"
-              "Für alle Herdarten geeignet, auch Induktion.|"
-              "Convient à tous les feux, y compris l'induction.|"
-              "Adatta a tutti i piani cottura, anche a induzione.|"
-              "Apta para todo tipo de cocinas, incluida la inducción."),
+        words(
+            "Suitable for all cookers, including induction.|"
+            "Für alle Herdarten geeignet, auch Induktion.|"
+            "Convient à tous les feux, y compris l'induction.|"
+            "Adatta a tutti i piani cottura, anche a induzione.|"
+            "Apta para todo tipo de cocinas, incluida la inducción."
+        ),
     ),
 )
 
@@ -267,28 +357,43 @@ BACKPACK = ProductType(
     department=w.SPORTS,
     group=words("Backpacks|Rucksäcke|Sacs à dos|Zaini|Mochilas"),
     leaves=(
-        words("Hiking Backpacks|Wanderrucksäcke|Sacs à dos de randonnée|Zaini da trekking|"
-              "Mochilas de senderismo"),
-        words("School Backpacks|Schulrucksäcke|Sacs à dos scolaires|Zaini scolastici|"
-              "Mochilas escolares"),
-        words("Laptop Backpacks|Laptop-Rucksäcke|Sacs à dos pour ordinateur|Zaini porta PC|"
-              "Mochilas para portátil"),
-        words("Cycling Backpacks|Fahrradrucksäcke|Sacs à dos de vélo|Zaini da ciclismo|"
-              "Mochilas de ciclismo"),
+        words(
+            "Hiking Backpacks|Wanderrucksäcke|Sacs à dos de randonnée|Zaini da trekking|"
+            "Mochilas de senderismo"
+        ),
+        words(
+            "School Backpacks|Schulrucksäcke|Sacs à dos scolaires|Zaini scolastici|"
+            "Mochilas escolares"
+        ),
+        words(
+            "Laptop Backpacks|Laptop-Rucksäcke|Sacs à dos pour ordinateur|Zaini porta PC|"
+            "Mochilas para portátil"
+        ),
+        words(
+            "Cycling Backpacks|Fahrradrucksäcke|Sacs à dos de vélo|Zaini da ciclismo|"
+            "Mochilas de ciclismo"
+        ),
     ),
     noun=words("Backpack|Rucksack|Sac à dos|Zaino|Mochila"),
     base_price=75,
     shown_aspects=(w.COLOR, aspect(w.CAPACITY_NAME, *litres(15, 20, 28, 40))),
     habit_aspects=(
         aspect(w.MATERIAL_NAME, w.NYLON, w.POLYESTER, w.CANVAS, w.LEATHER, w.COTTON),
-        aspect(w.CLOSURE_NAME, w.ZIP, w.BUCKLE, "Drawstring|Kordelzug|Cordon|Coulisse|Cordón",
-               "Roll-top|Rollverschluss|Enroulable|Arrotolabile|Enrollable",
-               "Magnet|Magnet|Aimant|Magnete|Imán"),
+        aspect(
+            w.CLOSURE_NAME,
+            w.ZIP,
+            w.BUCKLE,
+            "Drawstring|Kordelzug|Cordon|Coulisse|Cordón",
+            "Roll-top|Rollverschluss|Enroulable|Arrotolabile|Enrollable",
+            "Magnet|Magnet|Aimant|Magnete|Imán",
+        ),
     ),
     series_aspect=aspect(
         "Target group|Zielgruppe|Public|Destinatari|Público",
-        "Women|Damen|Femme|Donna|Mujer", "Men|Herren|Homme|Uomo|Hombre",
-        "Unisex|Unisex|Unisexe|Unisex|Unisex", "Children|Kinder|Enfant|Bambini|Niños",
+        "Women|Damen|Femme|Donna|Mujer",
+        "Men|Herren|Homme|Uomo|Hombre",
+        "Unisex|Unisex|Unisexe|Unisex|Unisex",
+        "Children|Kinder|Enfant|Bambini|Niños",
     ),
     brands=(
         Brand("Fjellros", 0, (0, 3), 1.0, {"Tind": 1, "Elv": 0}),
@@ -296,11 +401,13 @@ BACKPACK = ProductType(
         Brand("Mochara", 1, (2, 2), 0.4, {"Patio": 3, "Recreo": 2}),
     ),
     sentences=(
-        words("Padded straps and a pocket for the bottle.|"
-              "Gepolsterte Träger und ein Fach für die Flasche.|"
-              "Bretelles rembourrées et poche pour la gourde.|"
-              "Spallacci imbottiti e tasca per la borraccia.|"
-              "Tirantes acolchados y bolsillo para la botella."),
+        words(
+            "Padded straps and a pocket for the bottle.|"
+            "Gepolsterte Träger und ein Fach für die Flasche.|"
+            "Bretelles rembourrées et poche pour la gourde.|"
+            "Spallacci imbottiti e tasca per la borraccia.|"
+            "Tirantes acolchados y bolsillo para la botella."
+        ),
     ),
 )
 
@@ -318,21 +425,36 @@ TENT = ProductType(
     base_price=190,
     shown_aspects=(
         w.COLOR,
-        aspect("Sleeps|Platz für|Places|Posti|Plazas",
-               *(f"{n} people|{n} Personen|{n} personnes|{n} persone|{n} personas"
-                 for n in (2, 3, 4, 6))),
+        aspect(
+            "Sleeps|Platz für|Places|Posti|Plazas",
+            *(
+                f"{n} people|{n} Personen|{n} personnes|{n} persone|{n} personas"
+                for n in (2, 3, 4, 6)
+            ),
+        ),
     ),
     habit_aspects=(
-        aspect(w.MATERIAL_NAME, w.POLYESTER, w.COTTON, w.NYLON, w.CANVAS,
-               "Polycotton|Polycotton|Polycoton|Policotone|Polialgodón"),
-        aspect("Poles|Gestänge|Arceaux|Paleria|Varillas",
-               w.ALUMINUM, w.STEEL, w.BAMBOO,
-               "Fiberglass|Glasfaser|Fibre de verre|Fibra di vetro|Fibra de vidrio",
-               "Carbon|Carbon|Carbone|Carbonio|Carbono"),
+        aspect(
+            w.MATERIAL_NAME,
+            w.POLYESTER,
+            w.COTTON,
+            w.NYLON,
+            w.CANVAS,
+            "Polycotton|Polycotton|Polycoton|Policotone|Polialgodón",
+        ),
+        aspect(
+            "Poles|Gestänge|Arceaux|Paleria|Varillas",
+            w.ALUMINUM,
+            w.STEEL,
+            w.BAMBOO,
+            "Fiberglass|Glasfaser|Fibre de verre|Fibra di vetro|Fibra de vidrio",
+            "Carbon|Carbon|Carbone|Carbonio|Carbono",
+        ),
     ),
     series_aspect=aspect(
         "Season|Jahreszeit|Saison|Stagione|Temporada",
-        "Summer|Sommer|Été|Estate|Verano", "Winter|Winter|Hiver|Inverno|Invierno",
+        "Summer|Sommer|Été|Estate|Verano",
+        "Winter|Winter|Hiver|Inverno|Invierno",
         "Spring|Frühling|Printemps|Primavera|Primavera",
         "All year|Ganzjährig|Toute l'année|Tutto l'anno|Todo el año",
     ),
@@ -342,14 +464,23 @@ TENT = ProductType(
         Brand("Yurtano", 2, (1, 2), 2.4, {"Steppe": 1, "Altai": 3}),
     ),
     sentences=(
-        words("Pitched in ten minutes, packed in five.|"
-              "In zehn Minuten aufgebaut, in fünf verpackt.|"
-              "Montée en dix minutes, rangée en cinq.|"
-              "Si monta in dieci minuti e si ripone in cinque.|"
-              "Se monta en diez minutos y se guarda en cinco."),
+        words(
+            "Pitched in ten minutes, packed in five.|"
+            "In zehn Minuten aufgebaut, in fünf verpackt.|"
+            "Montée en dix minutes, rangée en cinq.|"
+            "Si monta in dieci minuti e si ripone in cinque.|"
+            "Se monta en diez minutos y se guarda en cinco."
+        ),
     ),
 )
 
 HOME_KITCHEN_AND_SPORTS = (
-    LAMP, ARMCHAIR, BED_LINEN, COFFEE_MACHINE, KETTLE, FRYING_PAN, BACKPACK, TENT,
+    LAMP,
+    ARMCHAIR,
+    BED_LINEN,
+    COFFEE_MACHINE,
+    KETTLE,
+    FRYING_PAN,
+    BACKPACK,
+    TENT,
 )

@@ -91,7 +91,9 @@ def abstract_params(config: LlamaConfig, dtype=jnp.float32, mesh: Mesh | None = 
     return unflatten_paths({p: abstract(p, spec) for p, spec in _parameters(config).items()})
 
 
-def init_params(config: LlamaConfig, seed: int, dtype=jnp.float32, mesh: Mesh | None = None) -> dict:
+def init_params(
+    config: LlamaConfig, seed: int, dtype=jnp.float32, mesh: Mesh | None = None
+) -> dict:
     """Draws random parameters, created in place on the mesh; the same values on every mesh."""
     abstract = abstract_params(config, dtype, mesh)
     table = _parameters(config)
@@ -139,9 +141,13 @@ class Attention(nnx.Module):
     """Grouped-query attention (arXiv 2305.13245) with rotary positions (arXiv 2104.09864)."""
 
     def __init__(self, params: dict):
-        self.wq, self.wk, self.wv, self.wo = (nnx.Param(params[n]) for n in ("wq", "wk", "wv", "wo"))
+        self.wq, self.wk, self.wv, self.wo = (
+            nnx.Param(params[n]) for n in ("wq", "wk", "wv", "wo")
+        )
 
-    def __call__(self, x: jax.Array, rope: tuple[jax.Array, jax.Array], mask: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, rope: tuple[jax.Array, jax.Array], mask: jax.Array
+    ) -> jax.Array:
         q = constrain(_project(x, self.wq, 1), "batch", "length", "heads", "head_dim")
         k = constrain(_project(x, self.wk, 1), "batch", "length", "kv_heads", "head_dim")
         v = constrain(_project(x, self.wv, 1), "batch", "length", "kv_heads", "head_dim")
@@ -171,7 +177,9 @@ class Block(nnx.Module):
         self.mlp_norm = RMSNorm(params["mlp_norm"], config.norm_eps)
         self.mlp = MLP(params["mlp"])
 
-    def __call__(self, x: jax.Array, rope: tuple[jax.Array, jax.Array], mask: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, rope: tuple[jax.Array, jax.Array], mask: jax.Array
+    ) -> jax.Array:
         x = x + constrain(self.attn(self.attn_norm(x), rope, mask), "batch", "length", "embed")
         return x + constrain(self.mlp(self.mlp_norm(x)), "batch", "length", "embed")
 
@@ -191,7 +199,9 @@ class Llama(nnx.Module):
         if not config.tied_embeddings:
             self.lm_head = Head(params["lm_head"])
 
-    def __call__(self, tokens, positions, segment_ids, branch_ids, compute_dtype, remat) -> jax.Array:
+    def __call__(
+        self, tokens, positions, segment_ids, branch_ids, compute_dtype, remat
+    ) -> jax.Array:
         x = constrain(self.embed(tokens).astype(compute_dtype), "batch", "length", "embed")
         rope = rope_tables(self.config, positions)
         mask = attention_mask(segment_ids, branch_ids)

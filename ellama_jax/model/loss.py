@@ -76,9 +76,7 @@ def _fused_forward(hidden, kernel, targets, weights):
         hit = jax.nn.one_hot(t, logits.shape[-1], dtype=jnp.float32)
         logits_grad = ((probabilities - hit) * w[:, None]).astype(h.dtype)
         hidden_grad = jnp.einsum("cv,vd->cd", logits_grad, kernel.astype(h.dtype))
-        kernel_grad += jnp.einsum(
-            "cv,cd->vd", logits_grad, h, preferred_element_type=jnp.float32
-        )
+        kernel_grad += jnp.einsum("cv,cd->vd", logits_grad, h, preferred_element_type=jnp.float32)
         return (total + jnp.sum(losses * w), kernel_grad), (losses, hidden_grad)
 
     start = (jnp.float32(0), jnp.zeros(kernel.shape, jnp.float32))

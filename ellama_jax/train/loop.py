@@ -111,7 +111,9 @@ def _find_base(config: RunConfig, model: LlamaConfig):
         return None, Path(config.data.windows_dir) / "tokenizer"
     base = find_checkpoint(config.model.checkpoint)
     stored, wanted = config_to_dict(base.config), config_to_dict(model)
-    differ = [f"{key} {stored[key]}" for key in wanted if key != "name" and stored[key] != wanted[key]]
+    differ = [
+        f"{key} {stored[key]}" for key in wanted if key != "name" and stored[key] != wanted[key]
+    ]
     if differ:
         raise ValueError(
             f"model.preset: {model.name} does not fit the checkpoint {base.path}, "
@@ -124,7 +126,9 @@ def _make_workdir(workdir: Path) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"--workdir: must be a directory that can be made, got {workdir}: {error}.")
+        raise ValueError(
+            f"--workdir: must be a directory that can be made, got {workdir}: {error}."
+        )
     if not os.access(workdir, os.W_OK):
         raise ValueError(f"--workdir: must be writable, got {workdir}.")
 
@@ -327,7 +331,9 @@ def _write_config(run: Run) -> None:
         for key in sorted(set(before) | set(after)):
             if before.get(key) != after.get(key):
                 name = key.replace("/", ".")
-                print(f"{name}: was {before.get(key)} before, now {after.get(key)}.", file=sys.stderr)
+                print(
+                    f"{name}: was {before.get(key)} before, now {after.get(key)}.", file=sys.stderr
+                )
     temporary = path.with_suffix(".json.tmp")
     temporary.write_text(json.dumps(now, indent=2) + "\n")
     os.replace(temporary, path)
@@ -336,12 +342,16 @@ def _write_config(run: Run) -> None:
 def _say_what_runs(run: Run, mesh: Mesh, done: int) -> None:
     config, sizes = run.config, ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     peak = peak_learning_rate(config.schedule, run.model)
-    print(f"model {run.model.name}: {count_params(run.model) / 1e6:.1f}M parameters on mesh {sizes}")
+    print(
+        f"model {run.model.name}: {count_params(run.model) / 1e6:.1f}M parameters on mesh {sizes}"
+    )
     tokens = config.data.global_batch_size * config.data.seq_len
     resumed = f", resuming after step {done}" if done else ""
     print(f"{config.train.steps} steps of {tokens} tokens, peak learning rate {peak:g}{resumed}")
     for source in run.loader.sources:
-        print(f"  {source.token_share:6.1%} {source.name}: {source.windows.manifest.num_tokens} tokens on disk")
+        print(
+            f"  {source.token_share:6.1%} {source.name}: {source.windows.manifest.num_tokens} tokens on disk"
+        )
     sys.stdout.flush()
 
 

@@ -67,7 +67,9 @@ def decay_mask(params: dict) -> dict:
     return map_paths(decayed, params)
 
 
-def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+def make_optimizer(
+    config: OptimizerConfig, schedule: optax.Schedule
+) -> optax.GradientTransformation:
     """Returns clipping by global norm followed by AdamW with decay by rule."""
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),

@@ -103,8 +103,7 @@ def test_translations_state_the_same_facts():
     for translations in by_product.values():
         kind, _ = find_brand(translations[0]["title"])
         facts = {
-            frozenset(read_facts(kind, entry, columns[entry["language"]]))
-            for entry in translations
+            frozenset(read_facts(kind, entry, columns[entry["language"]])) for entry in translations
         }
         assert len(facts) == 1, translations
 

@@ -38,9 +38,7 @@ def random_params(config, seed=0):
     params = init_params(config, seed)
     keys = jax.random.split(jax.random.key(seed + 1), len(jax.tree.leaves(params)))
     leaves, tree = jax.tree.flatten(params)
-    noisy = [
-        p + 0.1 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)
-    ]
+    noisy = [p + 0.1 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
     return jax.tree.unflatten(tree, noisy)
 
 
@@ -83,7 +81,10 @@ def transformers_logits(params, config, tokens, positions):
         )
     ).eval()  # fmt: skip
     ours = {k: torch.tensor(np.asarray(v)) for k, v in flatten_paths(params).items()}
-    state = {"model.embed_tokens.weight": ours["embed/table"], "model.norm.weight": ours["final_norm/scale"]}
+    state = {
+        "model.embed_tokens.weight": ours["embed/table"],
+        "model.norm.weight": ours["final_norm/scale"],
+    }
     state["lm_head.weight"] = (
         ours["embed/table"] if config.tied_embeddings else ours["lm_head/kernel"].T
     )
@@ -160,7 +161,9 @@ def test_branches_see_their_context_but_not_each_other():
     rng = np.random.default_rng(2)
     context, first, second = (rng.integers(0, 500, size) for size in (7, 3, 4))
     tokens = jnp.asarray(np.concatenate([context, first, second])[None])
-    positions = jnp.asarray(np.concatenate([np.arange(7), 7 + np.arange(3), 7 + np.arange(4)])[None])
+    positions = jnp.asarray(
+        np.concatenate([np.arange(7), 7 + np.arange(3), 7 + np.arange(4)])[None]
+    )
     branches = jnp.asarray(np.repeat([0, 1, 2], [7, 3, 4])[None])
     ours = logits_of(params, TINY, tokens, positions, jnp.ones_like(tokens), branch_ids=branches)[0]
     for branch, rows in ((first, slice(7, 10)), (second, slice(10, 14))):
@@ -194,7 +197,9 @@ def test_remat_changes_neither_values_nor_gradients(remat):
     def loss(params, remat):
         return jnp.sum(hidden_states(params, TINY, *row, remat=remat) ** 2)
 
-    plain, again = (jax.jit(jax.value_and_grad(loss), static_argnums=1)(params, r) for r in ("none", remat))
+    plain, again = (
+        jax.jit(jax.value_and_grad(loss), static_argnums=1)(params, r) for r in ("none", remat)
+    )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), plain, again)
 
 

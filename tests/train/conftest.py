@@ -66,12 +66,12 @@ def tiny_arguments(windows_dir):
         "train.steps": 6, "schedule.warmup_steps": 1, "checkpoint.save_every_steps": 2,
         "model.remat": "none",
     }  # fmt: skip
-    config = f"""
+    config = """
 from configs import demo
 def get_config():
     config = demo.get_config("tiny")
     for shares in (config.data.ecommerce_shares, config.data.general_shares):
-        shares.update({{"en": 0.7, "de": 0.3, "fr": 0.0, "it": 0.0, "es": 0.0}})
+        shares.update({"en": 0.7, "de": 0.3, "fr": 0.0, "it": 0.0, "es": 0.0})
     return config
 """
     file = windows_dir / "tiny_run.py"

@@ -108,7 +108,11 @@ def test_a_killed_process_resumes_bit_for_bit(whole_run, tiny_arguments, tmp_pat
 def test_sigterm_saves_and_the_same_command_goes_on(whole_run, tiny_arguments, tmp_path):
     workdir = tmp_path / "run"
     # Enough steps that the signal comes in between; no checkpoint is due before it.
-    slow = [*tiny_arguments, "--config.train.steps=5000", "--config.checkpoint.save_every_steps=5000"]
+    slow = [
+        *tiny_arguments,
+        "--config.train.steps=5000",
+        "--config.checkpoint.save_every_steps=5000",
+    ]
     process = subprocess.Popen(
         command(slow, workdir), env=one_device(), stderr=subprocess.PIPE, text=True
     )
@@ -190,7 +194,9 @@ def test_too_many_bad_updates_stop_the_job(tiny_config, tmp_path):
         ("data__windows_dir", "/no/such/windows", "/no/such/windows"),
     ],
 )
-def test_what_does_not_fit_is_said_before_any_device_is_used(key, value, message, tiny_config, tmp_path):
+def test_what_does_not_fit_is_said_before_any_device_is_used(
+    key, value, message, tiny_config, tmp_path
+):
     with pytest.raises(ValueError, match=message):
         prepare_run(tiny_config(**{key: value}), tmp_path / "run")
     assert not (tmp_path / "run").exists()

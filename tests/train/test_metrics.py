@@ -21,7 +21,9 @@ def metrics(loss_sums, weights, loss=2.0):
 def test_sources_of_one_domain_and_language_are_one_curve():
     """Their sums are added before dividing: 30 nats over 20 tokens, not the mean of 1 and 2."""
     names = ["ecommerce/de", "general/de", "ecommerce/de"]
-    record = step_record(metrics([10, 8, 20], [10, 4, 10]), names, step=3, learning_rate=0.1, secs=2.0)
+    record = step_record(
+        metrics([10, 8, 20], [10, 4, 10]), names, step=3, learning_rate=0.1, secs=2.0
+    )
     assert record == {
         "step": 3, "loss": 2.0, "learning_rate": 0.1, "grad_norm": 0.5, "loss_tokens": 24,
         "step_secs": 2.0, "tokens_per_sec": 12.0, "skipped_updates": 1,

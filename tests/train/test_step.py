@@ -41,7 +41,9 @@ def compiled_step(num_microbatches):
 
 def run_steps(batches, *, num_microbatches=1, mesh_shape=None):
     """Trains from seed 0 on `batches`; returns the parameters (host) and the last metrics."""
-    sizes = dict(zip(("data", "fsdp", "context", "tensor"), mesh_shape or (1, 1, 1, 1), strict=True))
+    sizes = dict(
+        zip(("data", "fsdp", "context", "tensor"), mesh_shape or (1, 1, 1, 1), strict=True)
+    )
     mesh = make_mesh(sizes, jax.devices()[: int(np.prod(list(sizes.values())))])
     with jax.set_mesh(mesh):
         params = init_params(TINY, 0, mesh=mesh)
@@ -54,7 +56,9 @@ def run_steps(batches, *, num_microbatches=1, mesh_shape=None):
 
 
 def assert_close(a, b, tolerance=1e-5):
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance), a, b)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance), a, b
+    )
 
 
 def test_loss_is_the_mean_over_all_counted_tokens(make_batch):
@@ -62,7 +66,9 @@ def test_loss_is_the_mean_over_all_counted_tokens(make_batch):
     batch = make_batch()
     _, metrics = run_steps([batch])
     params = init_params(TINY, 0)
-    hidden = hidden_states(params, TINY, *(batch[n] for n in ("inputs", "positions", "segment_ids")))
+    hidden = hidden_states(
+        params, TINY, *(batch[n] for n in ("inputs", "positions", "segment_ids"))
+    )
     logits = project_logits(params, TINY, hidden)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
     weights = batch["loss_weights"]
@@ -108,7 +114,9 @@ def test_microbatches_add_up_to_the_whole_batch(num_microbatches, make_batch):
 def test_microbatches_work_on_a_mesh(make_batch):
     batches = [make_batch(rows=16)]
     whole, _ = run_steps(batches)
-    parts, _ = run_steps(batches, num_microbatches=2, mesh_shape=MESHES["data 2 x fsdp 2 x tensor 2"])
+    parts, _ = run_steps(
+        batches, num_microbatches=2, mesh_shape=MESHES["data 2 x fsdp 2 x tensor 2"]
+    )
     assert_close(parts.params, whole.params, 1e-4)
 
 

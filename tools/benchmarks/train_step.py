@@ -22,7 +22,9 @@ from ellama_jax.train.optimizer import make_optimizer, make_schedule
 from ellama_jax.train.step import init_state, make_loss_sums, make_train_step
 
 OPTIMIZER = OptimizerConfig(b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1, clip_norm=1.0)
-SCHEDULE = ScheduleConfig(peak_frac=0.1, base_peak_learning_rate=3e-3, warmup_steps=1, final_frac=0.1)
+SCHEDULE = ScheduleConfig(
+    peak_frac=0.1, base_peak_learning_rate=3e-3, warmup_steps=1, final_frac=0.1
+)
 
 
 def make_batch(config: LlamaConfig, rows: int, length: int) -> dict:
@@ -99,7 +101,9 @@ def main() -> None:
     batch = make_batch(config, args.rows, args.length)
     makers = {
         "ours": lambda: make_ours(config, batch, jnp.float32, args.remat, args.chunk_tokens),
-        "ours bfloat16": lambda: make_ours(config, batch, jnp.bfloat16, args.remat, args.chunk_tokens),
+        "ours bfloat16": lambda: make_ours(
+            config, batch, jnp.bfloat16, args.remat, args.chunk_tokens
+        ),
         "torch float32": lambda: make_torch(config, batch, "float32"),
         "torch bfloat16": lambda: make_torch(config, batch, "bfloat16"),
     }
