@@ -3,6 +3,7 @@
 What a verb does lives in its module; here is only how it is found and how its errors are said.
 """
 
+import errno
 import importlib
 import os
 import sys
@@ -19,6 +20,15 @@ VERBS = {
     "merge-sweep": ("ellama_jax.evaluate.tradeoff", "the trade-off curve between base and adapted"),
     "report": ("ellama_jax.report", "the HTML page of a run"),
 }  # fmt: skip
+
+# What must hold of a path, by how the system refused it.
+_PATH_RULES = {
+    errno.ENOENT: "must exist",
+    errno.ENOTDIR: "must lie in a directory",
+    errno.EEXIST: "must be a directory",
+    errno.EISDIR: "must be a file",
+    errno.ENOSPC: "must be on a disk with room",
+}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -37,10 +47,15 @@ def main(argv: list[str] | None = None) -> None:
     run = getattr(importlib.import_module(module), f"main_{verb.replace('-', '_')}")
     try:
         run(argv)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Who read our output, as `| head`, has had enough. Nothing is left to flush at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + 13)
     except (ValueError, OSError) as error:
         if os.environ.get("ELLAMA_TRACEBACK"):
             raise
-        sys.exit(_fail(verb, str(error)))
+        sys.exit(_fail(verb, _in_words(error)))
     except KeyboardInterrupt:
         sys.exit(_fail(verb, "interrupted."))
 
@@ -58,6 +73,14 @@ def _nearest(verb: str) -> str:
 
     near = difflib.get_close_matches(verb, VERBS, n=1)
     return f"did you mean {near[0]}?" if near else "see ellama --help."
+
+
+def _in_words(error: ValueError | OSError) -> str:
+    """Returns our own errors as they are, and the system's in the same form."""
+    if not isinstance(error, OSError) or error.filename is None:
+        return str(error)
+    rule = _PATH_RULES.get(error.errno, "must be readable and writable")
+    return f"{error.filename}: {rule}, got {error.strerror.lower()}."
 
 
 def _fail(verb: str, message: str) -> int:

@@ -168,7 +168,10 @@ class Demo:
             )
         from ellama_jax.weights.importer import main_import
 
-        main_import(self._verb("import", find_smollm2(), self.workdir / "base")[1:])
+        # The file is the instruction-tuned model's and names the marks of its chat; documents were
+        # separated by end-of-text in its pretraining.
+        ends = ["--bos", "<|endoftext|>", "--eos", "<|endoftext|>"]
+        main_import(self._verb("import", find_smollm2(), self.workdir / "base", *ends)[1:])
 
     def _run_verb(self, *arguments) -> None:
         """Runs a verb as a process of its own, so that its memory leaves with it."""

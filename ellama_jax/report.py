@@ -104,7 +104,8 @@ def _read_metrics(path: Path) -> list[dict]:
     if not path.is_file():
         return []
     records = []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    # As bytes: what is no UTF-8 is then the error of one line.
+    lines = path.read_bytes().split(b"\n")[:-1]
     for number, line in enumerate(lines, start=1):
         try:
             records.append(json.loads(line))

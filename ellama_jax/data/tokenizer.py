@@ -103,8 +103,8 @@ def load_tokenizer(tokenizer_dir: str | os.PathLike) -> Tokenizer:
             f"tokenizer {directory}: must hold {TOKENIZER_FILE}, got {_listing(directory)}; pass "
             "the tokenizer directory of a checkpoint or of a Hugging Face model."
         )
-    content = path.read_text(encoding="utf-8")
     try:
+        content = _read_text(path)
         names = _parse_tokenizer(content, set())
         bos_id, eos_id = _find_special_ids(directory, names)
         return Tokenizer(content, bos_id, eos_id)
@@ -259,6 +259,13 @@ def _find_special_id(directory: Path, kind: str, names: tokenizers.Tokenizer) ->
             # Chat models list several ends of turn; the first is the end of the text.
             return found[0] if isinstance(found, list) else found
     return None
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path.name} must be UTF-8 text, got {error}.") from error
 
 
 def _read_json(path: Path) -> dict:

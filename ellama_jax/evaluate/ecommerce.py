@@ -331,7 +331,7 @@ def read_items(benchmark_dir: str | Path, split: str | None = None) -> list[dict
             f"benchmark: must be a directory made by `ellama build-benchmark`, got {benchmark_dir}."
         )
     items = []
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:  # what is no UTF-8 is then the error of one line
         for number, line in enumerate(lines, start=1):
             try:
                 item = json.loads(line)

@@ -34,6 +34,7 @@ from ellama_jax.evaluate.comparison import print_table
 from ellama_jax.model.presets import LlamaConfig
 from ellama_jax.weights import checkpoint as checkpoints
 from ellama_jax.weights import huggingface
+from ellama_jax.weights.layout import check_writable
 
 # Share of the general questions that only choose alpha (merge-sweep) and are never reported.
 MMLU_VALIDATION_FRAC = 1 / 3
@@ -279,7 +280,7 @@ def read_texts(path: str | Path) -> list[dict]:
         OSError: if the file cannot be read.
     """
     texts = []
-    with Path(path).open(encoding="utf-8") as lines:
+    with Path(path).open("rb") as lines:  # what is no UTF-8 is then the error of one line
         for number, line in enumerate(lines, start=1):
             try:
                 record = json.loads(line)
@@ -329,6 +330,8 @@ def write_json(path: str | Path, content: dict) -> None:
 def main_evaluate(argv: list[str]) -> None:
     """Runs `ellama evaluate`."""
     args = _parse_arguments(argv)
+    if args.json:
+        check_writable(args.json)
     items, texts = gather_questions(
         check_tasks(args.tasks),
         benchmark_dir=args.benchmark,

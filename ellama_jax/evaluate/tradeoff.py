@@ -25,6 +25,7 @@ from ellama_jax.evaluate.scorecard import (
     load_model,
     write_json,
 )
+from ellama_jax.weights.layout import check_writable
 from ellama_jax.weights.merge import check_alpha, merge_checkpoints, merge_linear
 
 DEFAULT_ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -39,6 +40,8 @@ RULE = (
     " error of the paired difference if that is more, below alpha 0, and general bits per byte at"
     f" most {100 * MAX_BPB_RISE_FRAC:g} % above it."
 )
+
+_NO_ITEMS = "merge-sweep: needs e-commerce items to choose by, got none."
 
 
 def sweep_alphas(
@@ -71,11 +74,15 @@ def sweep_alphas(
         The content of sweep.json: `alphas` (a scorecard and its summary each), `chosen`, `rule`.
 
     Raises:
-        ValueError: if the models do not fit each other or a known scorecard other questions.
+        ValueError: if the models do not fit each other or a known scorecard other questions, if
+            there is nothing to choose by, or the workdir cannot be written.
     """
     alphas = sorted({0.0, *map(float, alphas)})
     for alpha in alphas:
         check_alpha(alpha)
+    if not any(item["domain"] == "ecommerce" for item in items):
+        raise ValueError(_NO_ITEMS)
+    check_writable(Path(workdir) / "sweep.json")
     known = dict(known or {})
     for alpha, card in known.items():
         _check_same_questions(alpha, card, items, texts)
@@ -112,7 +119,7 @@ def choose_alpha(cards: Mapping[float, dict]) -> dict:
         kept = keeps_general(cards[0.0], card)
         points.append({"alpha": alpha, "scorecard": card, "keeps_general": kept, **summary(card)})
     if all(point["ecommerce"] is None for point in points):
-        raise ValueError("merge-sweep: needs e-commerce items to choose by, got none.")
+        raise ValueError(_NO_ITEMS)
     eligible = [point for point in points if point["keeps_general"]]
     best = max(eligible, key=lambda point: (point["ecommerce"], -point["alpha"]))
     return {"alphas": points, "chosen": best["alpha"], "rule": RULE}
@@ -160,6 +167,7 @@ def _check_fit(config, tokenizer, adapted_config, adapted_tokenizer) -> None:
 def main_merge_sweep(argv: list[str]) -> None:
     """Runs `ellama merge-sweep`."""
     args = _parse_arguments(argv)
+    alphas = parse_alphas(args.alphas)
     items, texts = gather_questions(
         check_tasks(args.tasks),
         benchmark_dir=args.benchmark,
@@ -172,7 +180,7 @@ def main_merge_sweep(argv: list[str]) -> None:
     sweep = sweep_alphas(
         args.base,
         args.adapted,
-        parse_alphas(args.alphas),
+        alphas,
         items,
         texts,
         args.workdir,

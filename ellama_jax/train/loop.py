@@ -128,7 +128,7 @@ def _make_workdir(workdir: Path) -> None:
     except OSError as error:
         raise ValueError(
             f"--workdir: must be a directory that can be made, got {workdir}: {error}."
-        )
+        ) from error
     if not os.access(workdir, os.W_OK):
         raise ValueError(f"--workdir: must be writable, got {workdir}.")
 

@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import dataclasses
 import hashlib
+import json
 import math
 import os
 import shutil
@@ -16,7 +17,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ellama_jax.data.tokenizer import Tokenizer, check_fits, load_tokenizer, save_tokenizer
+import tokenizers
+
+from ellama_jax.data.tokenizer import (
+    CONFIG_FILE,
+    TOKENIZER_FILE,
+    Tokenizer,
+    check_fits,
+    load_tokenizer,
+    save_tokenizer,
+)
 from ellama_jax.model.llama import count_params
 from ellama_jax.model.presets import PRESETS, LlamaConfig, get_preset
 from ellama_jax.progress import progress
@@ -60,6 +70,8 @@ def import_weights(
     dst: str | os.PathLike,
     *,
     preset: str | None = None,
+    bos: str | None = None,
+    eos: str | None = None,
     overwrite: bool = False,
 ) -> CheckpointInfo:
     """Imports a Hugging Face directory or a GGUF file into a new checkpoint root.
@@ -70,6 +82,9 @@ def import_weights(
         src: the directory or file.
         dst: the root to make; its single step is 0.
         preset: the model that `src` must be; None takes the preset with its sizes, if any.
+        bos, eos: tokens that begin and end a document, where the source names others: an
+            instruction-tuned model names the marks of its chat, but was pretrained with
+            end-of-text between documents. None keeps the source's.
         overwrite: replace an existing checkpoint root at `dst`.
 
     Returns:
@@ -84,6 +99,7 @@ def import_weights(
     check_destination(dst, 0, overwrite=overwrite)
     reader = _read_huggingface if source_format == "huggingface" else _read_gguf
     with reader(src, preset, dst, overwrite) as model:
+        _name_document_tokens(model.tokenizer_dir, {"bos_token": bos, "eos_token": eos})
         tokenizer = _load_fitting_tokenizer(model.tokenizer_dir, model.config)
         meta = make_meta(
             model.config,
@@ -201,6 +217,20 @@ def _load_fitting_tokenizer(directory: Path, config: LlamaConfig) -> Tokenizer:
     return tokenizer
 
 
+def _name_document_tokens(directory: Path, names: dict[str, str | None]) -> None:
+    """Writes which tokens begin and end a document beside the tokenizer; None changes nothing."""
+    names = {key: token for key, token in names.items() if token is not None}
+    if not names:
+        return
+    tokenizer = tokenizers.Tokenizer.from_file(str(directory / TOKENIZER_FILE))
+    for key, token in names.items():
+        if tokenizer.token_to_id(token) is None:
+            raise ValueError(f"{key}: must be a token of the vocabulary, got {token!r}.")
+    path = directory / CONFIG_FILE
+    config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    path.write_text(json.dumps({**config, **names}, indent=1), encoding="utf-8")
+
+
 def _describe_file(path: Path) -> dict:
     # By name, not by path: where it lay on this machine means nothing elsewhere.
     size = path.stat().st_size
@@ -227,9 +257,18 @@ def main_import(argv: list[str]) -> None:
     parser.add_argument("src", metavar="SRC", help="Hugging Face directory or .gguf file")
     parser.add_argument("dst", metavar="DST", help="checkpoint root to make")
     parser.add_argument("--preset", help="refuse the model unless it is this preset")
+    parser.add_argument("--bos", metavar="TOKEN", help="begins a document; the source's by default")
+    parser.add_argument("--eos", metavar="TOKEN", help="ends a document; the source's by default")
     parser.add_argument("--overwrite", action="store_true", help="replace the checkpoint at DST")
     args = parser.parse_args(argv)
-    info = import_weights(args.src, args.dst, preset=args.preset, overwrite=args.overwrite)
+    info = import_weights(
+        args.src,
+        args.dst,
+        preset=args.preset,
+        bos=args.bos,
+        eos=args.eos,
+        overwrite=args.overwrite,
+    )
     print(f"Imported {args.src} into {info.path}\n{describe_checkpoint(info.root)}")
 
 

@@ -14,6 +14,7 @@ import logging
 import os
 import shutil
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -207,12 +208,26 @@ def check_destination(dst: str | os.PathLike, needed_bytes: int, *, overwrite: b
             raise ValueError(f"{dst}: must not exist yet; pass --overwrite to replace it.")
         if not _is_root(dst):
             raise ValueError(f"{dst}: only a checkpoint root is replaced, got something else.")
-    parent = dst.absolute().parent
+    check_disk_space(dst, check_writable(dst), needed_bytes)
+
+
+def check_writable(dst: str | os.PathLike) -> Path:
+    """Returns the nearest directory above `dst` that exists, if something can be written there.
+
+    Raises:
+        ValueError: if not; so long work is refused before it is done.
+    """
+    parent = Path(dst).absolute().parent
     while not parent.exists():
         parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise ValueError(f"{dst}: must be in a writable directory, but {parent} is not one.")
-    check_disk_space(dst, parent, needed_bytes)
+    try:
+        # Tried, not asked for: root passes every check of permissions, on read-only disks too.
+        with tempfile.TemporaryFile(dir=parent):
+            return parent
+    except OSError as error:
+        raise ValueError(
+            f"{dst}: must be in a writable directory, but {parent} is not one ({error.strerror})."
+        ) from error
 
 
 def check_disk_space(name: str | Path, existing_dir: Path, needed_bytes: int) -> None:

@@ -127,6 +127,24 @@ def test_transformers_reads_the_kept_tokenizer(hf_dir, tmp_path):
     assert (ours.bos_id, ours.eos_id) == (theirs.bos_token_id, theirs.eos_token_id)
 
 
+def test_document_tokens_can_be_named_where_the_source_names_others(hf_dir, tmp_path):
+    end = "<|end_of_text|>"
+    info = import_weights(hf_dir, tmp_path / "base", bos=end, eos=end)
+    ours, source = load_tokenizer(info.tokenizer_dir), load_tokenizer(hf_dir)
+    assert ours.bos_id == ours.eos_id == source.eos_id != source.bos_id
+    assert info.meta["tokenizer_fingerprint"] == ours.fingerprint != source.fingerprint
+    text = "Der blaue Schuh kostet 20 Euro."
+    assert ours.encode(text) == source.encode(text)
+
+
+def test_a_document_token_outside_the_vocabulary_is_refused(hf_dir, tmp_path):
+    with pytest.raises(
+        ValueError, match="^bos_token: must be a token of the vocabulary, got '<s>'"
+    ):
+        import_weights(hf_dir, tmp_path / "base", bos="<s>")
+    assert not (tmp_path / "base").exists()
+
+
 # --- presets -------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """What is found in a root, what a checkpoint says of itself, and where none may be written."""
 
+import errno
 import json
 import shutil
 
@@ -168,8 +169,12 @@ def test_a_place_under_a_file_is_refused(tmp_path, tiny, make_checkpoint):
 
 
 def test_a_read_only_place_is_refused(tmp_path, tiny, make_checkpoint, monkeypatch):
-    monkeypatch.setattr(layout.os, "access", lambda path, mode: False)
-    with pytest.raises(ValueError, match="must be in a writable directory"):
+    def refuse(dir):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(layout.tempfile, "TemporaryFile", refuse)
+    message = "must be in a writable directory, but .* is not one \\(Read-only file system\\)"
+    with pytest.raises(ValueError, match=message):
         make_checkpoint(tmp_path / "c", tiny)
     assert list(tmp_path.iterdir()) == []
 

@@ -1,0 +1,590 @@
+"""Bad input ends in one clear line and exit status 2, and nothing is left half written.
+
+Every test runs a verb as the command line does. The whole of the temporary directory, inputs and
+outputs, is compared before and after, by names and contents.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ellama_jax import cli
+from ellama_jax.data.catalogue import generate_listings
+from ellama_jax.data.listings import listing_to_text_record
+from ellama_jax.data.tokenizer import load_tokenizer
+from ellama_jax.data.windows import MANIFEST_FILE, write_windows
+from ellama_jax.demo import make_tiny_base, write_jsonl
+from ellama_jax.evaluate.ecommerce import write_benchmark
+from ellama_jax.model.llama import init_params
+from ellama_jax.model.presets import get_preset
+from ellama_jax.tree import flatten_paths
+from ellama_jax.weights import layout
+from ellama_jax.weights.checkpoint import make_meta, write_checkpoint
+from ellama_jax.weights.huggingface import extract_tensor, tensor_names
+
+PROGRESS = re.compile(r"[^:]+: \d+/\d+ \w+, \d+ s\b")
+LISTINGS = list(generate_listings(0, 40))
+TEXTS = [listing_to_text_record(listing, seed=0)["text"] for listing in LISTINGS]
+WINDOW = 32
+RUN_CONFIG = """
+from configs import demo
+def get_config():
+    config = demo.get_config("tiny")
+    for shares in (config.data.ecommerce_shares, config.data.general_shares):
+        shares.update({"en": 1.0, "de": 0.0, "fr": 0.0, "it": 0.0, "es": 0.0})
+    config.data.seq_len, config.data.global_batch_size = 32, 8
+    config.train.steps, config.schedule.warmup_steps = 2, 1
+    config.checkpoint.save_every_steps = 1
+    return config
+"""
+
+
+# --- good input, of which each test spoils a copy ------------------------------------------------
+
+
+def write_huggingface(dst, tokenizer_dir):
+    from safetensors.numpy import save_file
+
+    tiny = get_preset("tiny")
+    shutil.copytree(tokenizer_dir, dst)
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": tiny.vocab_size,
+        "hidden_size": tiny.embed_dim,
+        "intermediate_size": tiny.mlp_dim,
+        "num_hidden_layers": tiny.num_layers,
+        "num_attention_heads": tiny.num_heads,
+        "num_key_value_heads": tiny.num_kv_heads,
+        "tie_word_embeddings": True,
+    }
+    (dst / "config.json").write_text(json.dumps(config))
+    leaves, tensors = flatten_paths(init_params(tiny, 0)), {}
+    for path, names in tensor_names(tiny).items():
+        layers = leaves[path] if path.startswith("layers/") else leaves[path][None]
+        for name, layer in zip(names, layers, strict=True):
+            tensors[name] = np.ascontiguousarray(extract_tensor(path, np.asarray(layer)))
+    save_file(tensors, dst / "model.safetensors")
+
+
+def write_gguf(path):
+    import gguf
+
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(2)
+    writer.add_embedding_length(64)
+    writer.add_tensor("token_embd.weight", np.ones((512, 64), np.float32))
+    writer.add_tensor("output_norm.weight", np.ones(64, np.float32))
+    for finish in ("write_header_to_file", "write_kv_data_to_file", "write_tensors_to_file"):
+        getattr(writer, finish)()
+    writer.close()
+
+
+def write_wide(dst, tokenizer_dir):
+    """Writes a model with the tokenizer of the base but a wider MLP."""
+    config = dataclasses.replace(get_preset("tiny"), name="wide", mlp_dim=256)
+    meta = make_meta(
+        config,
+        tokenizer_fingerprint=load_tokenizer(tokenizer_dir).fingerprint,
+        provenance={"kind": "import", "sources": []},
+    )
+    params = init_params(config, 0)
+    write_checkpoint(dst, params, config=config, meta=meta, tokenizer_dir=tokenizer_dir)
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    """Checkpoints, foreign models, windows, listings and documents, all of them fine."""
+    root = tmp_path_factory.mktemp("good")
+    make_tiny_base(root / "base", TEXTS, seed=0)
+    make_tiny_base(root / "stranger", TEXTS[:20], seed=1)  # another tokenizer
+    tokenizer_dir = root / "base" / "tokenizer"
+    write_wide(root / "wide", tokenizer_dir)
+    write_huggingface(root / "hf", tokenizer_dir)
+    write_gguf(root / "model.gguf")
+    tokenizer = load_tokenizer(tokenizer_dir)
+    for domain in ("ecommerce", "general"):
+        write_windows(
+            root / "windows" / f"{domain}-en", tokenizer.encode_batch(TEXTS[:20]),
+            tokenizer=tokenizer, window_length=WINDOW, domain=domain, language="en", seed=0,
+            sources=[], command="test",
+        )  # fmt: skip
+    write_jsonl(root / "listings.jsonl", LISTINGS)
+    write_benchmark(
+        root / "benchmark", LISTINGS, heldout_frac=0.5, validation_frac=0.5, seed=0,
+        items_per_task=1, source={}, command="test",
+    )  # fmt: skip
+    documents = [{"text": t, "domain": "general", "language": "en", "source": "s"} for t in TEXTS]
+    write_jsonl(root / "documents.jsonl", documents)
+    (root / "run.py").write_text(RUN_CONFIG)
+    return root
+
+
+@pytest.fixture
+def place(good, tmp_path):
+    """A copy of the good input that a test may spoil; the current directory of the verb."""
+    shutil.copytree(good, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def contents(directory):
+    """Says what lies below a directory: every path, and the hash of every file."""
+    return {
+        str(path.relative_to(directory)): path.is_file()
+        and hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in directory.rglob("*")
+        if "__pycache__" not in path.parts
+    }
+
+
+@pytest.fixture
+def refused(place, monkeypatch, capfd):
+    """Returns a function that runs a verb, checks that it is refused, and gives back its line."""
+    monkeypatch.chdir(place)
+    # Without a setting of its own the demo would start its process, which is pytest, again.
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", str(2**34))
+
+    def run(*argv, changed=()):
+        before = contents(place)
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.main([str(argument) for argument in argv])
+        assert stop.value.code == 2
+        lines = capfd.readouterr().err.splitlines()
+        lines = [line for line in lines if not PROGRESS.match(line)]
+        assert len(lines) == 1, lines
+        start = f"ellama {argv[0]}: error: "
+        assert lines[0].startswith(start)
+        after = contents(place)
+        differ = {k for k in before.keys() | after.keys() if before.get(k) != after.get(k)}
+        assert {path for path in differ if not path.startswith(tuple(changed))} == set()
+        return lines[0].removeprefix(start)
+
+    return run
+
+
+def cut(path, size):
+    path.write_bytes(path.read_bytes()[:size])
+
+
+def spoil_line(path, number, line):
+    """Replaces a line of a file, counted from 1."""
+    lines = path.read_text().splitlines()
+    lines[number - 1] = line
+    path.write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    usage = shutil.disk_usage("/")._replace(free=2**20)
+    monkeypatch.setattr(layout.shutil, "disk_usage", lambda path: usage)
+
+
+# --- import --------------------------------------------------------------------------------------
+
+
+def test_weights_that_are_not_there_are_refused(refused):
+    assert (
+        refused("import", "nowhere", "dst") == "nowhere: must exist, got no such file or directory."
+    )
+
+
+def test_a_directory_without_its_weights_is_refused(refused, place):
+    (place / "hf" / "model.safetensors").unlink()
+    line = refused("import", "hf", "dst")
+    assert line.startswith("hf: must hold model.safetensors or") and line.endswith("got neither.")
+
+
+def test_a_missing_shard_is_named(refused, place):
+    (place / "hf" / "model.safetensors").rename(place / "hf" / "part-1.safetensors")
+    index = {"weight_map": {"a": "part-1.safetensors", "b": "part-2.safetensors"}}
+    (place / "hf" / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "hf: must hold part-2.safetensors" in refused("import", "hf", "dst")
+
+
+@pytest.mark.parametrize("kept", [0, 4, 1000, -1000])
+def test_truncated_safetensors_are_refused(refused, place, kept):
+    cut(place / "hf" / "model.safetensors", kept)
+    line = refused("import", "hf", "dst")
+    assert line.startswith("hf/model.safetensors: must be a whole safetensors file, got")
+
+
+@pytest.mark.parametrize("kept", [4, 20, 100, -1000])
+def test_a_truncated_gguf_file_is_refused(refused, place, kept):
+    cut(place / "model.gguf", kept)
+    assert refused("import", "model.gguf", "dst").startswith(
+        "model.gguf: must be a whole GGUF file"
+    )
+
+
+def test_an_empty_gguf_file_is_refused(refused, place):
+    cut(place / "model.gguf", 0)
+    assert refused("import", "model.gguf", "dst").startswith("model.gguf: must be a GGUF file, got")
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_is_refused(refused, place):
+    config = place / "hf" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "vocab_size": 300}))
+    line = refused("import", "hf", "dst")
+    assert line.startswith("tokenizer: ids must be below the model's vocab_size 300, got ids up to")
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff\xfe\xff"])
+def test_a_broken_tokenizer_is_refused(refused, place, content):
+    (place / "hf" / "tokenizer.json").write_bytes(content)
+    assert refused("import", "hf", "dst").startswith("tokenizer hf: tokenizer.json must be")
+
+
+def test_import_never_replaces_what_is_no_checkpoint(refused, place):
+    (place / "dst").mkdir()
+    (place / "dst" / "thesis.txt").write_text("three years of work")
+    assert "dst: must not exist yet" in refused("import", "hf", "dst")
+    assert "dst: only a checkpoint root is replaced" in refused(
+        "import", "hf", "dst", "--overwrite"
+    )
+
+
+# --- text ----------------------------------------------------------------------------------------
+
+
+def prepare(*arguments):
+    rest = ("--tokenizer", "base/tokenizer", "--window-length", WINDOW, "--out", "out")
+    return ("prepare", *arguments, *rest)
+
+
+@pytest.mark.parametrize(
+    "line", ["{", "[]", '{"title": "Lamp"}', '{"title": "", "language": "en"}', "\udcff"]
+)
+@pytest.mark.parametrize("verb", ["prepare", "build-benchmark"])
+def test_a_listing_file_with_broken_lines_is_refused(refused, place, verb, line):
+    path = place / "listings.jsonl"
+    for number in (3, 4, 50):
+        lines = path.read_bytes().splitlines()
+        lines[number - 1] = line.encode(errors="surrogateescape")
+        path.write_bytes(b"\n".join(lines) + b"\n")
+    argv = prepare("--listings", path.name) if verb == "prepare" else (verb, path.name, "out")
+    got = refused(*argv)
+    assert got.startswith("listings.jsonl: at most 1.0% of the lines may be broken, got 3 of 200;")
+    assert "the first is line 3: " in got
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("{", "Expecting property name"),
+        ('{"text": "x", "domain": "news", "language": "en", "source": "s"}', "got 'news'"),
+        ('{"domain": "general", "language": "en", "source": "s"}', "text: must be a string"),
+        ('{"text": "x", "domain": "general", "language": "../en", "source": "s"}', "'../en'"),
+    ],
+)
+def test_a_broken_document_is_named_by_its_line(refused, place, line, reason):
+    spoil_line(place / "documents.jsonl", 7, line)
+    got = refused(*prepare("--documents", "documents.jsonl"))
+    assert got.startswith("documents.jsonl:7: must be a document, got ") and reason in got
+
+
+def test_good_documents_are_not_written_when_later_listings_are_bad(refused, place):
+    cut(place / "listings.jsonl", 0)
+    got = refused(*prepare("--documents", "documents.jsonl", "--listings", "listings.jsonl"))
+    assert got == "listings.jsonl: must hold at least one listing, got an empty file."
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        prepare("--documents", "nowhere.jsonl"),
+        prepare("--listings", "nowhere.jsonl"),
+        ("build-benchmark", "nowhere.jsonl", "out"),
+        (
+            "evaluate",
+            "--checkpoint",
+            "base",
+            "--tasks",
+            "bits_per_byte",
+            "--texts",
+            "nowhere.jsonl",
+        ),
+    ],
+)
+def test_a_text_file_that_is_not_there_is_named(refused, argv):
+    assert refused(*argv) == "nowhere.jsonl: must exist, got no such file or directory."
+
+
+def test_a_benchmark_needs_product_ids(refused, place):
+    write_jsonl(place / "listings.jsonl", [{**LISTINGS[0], "product_id": None}])
+    assert refused("build-benchmark", "listings.jsonl", "out").startswith(
+        "product_id: must be given"
+    )
+
+
+# --- windows and training ------------------------------------------------------------------------
+
+
+def train(workdir="run", **changes):
+    keys = {"model.checkpoint": "base", "data.windows_dir": "windows", **changes}
+    overrides = [f"--config.{key}={value}" for key, value in keys.items()]
+    return ("train", "--config=run.py", *overrides, "--workdir", workdir)
+
+
+def test_a_cut_shard_is_refused(refused, place):
+    (shard,) = (place / "windows" / "general-en").glob("*.array_record")
+    size = shard.stat().st_size
+    cut(shard, size - 100)
+    wanted = f"windows windows/general-en: {shard.name} must have {size} bytes, got {size - 100}"
+    assert refused(*train()).startswith(wanted)
+    assert refused("inspect", "windows/general-en").startswith(wanted)
+
+
+def test_a_missing_shard_of_windows_is_refused(refused, place):
+    (shard,) = (place / "windows" / "general-en").glob("*.array_record")
+    shard.unlink()
+    assert f"{shard.name} must have" in refused(*train())
+
+
+def test_a_shard_of_garbage_is_refused(refused, place):
+    (shard,) = (place / "windows" / "general-en").glob("*.array_record")
+    shard.write_bytes(bytes(shard.stat().st_size))
+    assert refused(*train()).startswith("windows windows/general-en: ")
+
+
+def test_a_damaged_record_stops_training_and_is_named(refused, place):
+    (shard,) = (place / "windows" / "general-en").glob("*.array_record")
+    data = bytearray(shard.read_bytes())
+    for at in range(200, 2000, 64):
+        data[at] ^= 0xFF
+    shard.write_bytes(data)
+    line = refused(*train(), changed=["run"])
+    assert line.startswith("windows windows/general-en: window ") and "damaged" in line
+    assert not list((place / "run" / "checkpoints").glob("[0-9]*"))
+
+
+def test_windows_without_a_manifest_do_not_exist(refused, place):
+    (place / "windows" / "general-en" / MANIFEST_FILE).unlink()
+    assert "must hold a window set general-en, got ecommerce-en" in refused(*train())
+
+
+def test_windows_of_another_tokenizer_are_refused(refused):
+    line = refused(*train(**{"model.checkpoint": "stranger"}))
+    assert (
+        "tokenizer_fingerprint must be that of the model" in line and "prepare the windows" in line
+    )
+
+
+def test_a_checkpoint_of_another_size_is_refused(refused):
+    line = refused(*train(**{"model.checkpoint": "wide"}))
+    assert line.startswith(
+        "model.preset: tiny does not fit the checkpoint wide/0, which has mlp_dim 256"
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("train.stepz", 2, "stepz"),
+        ("train.steps", "two", "train.steps"),
+        ("schedule.warmup_steps", 9, "must be smaller than train.steps (2), got 9."),
+        ("data.seq_len", 24, "data.seq_len: must be 2 or more and divide the window_length 32"),
+        ("mesh.tensor", 3, "mesh: "),
+    ],
+)
+def test_a_configuration_that_does_not_fit_is_refused(refused, key, value, words):
+    assert words in refused(*train(**{key: value}), changed=["run"])
+
+
+def test_a_damaged_base_model_is_refused(refused, place):
+    for path in (place / "base" / "0" / "params").rglob("*"):
+        if path.is_file() and path.parent.name == "d":
+            cut(path, path.stat().st_size // 2)
+    line = refused("merge", "--base", "base", "--adapted", "base", "--alpha", 0.5, "--out", "out")
+    assert line.startswith("restore base/0: the checkpoint is damaged or truncated")
+    argv = ("evaluate", "--checkpoint", "base", "--tasks", "mmlu", "--json", "card.json")
+    assert refused(*argv).startswith("restore base/0: the checkpoint is damaged or truncated")
+
+
+def test_a_step_that_was_never_finished_is_no_checkpoint(refused, place):
+    (place / "base" / "0" / "_CHECKPOINT_METADATA").unlink()
+    line = refused("merge", "--base", "base", "--adapted", "wide", "--alpha", 0.5, "--out", "out")
+    assert line == "checkpoint base: must hold a complete step, got only incomplete ones (0)."
+
+
+# --- merging, scoring, reporting -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ("stranger", "merge: both models must have one tokenizer, got fingerprint "),
+        ("wide", "layers/mlp/w_down is [2, 192, 64] in base, [2, 256, 64] in adapted"),
+        ("nowhere", "checkpoint nowhere: must be a directory, got nothing."),
+        ("hf", "got a Hugging Face directory; make a checkpoint of it with `ellama import`."),
+        ("model.gguf", "checkpoint model.gguf: must be a directory, got a file; `ellama import`"),
+    ],
+)
+def test_two_different_models_are_not_merged(refused, other, words):
+    argv = ("--base", "base", "--adapted", other)
+    assert words in refused("merge", *argv, "--alpha", 0.5, "--out", "out")
+
+
+def sweep(*changes):
+    """Returns a sweep's arguments; the directory that it writes to is still to follow."""
+    argv = (
+        "--base",
+        "base",
+        "--adapted",
+        "base",
+        "--tasks",
+        "ecommerce",
+        "--benchmark",
+        "benchmark",
+    )
+    return ("merge-sweep", *argv, *changes, "--workdir")
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ("stranger", "must share a tokenizer, got"),
+        ("wide", "mlp_dim must be equal, got 192 and 256"),
+    ],
+)
+def test_two_different_models_are_not_swept(refused, other, words):
+    line = refused(*sweep("--adapted", other), "out")
+    assert line.startswith("merge-sweep: ") and words in line
+
+
+def test_a_sweep_without_e_commerce_items_is_refused_before_it_scores(refused):
+    line = refused(*sweep("--tasks", "mmlu"), "out")
+    assert line == "merge-sweep: needs e-commerce items to choose by, got none."
+
+
+def test_an_alpha_that_is_no_number_is_refused(refused):
+    models = ("--base", "base", "--adapted", "base")
+    line = refused("merge", *models, "--alpha", "nan", "--out", "out")
+    assert line == "alpha: must be a finite number, got nan."
+    line = refused(*sweep("--alphas", "0,half"), "out")
+    assert line == "--alphas: must be numbers and commas, got 0,half."
+
+
+def test_an_unknown_task_is_refused_with_the_nearest(refused):
+    line = refused("evaluate", "--checkpoint", "base", "--tasks", "mmlu,prize_prediction")
+    assert line.startswith(
+        "--tasks: must be known tasks, got prize_prediction; did you mean price_"
+    )
+
+
+@pytest.mark.parametrize(
+    ("tasks", "words"),
+    [
+        ("ecommerce", "--benchmark: must name the built benchmark"),
+        ("bits_per_byte", "--texts: must name held-out texts"),
+        ("", "--tasks: must name at least one of"),
+    ],
+)
+def test_a_task_without_its_questions_is_refused(refused, tasks, words):
+    assert refused("evaluate", "--checkpoint", "base", "--tasks", tasks).startswith(words)
+
+
+@pytest.mark.parametrize("line", ["{", '{"text": "x"}', "\udcff"])
+def test_broken_texts_for_bits_per_byte_are_refused(refused, place, line):
+    lines = place.joinpath("documents.jsonl").read_bytes().splitlines()
+    lines[1] = line.encode(errors="surrogateescape")
+    place.joinpath("documents.jsonl").write_bytes(b"\n".join(lines))
+    argv = ("--checkpoint", "base", "--tasks", "bits_per_byte", "--texts", "documents.jsonl")
+    line = refused("evaluate", *argv)
+    assert line.startswith("documents.jsonl: line 2 must have text, domain and language, got")
+
+
+def test_a_directory_that_is_no_run_has_no_report(refused, place):
+    (place / "empty").mkdir()
+    for path in ("empty", "nowhere", "run.py"):
+        assert f"{path} must be a run directory" in refused("report", path)
+
+
+@pytest.mark.parametrize("name", ["run.json", "metrics.jsonl", "sweep.json"])
+@pytest.mark.parametrize("content", [b"{\n", b"\xff\n"])
+def test_a_run_with_a_broken_file_has_no_report(refused, place, name, content):
+    (place / "broken").mkdir()
+    (place / "broken" / name).write_bytes(content)
+    line = refused("report", "broken")
+    assert line.startswith(f"broken/{name}: ") and "must be" in line
+
+
+# --- places --------------------------------------------------------------------------------------
+
+
+def test_a_demo_does_not_touch_a_directory_of_someone_else(refused, place):
+    (place / "mine").mkdir()
+    (place / "mine" / "thesis.txt").write_text("three years of work")
+    line = refused("demo", "--model", "tiny", "--offline", "--workdir", "mine")
+    assert line == "--workdir: must be empty or hold an earlier demo, got mine; choose another."
+
+
+MERGE = ("merge", "--base", "base", "--adapted", "base", "--alpha", 0.5, "--out")
+WRITERS = {
+    "import": ("import", "hf"),
+    "prepare": prepare("--documents", "documents.jsonl")[:-1],
+    "build-benchmark": ("build-benchmark", "listings.jsonl"),
+    "train": train()[:-1],
+    "evaluate": ("evaluate", "--checkpoint", "base", "--tasks", "mmlu", "--limit", 1, "--json"),
+    "merge": MERGE,
+    "merge-sweep": sweep(),
+    "demo": ("demo", "--model", "tiny", "--offline", "--workdir"),
+}
+
+
+# Permissions do not stop root, so the place is made impossible: below a file.
+@pytest.mark.parametrize("verb", WRITERS)
+def test_a_place_below_a_file_is_refused(refused, verb):
+    line = refused(*WRITERS[verb], "listings.jsonl/below")
+    assert "listings.jsonl" in line and " must " in line and not line.startswith("[Errno")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc, where nobody can write")
+@pytest.mark.parametrize("verb", WRITERS)
+def test_a_place_where_nobody_can_write_is_refused(refused, verb):
+    line = refused(*WRITERS[verb], "/proc/ellama")
+    assert "/proc" in line and " must " in line and not line.startswith("[Errno")
+
+
+@pytest.mark.parametrize("verb", ["import", "merge"])
+def test_a_full_disk_is_said_before_a_checkpoint_is_written(refused, full_disk, verb):
+    line = refused(*WRITERS[verb], "out")
+    assert re.match(r"out: the disk must have \d+ MiB free, got 1 MiB; make room or choose", line)
+
+
+def test_a_full_disk_leaves_no_half_step_of_a_training(refused, full_disk, place):
+    line = refused(*train(), changed=["run"])
+    assert re.search(r"run/checkpoints/?1?: the disk must have \d+ MiB free, got 1 MiB", line)
+    assert not list((place / "run" / "checkpoints").glob("[0-9]*"))
+    for record in (place / "run").glob("metrics.jsonl"):
+        assert [json.loads(line)["step"] for line in record.read_text().splitlines()] == [1]
+
+
+# --- the program itself --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (train(workdir="listings.jsonl/run"), b"--workdir: must be a directory that can be made"),
+        (("import", "model.gguf", "dst"), b"model.gguf: must be a whole GGUF file"),
+    ],
+)
+def test_the_program_says_one_line_and_no_traceback(place, argv, words):
+    cut(place / "model.gguf", -1000)
+    before = contents(place)
+    command = [sys.executable, "-m", "ellama_jax.cli", *map(str, argv)]
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"ellama {argv[0]}: error: ".encode()) and words in done.stderr
+    assert done.stderr.count(b"\n") == 1 and done.stdout == b""
+    assert contents(place) == before
