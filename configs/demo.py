@@ -32,7 +32,7 @@ def get_config(variant: str = "smollm2-135m"):
     config.schedule.warmup_steps = 4
     config.checkpoint.save_every_steps = 30
     config.evaluate.items_per_task = 24
-    config.evaluate.mmlu_per_language = 36
+    config.evaluate.mmlu_per_language = 54
     config.evaluate.texts_per_source = 4
     return config
 

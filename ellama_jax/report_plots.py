@@ -126,7 +126,9 @@ def scatter_chart(title: str, points: Sequence[Point], x_label: str, y_label: st
 def bar_chart(title: str, bars: Sequence[Bar], high: float | None = None) -> str:
     """Draws horizontal bars from 0, grouped, each with its value written behind it."""
     reach = max([bar.value + (bar.error or 0) for bar in bars] + [bar.mark or 0 for bar in bars])
-    axis = _Axis(0.0, high or reach or 1.0, 128, _WIDTH - 112)
+    # Room for the longest label; about 7 units a character of the plots' font.
+    labels = max([128, *(7 * len(bar.label) + 8 for bar in bars)])
+    axis = _Axis(0.0, high or reach or 1.0, labels, _WIDTH - 112)
     parts, y, group = [], 4.0, None
     for bar in bars:
         if bar.group != group:

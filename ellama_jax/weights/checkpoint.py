@@ -8,6 +8,7 @@ import contextlib
 import functools
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,7 @@ def _handler() -> ocp.PyTreeCheckpointHandler:
 @contextlib.contextmanager
 def _damage_as_value_error(step_dir: Path) -> Iterator[None]:
     # Orbax and TensorStore raise anything from KeyError to bare Exception for a damaged file.
+    _drop_late_reports()
     try:
         yield
     except MemoryError:
@@ -184,6 +186,22 @@ def _damage_as_value_error(step_dir: Path) -> Iterator[None]:
             f"restore {step_dir}: the checkpoint is damaged or truncated ({reason}); "
             "use another step or make it again."
         ) from error
+
+
+@functools.cache
+def _drop_late_reports() -> None:
+    """Silences what TensorStore says after a read has failed.
+
+    Its other reads of the same leaf still end, and report to the event loop that the failed one
+    closed: tracebacks on stderr after the one line that says what is wrong.
+    """
+    otherwise = sys.unraisablehook
+
+    def hook(unraisable) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            otherwise(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _check_same_leaves(title: str, stored: Mapping, wanted: Mapping, config=None) -> None:

@@ -16,7 +16,8 @@ from ellama_jax.train.optimizer import abstract_opt_state, init_opt_state, make_
 from ellama_jax.train.step import init_state, make_loss_sums, make_train_step
 
 TINY = get_preset("tiny")
-ADAMW = OptimizerConfig(b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1, clip_norm=1.0)
+# eps far above rounding: otherwise the first updates are signs of gradients, of noise too.
+ADAMW = OptimizerConfig(b1=0.9, b2=0.95, eps=1e-3, weight_decay=0.1, clip_norm=1.0)
 OPTIMIZER = make_optimizer(ADAMW, optax.constant_schedule(1e-2))
 MESHES = {
     "one device": None,
@@ -24,6 +25,7 @@ MESHES = {
     "fsdp 8": (1, 8, 1, 1),
     "fsdp 4 x tensor 2": (1, 4, 1, 2),
     "data 2 x fsdp 2 x tensor 2": (2, 2, 1, 2),
+    "fsdp 2 x context 2 x tensor 2": (1, 2, 2, 2),
 }
 
 
@@ -90,7 +92,7 @@ def test_every_mesh_gives_the_loss_and_parameters_of_one_device(name, make_batch
     divided, metrics = run_steps(batches, mesh_shape=MESHES[name])
     np.testing.assert_allclose(metrics.loss, metrics_alone.loss, rtol=1e-5)
     np.testing.assert_allclose(metrics.grad_norm, metrics_alone.grad_norm, rtol=1e-5)
-    assert_close(divided.params, alone.params, 1e-4)
+    assert_close(divided.params, alone.params)
     assert_close(metrics.source_loss_sums, metrics_alone.source_loss_sums)
 
 
@@ -107,7 +109,7 @@ def test_microbatches_add_up_to_the_whole_batch(num_microbatches, make_batch):
     whole, metrics_whole = run_steps(batches)
     parts, metrics = run_steps(batches, num_microbatches=num_microbatches)
     np.testing.assert_allclose(metrics.loss, metrics_whole.loss, rtol=1e-5)
-    assert_close(parts.params, whole.params, 1e-4)
+    assert_close(parts.params, whole.params)
     assert metrics.weight_sum == metrics_whole.weight_sum
 
 
@@ -117,7 +119,7 @@ def test_microbatches_work_on_a_mesh(make_batch):
     parts, _ = run_steps(
         batches, num_microbatches=2, mesh_shape=MESHES["data 2 x fsdp 2 x tensor 2"]
     )
-    assert_close(parts.params, whole.params, 1e-4)
+    assert_close(parts.params, whole.params)
 
 
 def test_an_update_that_is_not_finite_is_skipped_and_counted(make_batch):
