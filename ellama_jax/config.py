@@ -154,7 +154,9 @@ def load_config(argv: list[str], verb: str) -> tuple[RunConfig, list[str]]:
             f"--config: must be an existing file, got {error.filename or error}."
         ) from error
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"--config: {' '.join(str(error).split())}") from error
+        # The text of a KeyError is in its argument; str() would quote it once more.
+        text = error.args[0] if isinstance(error, KeyError) else error
+        raise ValueError(f"--config: {' '.join(str(text).split())}") from error
     return config_from_mapping(loaded.to_dict()), others
 
 

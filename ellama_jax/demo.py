@@ -1,7 +1,7 @@
 """`ellama demo`: the whole job on this machine, from base model to report.
 
-Owns the order of the phases and the demo's corpus. Each phase calls what its own verb calls, so that
-every step can be repeated by hand with the commands that the report lists.
+Owns the order of the phases, the demo's corpus and its questions. Each phase calls what its own verb
+calls; the report lists the commands of those that a verb repeats to the letter.
 """
 
 import argparse
@@ -37,10 +37,10 @@ MODELS = ("smollm2-135m", "tiny")
 MARKER = "demo.json"  # says that a directory is a demo's, so that the next one may replace it
 CACHE = "sources"  # kept between demos: what the package clients fetched
 
-# A shop with a narrow range: 22k tokens of listings are about 250 documents, too few to learn the
-# habits of the whole catalogue's 42 brands, enough for these 12 to come up 20 times each.
-PRODUCT_TYPES = ("jacket", "headphones", "lamp", "backpack")
-NUM_PRODUCTS = 700
+# A shop with a narrow range: 23k tokens of listings are about 250 documents in five languages, too
+# few to learn the habits of the whole catalogue's 42 brands, enough for the 6 of these two types.
+PRODUCT_TYPES = ("jacket", "headphones")
+NUM_PRODUCTS = 360
 HELDOUT_FRAC = 0.2
 # The category tree and the synthetic general text are large or cheap; these are their document
 # counts a language, so that listings and real prose make up most of each half.

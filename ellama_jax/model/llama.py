@@ -221,7 +221,10 @@ class Embed(nnx.Module):
         self.table = nnx.Param(params["table"])
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        return jnp.take(self.table[...], tokens, axis=0)
+        # Stored divided over fsdp as well; gathered here as every weight is for its use. Looking up
+        # in the stored form makes XLA replicate the result and divide it anew.
+        table = constrain(self.table[...], "vocab", "embed")
+        return jnp.take(table, tokens, axis=0)
 
 
 class Head(nnx.Module):

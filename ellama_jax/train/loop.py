@@ -42,7 +42,12 @@ from ellama_jax.train.optimizer import (
 from ellama_jax.train.step import TrainState, init_state, make_loss_sums, make_train_step
 from ellama_jax.tree import flatten_paths
 from ellama_jax.weights import checkpoint as checkpoints
-from ellama_jax.weights.layout import CheckpointInfo, find_checkpoint, make_meta
+from ellama_jax.weights.layout import (
+    CheckpointInfo,
+    check_disk_space,
+    find_checkpoint,
+    make_meta,
+)
 
 EXIT_TERMINATED = 143  # 128 + SIGTERM, what a scheduler expects of a job it ended
 
@@ -127,7 +132,7 @@ def _make_workdir(workdir: Path) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(
-            f"--workdir: must be a directory that can be made, got {workdir}: {error}."
+            f"--workdir: must be a directory that can be made, got {workdir}: {error.strerror}."
         ) from error
     if not os.access(workdir, os.W_OK):
         raise ValueError(f"--workdir: must be writable, got {workdir}.")
@@ -147,6 +152,7 @@ def train(run: Run) -> Path:
     schedule = make_schedule(config.schedule, run.model, config.train.steps)
     optimizer = make_optimizer(config.optimizer, schedule)
     root = run.workdir / "checkpoints"
+    _check_room(run, optimizer)
     with jax.set_mesh(mesh), _sigterm_flag() as terminated:
         manager = checkpoints.open_manager(
             root,
@@ -164,6 +170,13 @@ def train(run: Run) -> Path:
         print("stopped by SIGTERM after a checkpoint; the same command resumes.", file=sys.stderr)
         sys.exit(EXIT_TERMINATED)
     return root
+
+
+def _check_room(run: Run, optimizer) -> None:
+    """Refuses a disk that cannot hold one checkpoint, before the first step is spent."""
+    params = abstract_params(run.model, jnp.dtype(run.config.model.param_dtype))
+    size = checkpoints.tree_bytes((params, abstract_opt_state(optimizer, params)))
+    check_disk_space(f"train {run.workdir}", run.workdir, size)
 
 
 def _make_step(run: Run, optimizer) -> Callable:
