@@ -12,7 +12,7 @@ demo: $(VENV)/installed
 	$(BIN)/ellama demo --workdir $(DEMO_DIR)
 
 test: $(VENV)/installed $(VENV)/references
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 $(VENV)/installed: requirements.lock setup.py
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
