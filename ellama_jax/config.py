@@ -143,21 +143,22 @@ def load_config(argv: list[str], verb: str) -> tuple[RunConfig, list[str]]:
             f"--config: must name a configuration file, got none; see ellama {verb} --help."
         )
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config", lock_config=True, flag_values=values, sys_argv=[verb, *mine]
-    )
     try:
+        config_flags.DEFINE_config_file(
+            "config", lock_config=True, flag_values=values, sys_argv=[verb, *mine]
+        )
         values([verb, *mine])
-        loaded = values["config"].value
-    except FileNotFoundError as error:
+        loaded = values["config"].value.to_dict()
+    except OSError as error:
+        file = mine[0].partition("=")[2] or mine[1]
         raise ValueError(
-            f"--config: must be an existing file, got {error.filename or error}."
+            f"--config: must be a file that can be loaded, got {file}: {str(error).splitlines()[-1]}"
         ) from error
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         # The text of a KeyError is in its argument; str() would quote it once more.
         text = error.args[0] if isinstance(error, KeyError) else error
         raise ValueError(f"--config: {' '.join(str(text).split())}") from error
-    return config_from_mapping(loaded.to_dict()), others
+    return config_from_mapping(loaded), others
 
 
 def configs_dir() -> Path:

@@ -105,8 +105,8 @@ def partition_spec(
         ValueError: for an unknown dim, one mesh axis on two dims, or a size that is not divisible.
 
     >>> sizes = {"data": 1, "fsdp": 4, "context": 1, "tensor": 2}
-    >>> partition_spec(("embed", "mlp"), (64, 192), sizes, STORAGE_AXES)
-    PartitionSpec('fsdp', 'tensor')
+    >>> tuple(partition_spec(("embed", "mlp"), (64, 192), sizes, STORAGE_AXES))
+    ('fsdp', 'tensor')
     """
     taken: dict[str, str] = {}
     entries = []

@@ -73,7 +73,10 @@ def test_a_user_s_file_anywhere_may_import_the_base(tmp_path):
     ("argv", "message"),
     [
         ([], r"--config: must name a configuration file, got none"),
-        (["--config=/no/such/file.py"], r"--config: .*no/such/file.py"),
+        (
+            ["--config=/no/such/file.py"],
+            r"--config: must be a file that can be loaded, got /no/such/file.py: .*No such file",
+        ),
         ([BASE, "--config.train.stepz=3"], r"stepz"),
         ([BASE, "--config.train.steps=many"], r"steps.*many"),
         ([f"--config={configs_dir() / 'ellama.py'}:9b"], r"variant must be one of 8b, 70b, got 9b"),

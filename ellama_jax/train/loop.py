@@ -153,19 +153,19 @@ def train(run: Run) -> Path:
     optimizer = make_optimizer(config.optimizer, schedule)
     root = run.workdir / "checkpoints"
     _check_room(run, optimizer)
-    with jax.set_mesh(mesh), _sigterm_flag() as terminated:
-        manager = checkpoints.open_manager(
-            root,
-            save_every_steps=config.checkpoint.save_every_steps,
-            keep_last=config.checkpoint.keep_last,
-            tokenizer_dir=run.tokenizer_dir,
-        )
+    manager = checkpoints.open_manager(
+        root,
+        save_every_steps=config.checkpoint.save_every_steps,
+        keep_last=config.checkpoint.keep_last,
+        tokenizer_dir=run.tokenizer_dir,
+    )
+    # Leaving the manager, by an error too, waits until a save under way is whole.
+    with jax.set_mesh(mesh), manager, _sigterm_flag() as terminated:
         state, ledger = _start_or_resume(run, mesh, optimizer, manager)
         _write_config(run)
         _say_what_runs(run, mesh, int(state.step))
         step_fn = jax.jit(_make_step(run, optimizer), donate_argnums=0)
         _steps(run, mesh, step_fn, schedule, manager, state, ledger, terminated)
-        manager.close()
     if terminated():
         print("stopped by SIGTERM after a checkpoint; the same command resumes.", file=sys.stderr)
         sys.exit(EXIT_TERMINATED)

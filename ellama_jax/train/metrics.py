@@ -5,6 +5,7 @@ Owns names and files of metrics; their values come from step.py.
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -58,12 +59,10 @@ class MetricsLog:
         A run that died after its last checkpoint has logged steps it will repeat; keeping both
         would show them twice.
         """
-        from tensorboardX import SummaryWriter
-
         self._path = workdir / "metrics.jsonl"
         _drop_from(self._path, first_step)
         self._file = self._path.open("a")
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step)
+        self._board = _import_summary_writer()(str(workdir / "tensorboard"), purge_step=first_step)
 
     def write(self, record: dict) -> None:
         """Writes one record; the line is on disk when this returns."""
@@ -86,6 +85,23 @@ def read_metrics(workdir: Path) -> list[dict]:
         return []
     lines = path.read_text().split("\n")
     return [json.loads(line) for line in lines[:-1]]
+
+
+def _import_summary_writer():
+    """Imports tensorboardX without torch, which it would import where it finds it.
+
+    It wants torch for histograms of torch's tensors; a host that trains has none, nor the seconds
+    and the memory to spare.
+    """
+    hidden = "torch" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+    return SummaryWriter
 
 
 def _drop_from(path: Path, first_step: int) -> None:

@@ -64,7 +64,7 @@ def tiny_arguments(windows_dir):
     keys = {
         "data.windows_dir": windows_dir, "data.seq_len": 32, "data.global_batch_size": 8,
         "train.steps": 6, "schedule.warmup_steps": 1, "checkpoint.save_every_steps": 2,
-        "model.remat": "none",
+        "checkpoint.keep_last": 3, "model.remat": "none",
     }  # fmt: skip
     config = """
 from configs import demo
