@@ -234,7 +234,8 @@ class _Interleave(grain.transforms.DatasetSelectionMap):
 
     After any k rows, each source has given k times its weight, to within about a row. Source by
     source, of the rows that those before it left over it takes its part of the weight that is
-    left. `MapDataset.mix` does the same, but rounds the weights to 1 % of the smallest.
+    left, rounded to the nearest row: rounded down, the first sources would all lag, and with them
+    their domain. `MapDataset.mix` rounds down, and the weights to 1 % of the smallest.
     """
 
     def __init__(self, row_weights: Sequence[float]):
@@ -247,7 +248,8 @@ class _Interleave(grain.transforms.DatasetSelectionMap):
         weight_left = sum(self._weights)
         before, after = index, index + 1  # rows left over, without and with row `index`
         for source, weight in enumerate(self._weights):
-            given, given_after = before * weight // weight_left, after * weight // weight_left
+            half = weight_left // 2
+            given, given_after = ((n * weight + half) // weight_left for n in (before, after))
             if given_after > given:
                 return source, given
             before, after = before - given, after - given_after

@@ -32,8 +32,8 @@ DOCUMENT_LENGTHS = {
 }
 NUM_WINDOWS = 40
 
-PINNED_SOURCE_IDS = [3, 0, 3, 0, 3, 0, 3, 0]
-PINNED_TOKENS = [31, 9, 45, 54, 31, 89, 14, 32]
+PINNED_SOURCE_IDS = [0, 3, 0, 1, 0, 2, 0, 3]
+PINNED_TOKENS = [9, 31, 54, 38, 89, 70, 32, 45]
 
 
 def write_set(windows_dir, domain, language, source=None, *, length, count, **changes):
