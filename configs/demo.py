@@ -29,7 +29,7 @@ def get_config(variant: str = "smollm2-135m"):
         return _tiny(config)
     config.data.global_batch_size = 2
     config.train.steps = 60
-    # Twice the paper's fraction: 46k tokens are no 1T, and merging takes back what it costs.
+    # Twice the paper's fraction: 42k tokens are no 1T, and merging takes back what it costs.
     config.schedule.peak_frac = 0.2
     config.schedule.warmup_steps = 4
     config.checkpoint.save_every_steps = 30
