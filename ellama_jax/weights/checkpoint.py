@@ -21,7 +21,7 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from ellama_jax.data.tokenizer import load_tokenizer
-from ellama_jax.model.llama import abstract_params, param_dims
+from ellama_jax.model.llama import abstract_params
 from ellama_jax.model.presets import LlamaConfig, config_to_dict
 from ellama_jax.tree import flatten_paths, unflatten_paths
 from ellama_jax.weights.layout import (
@@ -38,6 +38,7 @@ from ellama_jax.weights.layout import (
     replace_directory,
     set_aside_incomplete,
 )
+from ellama_jax.weights.preflight import check_same_leaves
 
 __all__ = [
     "CheckpointInfo",
@@ -53,19 +54,6 @@ __all__ = [
     "tree_bytes",
     "write_checkpoint",
 ]
-
-# Which key of the configuration a dim's size comes from, for the question after a diff.
-_CONFIG_KEYS = {
-    "vocab": "vocab_size",
-    "embed": "embed_dim",
-    "norm": "embed_dim",
-    "mlp": "mlp_dim",
-    "layers": "num_layers",
-    "heads": "num_heads",
-    "kv_heads": "num_kv_heads",
-    "head_dim": "head_dim",
-}
-
 
 # --- reading -------------------------------------------------------------------------------------
 
@@ -112,7 +100,7 @@ def restore_params(path: str | os.PathLike, *, dtype=None, mesh: Mesh | None = N
     info = find_checkpoint(path)
     stored = _list_item(info.path / "params")
     wanted = flatten_paths(abstract_params(info.config, dtype or np.float32, mesh))
-    _check_same_leaves(f"restore {path}", stored, wanted, info.config)
+    check_same_leaves(f"restore {path}", stored, wanted, info.config)
     if dtype is None:
         wanted = {
             name: jax.ShapeDtypeStruct(leaf.shape, stored[name][1], sharding=leaf.sharding)
@@ -204,34 +192,6 @@ def _drop_late_reports() -> None:
     sys.unraisablehook = hook
 
 
-def _check_same_leaves(title: str, stored: Mapping, wanted: Mapping, config=None) -> None:
-    """Names every leaf that is missing, extra or of another shape, before anything is read."""
-    shapes = {name: tuple(leaf.shape) for name, leaf in wanted.items()}
-    differences, changed = [], set()
-    for name in sorted(stored.keys() | shapes.keys()):
-        if name not in stored:
-            differences.append(f"{name} is missing")
-        elif name not in shapes:
-            differences.append(f"{name} is not expected")
-        elif stored[name][0] != shapes[name]:
-            got, expected = list(stored[name][0]), list(shapes[name])
-            differences.append(f"{name} is {got}, expected {expected}")
-            changed |= _guess_changed_keys(name, got, expected, config)
-    if "lm_head/kernel" in stored.keys() ^ shapes.keys():
-        changed.add("tied_embeddings")
-    if differences:
-        verb = "leaf differs" if len(differences) == 1 else "leaves differ"
-        question = f" Was {' or '.join(sorted(changed))} changed?" if changed else ""
-        raise ValueError(f"{title}: {len(differences)} {verb}: {'; '.join(differences)}.{question}")
-
-
-def _guess_changed_keys(name: str, got: list, expected: list, config) -> set[str]:
-    dims = param_dims(config).get(name, ()) if config is not None else ()
-    if not len(dims) == len(got) == len(expected):
-        return set()
-    return {_CONFIG_KEYS[d] for d, a, b in zip(dims, got, expected, strict=True) if a != b}
-
-
 # --- writing one step ----------------------------------------------------------------------------
 
 
@@ -260,7 +220,7 @@ def write_checkpoint(
     dst = Path(dst)
     stored = {name: (tuple(leaf.shape),) for name, leaf in flatten_paths(params).items()}
     wanted = flatten_paths(abstract_params(config))
-    _check_same_leaves(f"write {dst}", stored, wanted, config)
+    check_same_leaves(f"write {dst}", stored, wanted, config)
     meta = {**meta, "model": config_to_dict(config)}
     check_meta(meta)
     check_fingerprint(tokenizer_dir, meta["tokenizer_fingerprint"])
@@ -397,9 +357,9 @@ def restore_training(
         raise ValueError(f"restore {info.path}: must hold an optimizer state, got parameters only.")
     title = f"restore {info.path}"
     wanted = flatten_paths(abstract_params)
-    _check_same_leaves(title, _list_item(info.path / "params"), wanted, info.config)
+    check_same_leaves(title, _list_item(info.path / "params"), wanted, info.config)
     wanted = _flatten_any(abstract_opt_state)
-    _check_same_leaves(f"{title} opt_state", _list_item(info.path / "opt_state"), wanted)
+    check_same_leaves(f"{title} opt_state", _list_item(info.path / "opt_state"), wanted)
     params = _read_params(info.path, abstract_params)
     opt_state = _read_tree(info.path / "opt_state", abstract_opt_state)
     return info.step, params, opt_state, read_json_item(info.path, "data"), info.meta
