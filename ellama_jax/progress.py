@@ -18,7 +18,7 @@ class Progress:
 
     def __init__(self, title: str, total: int, unit: str):
         self._title, self._total, self._unit = title, total, unit
-        self._done, self._notes, self._printed = 0, "", None
+        self._done, self._bytes, self._notes, self._printed = 0, 0, "", None
         self._started = self._last_line = time.monotonic()
         terminal = sys.stderr.isatty()
         self._bar = tqdm(total=total, desc=title, unit=f" {unit}", leave=True) if terminal else None
@@ -30,6 +30,11 @@ class Progress:
             self._bar.update(count)
         elif time.monotonic() - self._last_line >= SECS_BETWEEN_LINES:
             self._print_line()
+
+    def count_bytes(self, num_bytes: int) -> None:
+        """Counts bytes where the unit is MiB; what is less than one is kept for the next call."""
+        before, self._bytes = self._bytes, self._bytes + num_bytes
+        self.update((self._bytes >> 20) - (before >> 20))
 
     def note(self, **values) -> None:
         """Shows `values` beside the count; floats with four significant digits."""

@@ -97,7 +97,7 @@ def load_model(path: str | Path, *, mesh=None) -> tuple[dict, LlamaConfig, Token
     path = Path(path)
     if (path / "config.json").is_file():
         config, tokenizer = huggingface.read_config(path), load_tokenizer(path)
-        params = jax.tree.map(jnp.asarray, huggingface.load_params(path, config))
+        params = huggingface.load_params(path, config, mesh)
         origin = {"provenance": {"kind": "huggingface"}}
     else:
         info = checkpoints.find_checkpoint(path)

@@ -4,18 +4,20 @@ Owns every use of orbax. Where checkpoints lie and what their meta says is in la
 formats are in huggingface.py and gguf.py.
 """
 
+import asyncio
 import contextlib
+import errno
 import functools
 import os
 import shutil
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore as ts
 from etils import epath
 from jax.sharding import Mesh, SingleDeviceSharding
 from orbax.checkpoint.checkpoint_managers import preservation_policy
@@ -23,6 +25,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from ellama_jax.data.tokenizer import load_tokenizer
 from ellama_jax.model.llama import abstract_params
 from ellama_jax.model.presets import LlamaConfig, config_to_dict
+from ellama_jax.progress import Progress, progress
 from ellama_jax.tree import flatten_paths, unflatten_paths
 from ellama_jax.weights.layout import (
     TOKENIZER_DIR,
@@ -37,8 +40,11 @@ from ellama_jax.weights.layout import (
     read_json_item,
     replace_directory,
     set_aside_incomplete,
+    write_json_item,
 )
+from ellama_jax.weights.lazy import PIECE_BYTES, LazyArray, from_array, split
 from ellama_jax.weights.preflight import check_same_leaves
+from ellama_jax.weights.stored import damage_as_value_error, open_stored
 
 __all__ = [
     "CheckpointInfo",
@@ -46,6 +52,7 @@ __all__ = [
     "latest_step",
     "list_leaves",
     "make_meta",
+    "open_leaves",
     "open_manager",
     "restore_leaf",
     "restore_params",
@@ -54,6 +61,9 @@ __all__ = [
     "tree_bytes",
     "write_checkpoint",
 ]
+# A piece is read, others are encoded and written meanwhile.
+_PIECES_UNDER_WAY = 3
+
 
 # --- reading -------------------------------------------------------------------------------------
 
@@ -61,6 +71,19 @@ __all__ = [
 def list_leaves(path: str | os.PathLike) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """Returns shape and dtype of every stored parameter by its path; no weight is read."""
     return _list_item(find_checkpoint(path).path / "params")
+
+
+def open_leaves(path: str | os.PathLike) -> dict[str, LazyArray]:
+    """Opens the parameters of a checkpoint, as stored; a box of one is read without the rest.
+
+    Args:
+        path: a root or `ROOT/<step>`.
+
+    Returns:
+        path -> leaf. Reading raises a ValueError where the files are damaged.
+    """
+    directory = find_checkpoint(path).path / "params"
+    return {name: open_stored(directory, name) for name in _list_item(directory)}
 
 
 def restore_leaf(path: str | os.PathLike, leaf_path: str) -> np.ndarray:
@@ -73,14 +96,10 @@ def restore_leaf(path: str | os.PathLike, leaf_path: str) -> np.ndarray:
     Raises:
         ValueError: if there is no such parameter or it is damaged.
     """
-    directory = find_checkpoint(path).path / "params"
-    leaves = _list_item(directory)
+    leaves = open_leaves(path)
     if leaf_path not in leaves:
-        raise ValueError(
-            f"{directory.parent}: must hold the parameter {leaf_path}, got {', '.join(leaves)}."
-        )
-    shape, dtype = leaves[leaf_path]
-    return _read_leaf(directory, leaf_path, jax.ShapeDtypeStruct(shape, dtype), host=True)
+        raise ValueError(f"{path}: must hold the parameter {leaf_path}, got {', '.join(leaves)}.")
+    return leaves[leaf_path].load()
 
 
 def restore_params(path: str | os.PathLike, *, dtype=None, mesh: Mesh | None = None) -> dict:
@@ -116,14 +135,11 @@ def _read_params(step_dir: Path, abstract: Mapping) -> dict:
     return unflatten_paths({n: _read_leaf(step_dir / "params", n, a) for n, a in flat.items()})
 
 
-def _read_leaf(directory: Path, leaf_path: str, abstract, host: bool = False):
-    item = unflatten_paths({leaf_path: abstract if host else _placed(abstract)})
-    if host:
-        args = jax.tree.map(lambda a: ocp.RestoreArgs(restore_type=np.ndarray, dtype=a.dtype), item)
-    else:
-        args = ocp.checkpoint_utils.construct_restore_args(item)
+def _read_leaf(directory: Path, leaf_path: str, abstract):
+    item = unflatten_paths({leaf_path: _placed(abstract)})
+    args = ocp.checkpoint_utils.construct_restore_args(item)
     request = ocp.args.PyTreeRestore(item=item, restore_args=args, partial_restore=True)
-    with _damage_as_value_error(directory.parent):
+    with damage_as_value_error(directory.parent):
         tree = _handler().restore(epath.Path(directory.absolute()), args=request)
     return flatten_paths(tree)[leaf_path]
 
@@ -132,12 +148,12 @@ def _read_tree(directory: Path, abstract) -> Any:
     item = jax.tree.map(_placed, abstract)
     args = ocp.checkpoint_utils.construct_restore_args(item)
     request = ocp.args.PyTreeRestore(item=item, restore_args=args)
-    with _damage_as_value_error(directory.parent):
+    with damage_as_value_error(directory.parent):
         return _handler().restore(epath.Path(directory.absolute()), args=request)
 
 
 def _list_item(directory: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    with _damage_as_value_error(directory.parent):
+    with damage_as_value_error(directory.parent):
         tree = _handler().metadata(epath.Path(directory.absolute())).tree
         leaves = _flatten_any(tree)
         return {name: (tuple(leaf.shape), np.dtype(leaf.dtype)) for name, leaf in leaves.items()}
@@ -160,38 +176,6 @@ def _handler() -> ocp.PyTreeCheckpointHandler:
     return ocp.PyTreeCheckpointHandler()
 
 
-@contextlib.contextmanager
-def _damage_as_value_error(step_dir: Path) -> Iterator[None]:
-    # Orbax and TensorStore raise anything from KeyError to bare Exception for a damaged file.
-    _drop_late_reports()
-    try:
-        yield
-    except MemoryError:
-        raise
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-        raise ValueError(
-            f"restore {step_dir}: the checkpoint is damaged or truncated ({reason}); "
-            "use another step or make it again."
-        ) from error
-
-
-@functools.cache
-def _drop_late_reports() -> None:
-    """Silences what TensorStore says after a read has failed.
-
-    Its other reads of the same leaf still end, and report to the event loop that the failed one
-    closed: tracebacks on stderr after the one line that says what is wrong.
-    """
-    otherwise = sys.unraisablehook
-
-    def hook(unraisable) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            otherwise(unraisable)
-
-    sys.unraisablehook = hook
-
-
 # --- writing one step ----------------------------------------------------------------------------
 
 
@@ -203,40 +187,112 @@ def write_checkpoint(
     meta: dict,
     tokenizer_dir: str | os.PathLike,
     overwrite: bool = False,
+    finish_meta: Callable[[dict], dict] | None = None,
 ) -> CheckpointInfo:
-    """Writes a root with the single step 0, whole or not at all. For one process.
+    """Writes a root with the single step 0, whole or not at all.
 
     Args:
         dst: the root to make.
-        params: nested dict of jax or NumPy arrays; each leaf keeps its dtype.
+        params: nested dict of `LazyArray`s (which pass through in pieces, so that memory does not
+            grow with the model), or of jax or NumPy arrays; each leaf keeps its dtype.
         config: the model; its shapes must be those of `params`.
         meta: from `make_meta`.
         tokenizer_dir: copied to `dst/tokenizer`; must have the fingerprint that meta names.
         overwrite: replace an existing checkpoint root; anything else is never replaced.
+        finish_meta: called with `meta` once the leaves are written; what it returns is kept. For
+            what is found out meanwhile.
 
     Raises:
         ValueError: if leaves, tokenizer, place or disk space do not fit; nothing is written then.
     """
     dst = Path(dst)
-    stored = {name: (tuple(leaf.shape),) for name, leaf in flatten_paths(params).items()}
+    flat = flatten_paths(params)
+    stored = {name: (tuple(leaf.shape),) for name, leaf in flat.items()}
     wanted = flatten_paths(abstract_params(config))
     check_same_leaves(f"write {dst}", stored, wanted, config)
     meta = {**meta, "model": config_to_dict(config)}
     check_meta(meta)
     check_fingerprint(tokenizer_dir, meta["tokenizer_fingerprint"])
-    check_destination(dst, tree_bytes(params), overwrite=overwrite)
+    check_destination(dst, tree_bytes(list(flat.values())), overwrite=overwrite)
     dst.parent.mkdir(parents=True, exist_ok=True)
     partial = dst.with_name(f".{dst.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         shutil.copytree(tokenizer_dir, partial / TOKENIZER_DIR)
-        options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
-        with ocp.CheckpointManager(partial.absolute(), options=options) as manager:
-            manager.save(0, args=_save_args(params=params, meta=meta))
+        _write_step_0(partial, flat, meta)
+        if finish_meta is not None:
+            write_json_item(partial / "0", "meta", finish_meta(meta))
         replace_directory(partial, dst)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return find_checkpoint(dst)
+
+
+def _write_step_0(root: Path, flat: Mapping, meta: dict) -> None:
+    arrays = (LazyArray, jax.Array)
+    leaves = {n: a if isinstance(a, arrays) else from_array(a) for n, a in flat.items()}
+    title = f"writing {root.name.removeprefix('.').partition('.partial')[0]}"
+    total = sum(leaf.nbytes for leaf in leaves.values())
+    options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
+    with progress(title, total >> 20, "MiB") as bar:
+        handlers = {"params": _lazy_handler(bar), "meta": ocp.JsonCheckpointHandler()}
+        tree = unflatten_paths(leaves)
+        chunked = unflatten_paths({name: _chunks(name) for name in leaves})
+        args = ocp.args.Composite(
+            params=ocp.args.PyTreeSave(tree, save_args=chunked), meta=ocp.args.JsonSave(meta)
+        )
+        with (
+            _full_disk_as_value_error(root.parent),
+            ocp.CheckpointManager(root.absolute(), options=options, item_handlers=handlers) as m,
+        ):
+            m.save(0, args=args)
+
+
+@contextlib.contextmanager
+def _full_disk_as_value_error(dst: Path) -> Iterator[None]:
+    # TensorStore says it in words only.
+    try:
+        yield
+    except Exception as error:
+        if os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        raise ValueError(
+            f"{dst}: the disk must have room for the whole checkpoint, got full while writing; "
+            "nothing was kept; make room or choose another disk."
+        ) from error
+
+
+def _chunks(leaf_path: str) -> ocp.SaveArgs:
+    """Lets one layer of a stacked leaf, or a part of any, be read without the rest."""
+    layers = (0,) if leaf_path.startswith("layers/") else ()
+    return ocp.SaveArgs(chunk_byte_size=PIECE_BYTES, shard_axes=layers)
+
+
+def _lazy_handler(bar: Progress) -> ocp.PyTreeCheckpointHandler:
+    registry = ocp.type_handlers.create_type_handler_registry(
+        (LazyArray, _LazyArrayHandler(bar)), (jax.Array, ocp.type_handlers.ArrayHandler())
+    )
+    # Compression would halve the speed for a quarter less of bytes (docs/LOG.md).
+    return ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False)
+
+
+class _LazyArrayHandler(ocp.type_handlers.NumpyHandler):
+    """Lets Orbax write a `LazyArray` in pieces; on disk it is an array like any other."""
+
+    def __init__(self, bar: Progress):
+        super().__init__(deepcopy_host_arrays=False)
+        self._bar = bar
+        # Orbax writes all leaves at once. One piece is read while others are on their way to disk.
+        self._slots = asyncio.Semaphore(_PIECES_UNDER_WAY)
+
+    async def _open_and_write(self, value: LazyArray, tspec: dict, ts_context: ts.Context) -> None:
+        store = await ts.open(ts.Spec(tspec), create=True, open=True, context=ts_context)
+        grid = store.chunk_layout.write_chunk.shape
+        for box in split(value.shape, value.dtype.itemsize, grid):
+            async with self._slots:
+                piece = await asyncio.to_thread(value.read, box)
+                await store[box].write(piece, can_reference_source_data_indefinitely=True)
+                self._bar.count_bytes(piece.nbytes)
 
 
 def tree_bytes(tree) -> int:

@@ -2,16 +2,19 @@
 
 Owns what is particular to GGUF: its metadata keys, the dequantisation to float32, the order of
 query and key rows, and the tokenizer inside. Names and layouts are mapped onto those of
-huggingface.py, which fills the parameters.
+tensors.py, which makes the leaves.
 """
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import tokenizers
 
 from ellama_jax.model.presets import PRESETS, LlamaConfig, RopeScaling
-from ellama_jax.weights.huggingface import Source, assemble_params
+from ellama_jax.weights.lazy import Box, LazyArray
+from ellama_jax.weights.tensors import assemble_leaves
 
 MAGIC = b"GGUF"
 
@@ -51,33 +54,35 @@ _PRE_TOKENIZERS = {
 _CONTROL, _USER_DEFINED = 3, 4
 
 
-def read_gguf(path: str | os.PathLike):
-    """Reads a Llama model from a GGUF file.
+@dataclass(frozen=True)
+class GgufModel:
+    """What one file holds: sizes, leaves (float32), the tokenizer, and the ids around documents."""
+
+    config: LlamaConfig
+    leaves: dict[str, LazyArray]
+    tokenizer: tokenizers.Tokenizer
+    bos_id: int | None
+    eos_id: int
+
+
+def open_gguf(path: str | os.PathLike) -> GgufModel:
+    """Opens a Llama model in a GGUF file; weights are read, and dequantised, when asked for.
 
     Args:
         path: a whole, single-part file of architecture "llama" with a byte-level BPE tokenizer.
 
-    Returns:
-        (config, params, tokenizer, bos_id, eos_id): `LlamaConfig`, the nested dict of float32
-        NumPy arrays, a `tokenizers.Tokenizer`, the id that begins a document or None, and the
-        id that ends one.
-
     Raises:
         ValueError: if the file is truncated, or holds something this model is not.
     """
-    reader = _open(Path(path))
-    config = _read_config(reader, Path(path))
-    sources = _list_sources(reader, config)
-    tokenizer = _read_tokenizer(reader, Path(path))
+    path = Path(path)
+    reader = _open(path)
+    config = _read_config(reader, path)
+    leaves = assemble_leaves(str(path), config, _open_tensors(reader, path, config))
+    tokenizer = _read_tokenizer(reader, path)
     bos_id, eos_id = (_optional(reader, f"tokenizer.ggml.{k}_token_id") for k in ("bos", "eos"))
     if eos_id is None:
         raise ValueError(f"{path}: tokenizer.ggml.eos_token_id must be given, got none.")
-    return config, assemble_params(str(path), config, sources), tokenizer, bos_id, eos_id
-
-
-def read_gguf_config(path: str | os.PathLike) -> LlamaConfig:
-    """Reads only the sizes and constants of a GGUF file; see `read_gguf`."""
-    return _read_config(_open(Path(path)), Path(path))
+    return GgufModel(config, leaves, tokenizer, bos_id, eos_id)
 
 
 def unpermute_rotary(rows: np.ndarray, num_heads: int) -> np.ndarray:
@@ -101,6 +106,20 @@ def unpermute_rotary(rows: np.ndarray, num_heads: int) -> np.ndarray:
     total, width = rows.shape
     pairs = rows.reshape(num_heads, total // num_heads // 2, 2, width)
     return pairs.swapaxes(1, 2).reshape(total, width)
+
+
+def unpermuted(tensor: LazyArray, num_heads: int) -> LazyArray:
+    """Returns query or key rows [num_heads * H, D] in half-split order; whole heads are read."""
+    size = tensor.shape[0] // num_heads
+
+    def read(box: Box) -> np.ndarray:
+        rows, columns = box
+        first, last = rows.start // size, -(-rows.stop // size)
+        heads = tensor.read((slice(first * size, last * size), columns))
+        inside = slice(rows.start - first * size, rows.stop - first * size)
+        return unpermute_rotary(heads, last - first)[inside]
+
+    return LazyArray(tensor.shape, tensor.dtype, read)
 
 
 # --- the file ------------------------------------------------------------------------------------
@@ -230,37 +249,49 @@ def rope_factors(head_dim: int, theta: float, scaling: RopeScaling) -> np.ndarra
 # --- weights -------------------------------------------------------------------------------------
 
 
-def _list_sources(reader, config: LlamaConfig) -> dict[str, Source]:
+def _open_tensors(reader, path: Path, config: LlamaConfig) -> dict[str, LazyArray]:
     renamed = {
         name.format(layer): target.format(layer)
         for name, target in TENSORS.items()
         for layer in range(config.num_layers)
     }
-    sources = {}
+    tensors = {}
     for tensor in reader.tensors:
         if tensor.name != ROPE_FACTORS:
             # A tensor we do not know keeps its name, so that it is reported as one with no place.
-            sources[renamed.get(tensor.name, tensor.name)] = _make_source(tensor, config)
-    return sources
+            tensors[renamed.get(tensor.name, tensor.name)] = _open_tensor(tensor, path, config)
+    return tensors
 
 
-def _make_source(tensor, config: LlamaConfig) -> Source:
-    heads = {"attn_q": config.num_heads, "attn_k": config.num_kv_heads}
-    num_heads = next((n for part, n in heads.items() if f".{part}.weight" in tensor.name), None)
-
-    def read():
-        from gguf import quants
-
-        try:
-            values = quants.dequantize(tensor.data, tensor.tensor_type)
-        except NotImplementedError as error:
-            kind = tensor.tensor_type.name
-            raise ValueError(f"{tensor.name}: must be a known format, got {kind}.") from error
-        return values if num_heads is None else unpermute_rotary(values, num_heads)
-
+def _open_tensor(tensor, path: Path, config: LlamaConfig) -> LazyArray:
     # GGUF counts dims from the innermost one.
     shape = tuple(int(size) for size in reversed(tensor.shape))
-    return Source(shape, np.dtype(np.float32), read)
+    lazy = LazyArray(shape, np.dtype(np.float32), _make_read(tensor, path))
+    heads = {"attn_q": config.num_heads, "attn_k": config.num_kv_heads}
+    num_heads = next((n for part, n in heads.items() if f".{part}.weight" in tensor.name), None)
+    return lazy if num_heads is None else unpermuted(lazy, num_heads)
+
+
+def _make_read(tensor, path: Path):
+    from gguf import quants
+
+    # Blocks of a quantised format run along rows, so that whole rows can be read alone. Not through
+    # the reader's mapping of the file, of which every page once read would stay in memory.
+    stored, row_shape = tensor.data.dtype, tensor.data.shape[1:]
+    row_bytes = tensor.n_bytes // tensor.data.shape[0]
+    name, kind, start = tensor.name, tensor.tensor_type, int(tensor.data_offset)
+
+    def read(box: Box) -> np.ndarray:
+        rows = box[0]
+        count = (rows.stop - rows.start) * row_bytes // stored.itemsize
+        raw = np.fromfile(path, stored, count, offset=start + rows.start * row_bytes)
+        try:
+            values = quants.dequantize(raw.reshape(-1, *row_shape), kind)
+        except NotImplementedError as error:
+            raise ValueError(f"{name}: must be a known format, got {kind.name}.") from error
+        return values[:, *box[1:]]
+
+    return read
 
 
 # --- tokenizer -----------------------------------------------------------------------------------

@@ -1,22 +1,22 @@
-"""Hugging Face directories of Llama models: config.json and safetensors to our config and params.
+"""Hugging Face directories of Llama models: config.json and safetensors to our config and leaves.
 
-Owns the table that relates tensor names and layouts on the two sides, usable in both directions.
-It does not know about Orbax, nor about tokenizers; importer.py puts the parts together.
+Owns the files of such a directory; names and layouts of tensors are in tensors.py. It does not know
+about Orbax, nor about tokenizers; importer.py puts the parts together.
 """
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+from jax.sharding import Mesh
 
 from ellama_jax.model.llama import abstract_params
 from ellama_jax.model.presets import LlamaConfig, RopeScaling
-from ellama_jax.progress import progress
 from ellama_jax.tree import flatten_paths, unflatten_paths
+from ellama_jax.weights.lazy import Box, LazyArray, place, split
+from ellama_jax.weights.tensors import assemble_leaves, some_of
 
 CONFIG_FILE = "config.json"
 INDEX_FILE = "model.safetensors.index.json"
@@ -27,24 +27,6 @@ DTYPES = {
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
-}
-
-# path -> (name at Hugging Face, number of leading dims of our leaf that are inputs).
-# torch keeps a linear layer as [outputs, inputs] with heads flattened into one dim; ours is
-# [*inputs, *outputs]. So one number says it all: 0 is taken as it is, else it is a transposition.
-TENSORS = {
-    "embed/table": ("model.embed_tokens.weight", 0),
-    "layers/attn_norm/scale": ("model.layers.{}.input_layernorm.weight", 0),
-    "layers/attn/wq": ("model.layers.{}.self_attn.q_proj.weight", 1),
-    "layers/attn/wk": ("model.layers.{}.self_attn.k_proj.weight", 1),
-    "layers/attn/wv": ("model.layers.{}.self_attn.v_proj.weight", 1),
-    "layers/attn/wo": ("model.layers.{}.self_attn.o_proj.weight", 2),
-    "layers/mlp_norm/scale": ("model.layers.{}.post_attention_layernorm.weight", 0),
-    "layers/mlp/w_gate": ("model.layers.{}.mlp.gate_proj.weight", 1),
-    "layers/mlp/w_up": ("model.layers.{}.mlp.up_proj.weight", 1),
-    "layers/mlp/w_down": ("model.layers.{}.mlp.down_proj.weight", 1),
-    "final_norm/scale": ("model.norm.weight", 0),
-    "lm_head/kernel": ("lm_head.weight", 1),
 }
 
 # What transformers' LlamaConfig takes for keys that are absent.
@@ -75,15 +57,6 @@ _ABSENT = {
 }
 
 
-@dataclass(frozen=True)
-class Source:
-    """One tensor that can be read: its shape, its dtype, and the function that reads it."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    read: Callable[[], np.ndarray]
-
-
 # --- config.json ---------------------------------------------------------------------------------
 
 
@@ -101,7 +74,7 @@ def read_config(directory: str | os.PathLike) -> LlamaConfig:
         ValueError: if the file is missing or broken, or the model has what ours has not.
     """
     path = Path(directory) / CONFIG_FILE
-    raw = _read_json(path)
+    raw = read_json(path)
     _check_supported(path, raw)
     raw = {**_DEFAULTS, **raw}
     theta, scaling = _read_rope(path, raw)
@@ -151,7 +124,8 @@ def _read_rope(path: Path, raw: dict) -> tuple[float, RopeScaling | None]:
     return theta, RopeScaling(float(factor), float(low), float(high), int(length))
 
 
-def _read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict:
+    """Reads a JSON object; a ValueError names a file that is missing or none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -166,48 +140,80 @@ def _read_json(path: Path) -> dict:
 # --- safetensors ---------------------------------------------------------------------------------
 
 
-def load_params(directory: str | os.PathLike, config: LlamaConfig) -> dict:
-    """Reads the weights of a Hugging Face directory, each leaf in its own dtype.
+def open_directory(directory: str | os.PathLike, config: LlamaConfig) -> dict[str, LazyArray]:
+    """Opens the weights of a Hugging Face directory as leaves of ours, each in its own dtype.
 
     Args:
         directory: holds model.safetensors, or shards and model.safetensors.index.json.
         config: from `read_config`.
 
     Returns:
-        Nested dict of NumPy arrays (DESIGN section 3); tensors are read one at a time into their
-        place, so the peak is the model plus one tensor.
+        path -> leaf (DESIGN section 3). A leaf reads from the files just what a box needs.
 
     Raises:
         ValueError: if a file is missing or truncated, or tensors and parameters do not pair up.
     """
-    sources = open_safetensors(directory)
+    tensors = open_safetensors(directory)
     if config.tied_embeddings:
-        _drop_tied_head(sources)
-    return assemble_params(str(directory), config, sources)
+        drop_tied_head(tensors)
+    return assemble_leaves(str(directory), config, tensors)
 
 
-def open_safetensors(directory: str | os.PathLike) -> dict[str, Source]:
-    """Lists the tensors of a directory by their names; nothing is read yet."""
-    sources = {}
+def load_params(
+    directory: str | os.PathLike, config: LlamaConfig, mesh: Mesh | None = None
+) -> dict:
+    """Reads the weights of a Hugging Face directory onto devices, each leaf in its own dtype.
+
+    Args:
+        directory: see `open_directory`.
+        config: from `read_config`.
+        mesh: where to place them, sharded as model/llama.py says; None is one device. Each process
+            reads its own parts only.
+
+    Returns:
+        The nested dict of jax arrays (DESIGN section 3).
+    """
+    leaves = open_directory(directory, config)
+    wanted = flatten_paths(abstract_params(config, mesh=mesh))
+    placed = {
+        path: place(leaf, wanted[path].update(dtype=leaf.dtype)) for path, leaf in leaves.items()
+    }
+    return unflatten_paths(placed)
+
+
+def open_safetensors(directory: str | os.PathLike) -> dict[str, LazyArray]:
+    """Opens the tensors of a directory by their names; no weight is read yet."""
+    tensors: dict[str, LazyArray] = {}
     for path, names in _find_files(Path(directory)).items():
         found = _open_file(path)
         if names is not None and (missing := sorted(names - found.keys())):
-            raise ValueError(f"{path}: must hold {_some(missing)} as {INDEX_FILE} says, got none.")
-        if twice := sorted(found.keys() & sources.keys()):
-            raise ValueError(f"{path}: must not repeat tensors of other files, got {_some(twice)}.")
-        sources.update(found)
-    return sources
+            raise ValueError(
+                f"{path}: must hold {some_of(missing)} as {INDEX_FILE} says, got none."
+            )
+        if twice := sorted(found.keys() & tensors.keys()):
+            raise ValueError(
+                f"{path}: must not repeat tensors of other files, got {some_of(twice)}."
+            )
+        tensors.update(found)
+    return tensors
+
+
+def weight_files(directory: str | os.PathLike) -> list[Path]:
+    """Returns the safetensors files that the weights of a directory lie in."""
+    return sorted(_find_files(Path(directory)))
 
 
 def _find_files(directory: Path) -> dict[Path, set[str] | None]:
     # Each file with the tensors that the index promises in it; None where there is no index.
     if (directory / INDEX_FILE).is_file():
-        index = _read_json(directory / INDEX_FILE)
+        index = read_json(directory / INDEX_FILE)
         files: dict[Path, set[str] | None] = {}
         for name, file in index.get("weight_map", {}).items():
             files.setdefault(directory / file, set()).add(name)
         if missing := sorted(path.name for path in files if not path.is_file()):
-            raise ValueError(f"{directory}: must hold {_some(missing)} of {INDEX_FILE}, got none.")
+            raise ValueError(
+                f"{directory}: must hold {some_of(missing)} of {INDEX_FILE}, got none."
+            )
         return files
     if (directory / SINGLE_FILE).is_file():
         return {directory / SINGLE_FILE: None}
@@ -216,12 +222,12 @@ def _find_files(directory: Path) -> dict[Path, set[str] | None]:
     raise ValueError(f"{directory}: must hold {SINGLE_FILE} or {INDEX_FILE}, got neither{hint}.")
 
 
-def _open_file(path: Path) -> dict[str, Source]:
+def _open_file(path: Path) -> dict[str, LazyArray]:
     import safetensors
 
     try:
-        file = safetensors.safe_open(path, framework="numpy")
-        return {name: _describe(path, file, name) for name in file.keys()}  # noqa: SIM118
+        with safetensors.safe_open(path, framework="numpy") as file:
+            return {name: _open_tensor(path, file, name) for name in file.keys()}  # noqa: SIM118
     except safetensors.SafetensorError as error:
         raise ValueError(
             f"{path}: must be a whole safetensors file, got a truncated or broken one ({error}); "
@@ -229,141 +235,44 @@ def _open_file(path: Path) -> dict[str, Source]:
         ) from error
 
 
-def _describe(path: Path, file, name: str) -> Source:
+def _open_tensor(path: Path, file, name: str) -> LazyArray:
+    import safetensors
+
     part = file.get_slice(name)
     if part.get_dtype() not in DTYPES:
         raise ValueError(
             f"{path}: {name} must be one of {', '.join(DTYPES)}, got {part.get_dtype()}; "
             "dequantise the model first."
         )
-    dtype = DTYPES[part.get_dtype()]
-    return Source(tuple(part.get_shape()), dtype, lambda: file.get_tensor(name))
+
+    def read(box: Box) -> np.ndarray:
+        # Opened for each box: the file is mapped into memory, and what was read through a mapping
+        # stays in this process's memory until it is closed.
+        with safetensors.safe_open(path, framework="numpy") as file:
+            return file.get_slice(name)[box]
+
+    return LazyArray(tuple(part.get_shape()), DTYPES[part.get_dtype()], read)
 
 
-def _drop_tied_head(sources: dict[str, Source]) -> None:
-    # Some tied models carry a copy of the embedding as lm_head. It may go only if it is a copy.
-    head, embedding = sources.pop("lm_head.weight", None), sources.get("model.embed_tokens.weight")
+def drop_tied_head(tensors: dict[str, LazyArray]) -> None:
+    """Takes the output projection out of `tensors` of a tied model, if it is the embedding's copy.
+
+    Raises:
+        ValueError: if it holds other values.
+    """
+    head, embedding = tensors.get("lm_head.weight"), tensors.get("model.embed_tokens.weight")
     if head is None or embedding is None:
         return
-    if not np.array_equal(head.read(), embedding.read()):
+    if not _same_values(head, embedding):
         raise ValueError(
             "lm_head.weight: must equal model.embed_tokens.weight where tie_word_embeddings is "
             "true, got other values; set tie_word_embeddings to false if the head is its own."
         )
+    del tensors["lm_head.weight"]
 
 
-# --- both directions -----------------------------------------------------------------------------
-
-
-def tensor_names(config: LlamaConfig) -> dict[str, list[str]]:
-    """Returns the names of the tensors that make each parameter, in the order of layers.
-
-    >>> from ellama_jax.model.presets import get_preset
-    >>> tensor_names(get_preset("tiny"))["layers/attn/wq"]
-    ['model.layers.0.self_attn.q_proj.weight', 'model.layers.1.self_attn.q_proj.weight']
-    """
-    names = {}
-    for path in flatten_paths(abstract_params(config)):
-        template = TENSORS[path][0]
-        count = config.num_layers if path.startswith("layers/") else 1
-        names[path] = [template.format(layer) for layer in range(count)]
-    return names
-
-
-def place_tensor(path: str, tensor: np.ndarray, out: np.ndarray) -> None:
-    """Writes one Hugging Face tensor into one layer of our leaf, in our layout.
-
-    Args:
-        path: of the parameter, which says the layout.
-        tensor: [outputs, inputs], or as it is for norms and the embedding table.
-        out: one layer of the leaf ([D, N, H] for wq); contiguous, filled in place.
-    """
-    inputs = TENSORS[path][1]
-    if inputs == 0:
-        out[...] = tensor
-    else:
-        out.reshape(tensor.shape[::-1])[...] = tensor.T
-
-
-def extract_tensor(path: str, layer: np.ndarray) -> np.ndarray:
-    """Returns one layer of our leaf in Hugging Face's layout; the inverse of `place_tensor`.
-
-    >>> extract_tensor("layers/attn/wo", np.zeros((4, 16, 64))).shape  # [N, H, D]
-    (64, 64)
-    """
-    inputs = TENSORS[path][1]
-    return layer if inputs == 0 else layer.reshape(*foreign_shape(path, layer.shape)[::-1]).T
-
-
-def foreign_shape(path: str, shape: Iterable[int]) -> tuple[int, ...]:
-    """Returns the shape that one layer of `shape` has at Hugging Face.
-
-    >>> foreign_shape("layers/attn/wk", (64, 2, 16))
-    (32, 64)
-    """
-    shape, inputs = tuple(shape), TENSORS[path][1]
-    if inputs == 0:
-        return shape
-    return (int(np.prod(shape[inputs:])), int(np.prod(shape[:inputs])))
-
-
-def assemble_params(title: str, config: LlamaConfig, sources: Mapping[str, Source]) -> dict:
-    """Fills every parameter from its tensors, each tensor used once and each parameter filled once.
-
-    Args:
-        title: what is read, for messages.
-        config: the model.
-        sources: tensors under their Hugging Face names.
-
-    Returns:
-        Nested dict of NumPy arrays in the dtype of their sources.
-
-    Raises:
-        ValueError: if tensors are missing, left over, or of another shape or dtype than expected.
-    """
-    names = tensor_names(config)
-    shapes = {path: leaf.shape for path, leaf in flatten_paths(abstract_params(config)).items()}
-    _check_sources(title, names, shapes, sources)
-    flat = {}
-    with progress("reading weights", total=sum(map(len, names.values())), unit="tensors") as bar:
-        for path, tensors in names.items():
-            leaf = np.empty(shapes[path], sources[tensors[0]].dtype)
-            layers = leaf if path.startswith("layers/") else leaf[None]
-            for layer, name in zip(layers, tensors, strict=True):
-                place_tensor(path, sources[name].read(), layer)
-                bar.update(1)
-            flat[path] = leaf
-    return unflatten_paths(flat)
-
-
-def _check_sources(title, names, shapes, sources) -> None:
-    wanted = {name: path for path, tensors in names.items() for name in tensors}
-    # Old conversions carry RoPE's frequencies as a buffer; they follow from the config.
-    unused = {n for n in sources.keys() - wanted.keys() if not n.endswith("rotary_emb.inv_freq")}
-    if missing := sorted(wanted.keys() - sources.keys()):
-        raise ValueError(
-            f"{title}: {len(missing)} tensors are missing: {_some(missing)}; "
-            f"is the directory complete?"
-        )
-    if unused:
-        raise ValueError(
-            f"{title}: {len(unused)} tensors have no place in this model: {_some(sorted(unused))}."
-        )
-    for name, path in wanted.items():
-        layer_shape = shapes[path][1:] if path.startswith("layers/") else shapes[path]
-        expected = foreign_shape(path, layer_shape)
-        if sources[name].shape != expected:
-            raise ValueError(
-                f"{title}: {name} must be {list(expected)} as the config says, "
-                f"got {list(sources[name].shape)}."
-            )
-        if sources[name].dtype != sources[names[path][0]].dtype:
-            raise ValueError(
-                f"{title}: {name} must have the dtype of its other layers, "
-                f"{sources[names[path][0]].dtype}, got {sources[name].dtype}."
-            )
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:6])
-    return shown + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+def _same_values(a: LazyArray, b: LazyArray) -> bool:
+    if (a.shape, a.dtype) != (b.shape, b.dtype):
+        return False
+    boxes = split(a.shape, a.dtype.itemsize)
+    return all(a.read(box).tobytes() == b.read(box).tobytes() for box in boxes)

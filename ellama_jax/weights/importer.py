@@ -13,7 +13,9 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +31,6 @@ from ellama_jax.data.tokenizer import (
 )
 from ellama_jax.model.llama import count_params
 from ellama_jax.model.presets import PRESETS, LlamaConfig, get_preset
-from ellama_jax.progress import progress
 from ellama_jax.weights import gguf, huggingface
 from ellama_jax.weights.checkpoint import (
     CheckpointInfo,
@@ -39,6 +40,7 @@ from ellama_jax.weights.checkpoint import (
     write_checkpoint,
 )
 from ellama_jax.weights.layout import check_destination
+from ellama_jax.weights.lazy import LazyArray
 
 # What a Hugging Face directory may say about its tokenizer. All of it is kept, so that an export
 # gives back what was imported.
@@ -56,11 +58,11 @@ _NOT_COMPARED = ("name", "base_peak_learning_rate", "max_seq_len")
 
 @dataclass(frozen=True)
 class _Model:
-    """What was read: the sizes, the weights, the tokenizer's directory and the source files."""
+    """What was opened: sizes, leaves still unread, the tokenizer's directory, the source files."""
 
     format: str
     config: LlamaConfig
-    params: dict
+    leaves: dict[str, LazyArray]
     tokenizer_dir: Path
     files: list[Path]
 
@@ -97,27 +99,31 @@ def import_weights(
     src = Path(src)
     source_format = detect_format(src)
     check_destination(dst, 0, overwrite=overwrite)
-    reader = _read_huggingface if source_format == "huggingface" else _read_gguf
-    with reader(src, preset, dst, overwrite) as model:
+    with _READERS[source_format](src, preset) as model:
+        # The cheap checks come first: a wrong tokenizer shows before gigabytes are read.
         _name_document_tokens(model.tokenizer_dir, {"bos_token": bos, "eos_token": eos})
-        tokenizer = _load_fitting_tokenizer(model.tokenizer_dir, model.config)
+        tokenizer = load_tokenizer(model.tokenizer_dir)
+        check_fits(tokenizer, model.config.vocab_size)
+        size = sum(leaf.nbytes for leaf in model.leaves.values())
+        check_destination(dst, size, overwrite=overwrite)
         meta = make_meta(
             model.config,
             tokenizer_fingerprint=tokenizer.fingerprint,
-            provenance={
-                "kind": "import",
-                "format": model.format,
-                "sources": [_describe_file(path) for path in model.files],
-            },
+            provenance={"kind": "import", "format": model.format, "sources": []},
         )
-        return write_checkpoint(
-            dst,
-            model.params,
-            config=model.config,
-            meta=meta,
-            tokenizer_dir=model.tokenizer_dir,
-            overwrite=overwrite,
-        )
+        with _hashing(model.files) as sources:
+            return write_checkpoint(
+                dst,
+                model.leaves,
+                config=model.config,
+                meta=meta,
+                tokenizer_dir=model.tokenizer_dir,
+                overwrite=overwrite,
+                finish_meta=lambda meta: {
+                    **meta,
+                    "provenance": {**meta["provenance"], "sources": sources()},
+                },
+            )
 
 
 def detect_format(src: str | os.PathLike) -> str:
@@ -185,36 +191,28 @@ def _compare_configs(config: LlamaConfig, expected: LlamaConfig) -> str:
 
 
 @contextlib.contextmanager
-def _read_huggingface(src: Path, preset, dst, overwrite) -> Iterator[_Model]:
+def _open_huggingface(src: Path, preset: str | None) -> Iterator[_Model]:
     config = match_preset(huggingface.read_config(src), preset)
-    # The cheap checks come first: a wrong tokenizer shows before gigabytes are read.
-    _load_fitting_tokenizer(src, config)
-    check_destination(dst, 2 * count_params(config), overwrite=overwrite)
-    params = huggingface.load_params(src, config)
+    leaves = huggingface.open_directory(src, config)
     with tempfile.TemporaryDirectory() as kept:
         present = [name for name in _TOKENIZER_FILES if (src / name).is_file()]
         for name in present:
             shutil.copyfile(src / name, Path(kept) / name)
-        weights = sorted(src.glob("*.safetensors"))
-        files = [*weights, *(src / name for name in present)]
-        yield _Model("huggingface", config, params, Path(kept), files)
+        files = [*huggingface.weight_files(src), *(src / name for name in present)]
+        yield _Model("huggingface", config, leaves, Path(kept), files)
 
 
 @contextlib.contextmanager
-def _read_gguf(src: Path, preset, dst, overwrite) -> Iterator[_Model]:
-    config = match_preset(gguf.read_gguf_config(src), preset)
-    check_destination(dst, 4 * count_params(config), overwrite=overwrite)
-    _, params, tokenizer, bos_id, eos_id = gguf.read_gguf(src)
+def _open_gguf(src: Path, preset: str | None) -> Iterator[_Model]:
+    found = gguf.open_gguf(src)
+    config = match_preset(found.config, preset)
     with tempfile.TemporaryDirectory() as kept:
         kept_dir = Path(kept) / "tokenizer"
-        save_tokenizer(kept_dir, tokenizer, bos_id, eos_id)
-        yield _Model("gguf", config, params, kept_dir, [src])
+        save_tokenizer(kept_dir, found.tokenizer, found.bos_id, found.eos_id)
+        yield _Model("gguf", config, found.leaves, kept_dir, [src])
 
 
-def _load_fitting_tokenizer(directory: Path, config: LlamaConfig) -> Tokenizer:
-    tokenizer = load_tokenizer(directory)
-    check_fits(tokenizer, config.vocab_size)
-    return tokenizer
+_READERS = {"huggingface": _open_huggingface, "gguf": _open_gguf}
 
 
 def _name_document_tokens(directory: Path, names: dict[str, str | None]) -> None:
@@ -231,15 +229,25 @@ def _name_document_tokens(directory: Path, names: dict[str, str | None]) -> None
     path.write_text(json.dumps({**config, **names}, indent=1), encoding="utf-8")
 
 
-def _describe_file(path: Path) -> dict:
+@contextlib.contextmanager
+def _hashing(files: list[Path]) -> Iterator[Callable[[], list[dict]]]:
+    """Hashes the source files beside the work enclosed; what `with` returns waits for the result."""
+    stop = threading.Event()
+    with ThreadPoolExecutor(1) as worker:
+        running = [worker.submit(_describe_file, path, stop) for path in files]
+        try:
+            yield lambda: [future.result() for future in running]
+        finally:
+            stop.set()
+
+
+def _describe_file(path: Path, stop: threading.Event) -> dict:
     # By name, not by path: where it lay on this machine means nothing elsewhere.
-    size = path.stat().st_size
     digest = hashlib.sha256()
-    with path.open("rb") as file, progress(f"hashing {path.name}", size, "bytes") as bar:
-        while block := file.read(2**22):
+    with path.open("rb") as file:
+        while not stop.is_set() and (block := file.read(2**22)):
             digest.update(block)
-            bar.update(len(block))
-    return {"name": path.name, "bytes": size, "sha256": digest.hexdigest()}
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": digest.hexdigest()}
 
 
 # --- the verb ------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -168,6 +169,14 @@ def read_json_item(path: Path, item: str) -> dict:
     return content
 
 
+def write_json_item(path: Path, item: str, content: dict) -> None:
+    """Replaces the JSON item (`meta`) of one step, whole or not at all."""
+    file = path / item / "metadata"
+    temporary = file.with_name(f".metadata.partial-{os.getpid()}")
+    temporary.write_text(json.dumps(content))
+    os.replace(temporary, file)
+
+
 def make_meta(
     model: LlamaConfig,
     *,
@@ -196,8 +205,20 @@ def make_meta(
     }
 
 
-def check_destination(dst: str | os.PathLike, needed_bytes: int, *, overwrite: bool) -> None:
-    """Refuses a place where a root cannot be written, before any work is done for it.
+def check_destination(
+    dst: str | os.PathLike,
+    needed_bytes: int,
+    *,
+    overwrite: bool,
+    is_replaceable: Callable[[Path], bool] | None = None,
+) -> None:
+    """Refuses a place where a result cannot be written, before any work is done for it.
+
+    Args:
+        dst: the directory to make.
+        needed_bytes: what its disk must have room for.
+        overwrite: whether what is there may be replaced.
+        is_replaceable: tells what may be; by default a checkpoint root.
 
     Raises:
         ValueError: if `dst` is occupied, cannot be written, or its disk has too little room.
@@ -206,8 +227,9 @@ def check_destination(dst: str | os.PathLike, needed_bytes: int, *, overwrite: b
     if dst.exists() and not (dst.is_dir() and not any(dst.iterdir())):
         if not overwrite:
             raise ValueError(f"{dst}: must not exist yet; pass --overwrite to replace it.")
-        if not _is_root(dst):
-            raise ValueError(f"{dst}: only a checkpoint root is replaced, got something else.")
+        if not dst.is_dir() or not (is_replaceable or _is_root)(dst):
+            kind = "a checkpoint root" if is_replaceable is None else "an earlier export"
+            raise ValueError(f"{dst}: only {kind} is replaced, got something else.")
     check_disk_space(dst, check_writable(dst), needed_bytes)
 
 

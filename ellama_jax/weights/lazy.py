@@ -4,12 +4,16 @@ Owns the one interface between where weights lie (files of any format, checkpoin
 others) and where they go (a checkpoint, a file, a mesh). It knows no format.
 """
 
+import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import jax
 import numpy as np
+from jax.sharding import SingleDeviceSharding
 
 Box = tuple[slice, ...]  # one slice a dim, with start and stop, step 1
 
@@ -34,9 +38,14 @@ class LazyArray:
     grid: tuple[int, ...] | None = None
 
     @property
+    def size(self) -> int:
+        """The number of elements."""
+        return math.prod(self.shape)
+
+    @property
     def nbytes(self) -> int:
-        """The size in bytes."""
-        return math.prod(self.shape) * self.dtype.itemsize
+        """The number of bytes."""
+        return self.size * self.dtype.itemsize
 
     def load(self) -> np.ndarray:
         """Reads all of it."""
@@ -61,6 +70,21 @@ def from_array(array) -> LazyArray:
     """Wraps an array that is in memory already (NumPy, or JAX on this process's devices)."""
     array = np.asarray(array)
     return LazyArray(array.shape, array.dtype, lambda box: array[box])
+
+
+def place(leaf: LazyArray, abstract: jax.ShapeDtypeStruct) -> jax.Array:
+    """Reads an array onto devices, cast to the dtype wanted; each process reads its boxes only.
+
+    Args:
+        leaf: what to read.
+        abstract: shape, dtype and, for more than one device, sharding.
+    """
+    sharding = abstract.sharding or SingleDeviceSharding(jax.devices()[0])
+
+    def read(index):
+        return leaf.read(as_box(index, leaf.shape)).astype(abstract.dtype, copy=False)
+
+    return jax.make_array_from_callback(leaf.shape, sharding, read)
 
 
 def split(
@@ -97,16 +121,35 @@ def split(
         )
 
 
+def read_ahead(array: LazyArray, boxes: Iterable[Box], workers: int = 2) -> Iterator[np.ndarray]:
+    """Yields the boxes of an array in order, the next ones being read meanwhile."""
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[Future] = deque()
+        for box in boxes:
+            waiting.append(pool.submit(array.read, box))
+            if len(waiting) > workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
 def transpose(matrix: np.ndarray) -> np.ndarray:
     """Returns `matrix.T` laid out anew, [m, n] -> [n, m].
 
     NumPy moves one element at a time, 0.2 GB/s of bfloat16; XLA's transposition, which JAX runs
     when it takes in an array with foreign strides, moves ten times as much.
     """
-    try:
-        cpu = jax.local_devices(backend="cpu")[0]
-    except RuntimeError:  # a JAX told to know accelerators only
+    cpu = _cpu_device()
+    if cpu is None or matrix.dtype.itemsize > 4:  # JAX knows no 64 bits by default
         return np.ascontiguousarray(matrix.T)
     # Bits, not numbers: a conversion on the way could quieten NaNs.
     bits = matrix.view(np.dtype(f"u{matrix.dtype.itemsize}"))
     return np.asarray(jax.device_put(bits.T, cpu)).view(matrix.dtype)
+
+
+@functools.cache
+def _cpu_device():
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # a JAX told to know accelerators only
+        return None

@@ -17,7 +17,7 @@ from ellama_jax.model.llama import init_params
 from ellama_jax.model.presets import get_preset
 from ellama_jax.tree import flatten_paths
 from ellama_jax.weights.checkpoint import make_meta, write_checkpoint
-from ellama_jax.weights.huggingface import extract_tensor, tensor_names
+from ellama_jax.weights.tensors import extract_tensor, tensor_names
 
 LISTINGS = list(generate_listings(0, 40))
 TEXTS = [listing_to_text_record(listing, seed=0)["text"] for listing in LISTINGS]

@@ -10,14 +10,10 @@ import pytest
 import tokenizers
 
 from ellama_jax.model.presets import RopeScaling, get_preset
-from ellama_jax.tree import flatten_paths
-from ellama_jax.weights.gguf import (
-    read_gguf,
-    read_gguf_config,
-    rope_factors,
-    unpermute_rotary,
-)
-from ellama_jax.weights.huggingface import extract_tensor
+from ellama_jax.tree import flatten_paths, unflatten_paths
+from ellama_jax.weights.gguf import open_gguf, rope_factors, unpermute_rotary, unpermuted
+from ellama_jax.weights.lazy import from_array
+from ellama_jax.weights.tensors import extract_tensor
 
 gguf = pytest.importorskip("gguf", reason="the reference writer is the gguf package")
 
@@ -116,10 +112,11 @@ def write_gguf(tmp_path, draw_params, tokenizer_dir):
 def test_weights_and_sizes_come_back_exactly(write_gguf, request, kind):
     config = request.getfixturevalue(kind)
     path, params = write_gguf(config)
-    found, read, *_ = read_gguf(path)
+    found = open_gguf(path)
     expected = dataclasses.replace(config, name="model", base_peak_learning_rate=None)
-    assert found == expected == read_gguf_config(path)
-    read, params = flatten_paths(read), flatten_paths(params)
+    assert found.config == expected
+    read = {path: leaf.load() for path, leaf in found.leaves.items()}
+    params = flatten_paths(params)
     assert read.keys() == params.keys()
     for name, leaf in params.items():
         assert read[name].dtype == np.float32
@@ -129,8 +126,10 @@ def test_weights_and_sizes_come_back_exactly(write_gguf, request, kind):
 @pytest.mark.parametrize(("kind", "steps"), [("F16", 2**11), ("BF16", 2**8), ("Q8_0", 200)])
 def test_quantised_weights_are_dequantised_to_float32(write_gguf, tiny, kind, steps):
     path, params = write_gguf(tiny, quantise=getattr(gguf.GGMLQuantizationType, kind))
-    _, read, *_ = read_gguf(path)
-    got, wanted = read["layers"]["attn"]["wq"], params["layers"]["attn"]["wq"]
+    leaf = open_gguf(path).leaves["layers/attn/wq"]
+    got, wanted = leaf.load(), params["layers"]["attn"]["wq"]
+    part = (slice(1, 2), slice(3, 40), slice(1, 3), slice(2, 11))
+    np.testing.assert_array_equal(leaf.read(part), got[part])
     assert got.dtype == np.float32 and not np.array_equal(got, wanted)
     np.testing.assert_allclose(got, wanted, atol=np.abs(wanted).max() / steps)
 
@@ -139,6 +138,15 @@ def test_unpermuting_undoes_llama_cpp():
     rows = np.random.default_rng(0).normal(size=(3 * 8, 5))
     np.testing.assert_array_equal(unpermute_rotary(permute(rows, 3), 3), rows)
     assert not np.array_equal(permute(rows, 3), rows)
+
+
+def test_rows_of_cut_heads_are_read_as_whole_ones_are():
+    rows = np.random.default_rng(0).normal(size=(3 * 8, 5))
+    lazy = unpermuted(from_array(permute(rows, 3)), 3)
+    for start, stop in [(0, 24), (3, 5), (7, 17), (16, 24)]:
+        np.testing.assert_array_equal(
+            lazy.read((slice(start, stop), slice(1, 4))), rows[start:stop, 1:4]
+        )
 
 
 # --- RoPE scaling --------------------------------------------------------------------------------
@@ -178,15 +186,14 @@ def test_the_scaling_is_found_from_its_factors(write_gguf, tiny, factor):
     config = dataclasses.replace(tiny, rope_theta=500000.0)
     factors = rope_factors(16, 500000.0, scaling)
     path, _ = write_gguf(config, edit=lambda t: t.update({"rope_freqs.weight": factors}))
-    assert read_gguf_config(path).rope_scaling == scaling
-    assert read_gguf(path)[0].rope_scaling == scaling
+    assert open_gguf(path).config.rope_scaling == scaling
 
 
 def test_factors_of_another_scaling_are_refused(write_gguf, tiny):
     factors = np.linspace(1, 5, 8, dtype=np.float32)
     path, _ = write_gguf(tiny, edit=lambda t: t.update({"rope_freqs.weight": factors}))
     with pytest.raises(ValueError, match="must be those of Llama 3.1 or 3.2, got factors from 1"):
-        read_gguf_config(path)
+        open_gguf(path)
 
 
 # --- what is refused -----------------------------------------------------------------------------
@@ -196,32 +203,32 @@ def test_another_kind_of_scaling_is_refused(write_gguf, tiny):
     more = [("add_rope_scaling_type", gguf.RopeScalingType.YARN)]
     path, _ = write_gguf(tiny, more=more)
     with pytest.raises(ValueError, match="rope.scaling.type must be none, got yarn"):
-        read_gguf(path)
+        open_gguf(path)
 
 
 def test_experts_are_refused(write_gguf, tiny):
     path, _ = write_gguf(tiny, more=[("add_expert_count", 8)])
     with pytest.raises(ValueError, match="must not have experts"):
-        read_gguf(path)
+        open_gguf(path)
 
 
 def test_a_missing_tensor_is_named(write_gguf, tiny):
     path, _ = write_gguf(tiny, edit=lambda tensors: tensors.pop("blk.1.ffn_up.weight"))
     with pytest.raises(ValueError, match="1 tensors are missing: model.layers.1.mlp.up_proj.weigh"):
-        read_gguf(path)
+        open_gguf(path)
 
 
 def test_a_tensor_without_a_place_is_named(write_gguf, tiny):
     bias = np.zeros(64, np.float32)
     path, _ = write_gguf(tiny, edit=lambda tensors: tensors.update({"blk.0.attn_q.bias": bias}))
     with pytest.raises(ValueError, match="1 tensors have no place in this model: blk.0.attn_q.bi"):
-        read_gguf(path)
+        open_gguf(path)
 
 
 def test_an_unknown_pre_tokenizer_is_named(write_gguf, tiny):
     path, _ = write_gguf(tiny, pre="tekken")
     with pytest.raises(ValueError, match="tokenizer.ggml.pre must be one of smollm, .* got tekken"):
-        read_gguf(path)
+        open_gguf(path)
 
 
 @pytest.mark.parametrize("fraction", [0.001, 0.02, 0.5, 0.99])
@@ -230,7 +237,7 @@ def test_a_truncated_file_is_named(write_gguf, tiny, fraction):
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * fraction)])
     with pytest.raises(ValueError, match="model.gguf: must be a whole GGUF file") as error:
-        read_gguf(path)
+        open_gguf(path)
     assert "\n" not in str(error.value)
 
 
@@ -238,12 +245,12 @@ def test_a_truncated_file_is_named(write_gguf, tiny, fraction):
 def test_a_file_of_another_kind_is_named(tmp_path, content):
     (tmp_path / "x.gguf").write_bytes(content)
     with pytest.raises(ValueError, match="must be a GGUF file, got one that begins with"):
-        read_gguf(tmp_path / "x.gguf")
+        open_gguf(tmp_path / "x.gguf")
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ValueError, match="must be a readable file, got No such file"):
-        read_gguf(tmp_path / "x.gguf")
+        open_gguf(tmp_path / "x.gguf")
 
 
 # --- the tokenizer -------------------------------------------------------------------------------
@@ -251,13 +258,14 @@ def test_a_missing_file_is_named(tmp_path):
 
 def test_the_tokenizer_encodes_as_the_one_it_came_from(write_gguf, tiny, tokenizer_dir):
     path, _ = write_gguf(tiny)
-    *_, tokenizer, bos_id, eos_id = read_gguf(path)
+    found = open_gguf(path)
+    tokenizer = found.tokenizer
     source = tokenizers.Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json"))
     for text in ("The blue shoe costs 20 euros.", "Der  Schuh\n\n 7", "<|end_of_text|>é"):
         assert tokenizer.encode(text).ids == source.encode(text).ids
         assert tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=False) == text
-    assert tokenizer.id_to_token(bos_id) == "<|begin_of_text|>"
-    assert tokenizer.id_to_token(eos_id) == "<|end_of_text|>"
+    assert tokenizer.id_to_token(found.bos_id) == "<|begin_of_text|>"
+    assert tokenizer.id_to_token(found.eos_id) == "<|end_of_text|>"
 
 
 @pytest.mark.parametrize(
@@ -270,7 +278,7 @@ def test_the_tokenizer_encodes_as_the_one_it_came_from(write_gguf, tiny, tokeniz
 )
 def test_text_is_split_as_the_file_says(write_gguf, tiny, pre, pieces):
     path, _ = write_gguf(tiny, pre=pre)
-    tokenizer = read_gguf(path)[2]
+    tokenizer = open_gguf(path).tokenizer
     split = tokenizer.pre_tokenizer.pre_tokenize_str("It's  1234 shoes!")
     assert [piece for piece, _ in split] == pieces
 
@@ -288,7 +296,7 @@ def real_path():
 
 @pytest.fixture(scope="module")
 def real_model(real_path):
-    return read_gguf(real_path)
+    return open_gguf(real_path)
 
 
 FIVE_LANGUAGES = [
@@ -303,16 +311,16 @@ FIVE_LANGUAGES = [
 
 @pytest.mark.slow
 def test_the_real_model_is_smollm2(real_model):
-    config, params, tokenizer, bos_id, eos_id = real_model
+    tokenizer = real_model.tokenizer
     expected = dataclasses.replace(
         get_preset("smollm2-135m"), name=Path(REAL_FILE).stem, base_peak_learning_rate=None
     )
-    assert config == expected
-    assert (tokenizer.id_to_token(bos_id), tokenizer.id_to_token(eos_id)) == (
+    assert real_model.config == expected
+    assert tuple(map(tokenizer.id_to_token, (real_model.bos_id, real_model.eos_id))) == (
         "<|im_start|>",
         "<|im_end|>",
     )
-    assert sum(leaf.size for leaf in flatten_paths(params).values()) == 134_515_008
+    assert sum(leaf.size for leaf in real_model.leaves.values()) == 134_515_008
 
 
 @pytest.mark.slow
@@ -320,7 +328,7 @@ def test_the_real_tokenizer_encodes_as_that_of_transformers(real_path, real_mode
     pytest.importorskip("torch", reason="transformers reads GGUF files with torch")
     transformers = pytest.importorskip("transformers", reason="the reference tokenizer")
     theirs = transformers.AutoTokenizer.from_pretrained(real_path.parent, gguf_file=REAL_FILE)
-    ours = real_model[2]
+    ours = real_model.tokenizer
     for text in FIVE_LANGUAGES:
         assert ours.encode(text).ids == theirs.encode(text, add_special_tokens=False), text
         assert ours.decode(ours.encode(text).ids, skip_special_tokens=False) == text
@@ -331,7 +339,7 @@ def test_numbers_are_split_off_first_as_in_llama_cpp(real_model):
     # The one known difference: transformers 5.23 reads "smollm" as plain GPT-2. llama.cpp, whose
     # name for a rule this is, splits every character of class N off before (llama-vocab.cpp,
     # LLAMA_VOCAB_PRE_TYPE_SMOLLM), and the spaces left over stay together.
-    tokenizer = real_model[2]
+    tokenizer = real_model.tokenizer
     assert tokenizer.encode("a:   7").tokens == ["a", ":", "ĠĠĠ", "7"]
     assert tokenizer.encode(" ½").tokens == ["Ġ", *tokenizer.encode("½").tokens]
 
@@ -344,7 +352,8 @@ def test_logits_of_the_real_model_are_those_of_transformers(real_path, real_mode
 
     from ellama_jax.model.llama import hidden_states, project_logits
 
-    config, params, tokenizer, *_ = real_model
+    config, tokenizer = real_model.config, real_model.tokenizer
+    params = unflatten_paths({path: leaf.load() for path, leaf in real_model.leaves.items()})
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
         real_path.parent, gguf_file=REAL_FILE, dtype=torch.float32
     )

@@ -6,20 +6,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ellama_jax.model.llama import abstract_params
 from ellama_jax.model.presets import RopeScaling
+from ellama_jax.sharding import make_mesh
 from ellama_jax.tree import flatten_paths
-from ellama_jax.weights.huggingface import (
-    TENSORS,
-    Source,
-    assemble_params,
-    extract_tensor,
-    load_params,
-    open_safetensors,
-    place_tensor,
-    read_config,
-    tensor_names,
-)
+from ellama_jax.weights.huggingface import load_params, open_safetensors, read_config
+from ellama_jax.weights.tensors import extract_tensor, tensor_names
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -111,34 +102,6 @@ def test_a_broken_config_is_named(tmp_path, text, message):
 def test_a_missing_config_is_named(tmp_path):
     with pytest.raises(ValueError, match="config.json: must exist, got no such file"):
         read_config(tmp_path)
-
-
-# --- the table -----------------------------------------------------------------------------------
-
-
-def test_every_parameter_has_a_row(untied):
-    assert TENSORS.keys() == flatten_paths(abstract_params(untied)).keys()
-
-
-def test_head_dims_are_placed_by_hand():
-    # One head pair by hand: q_proj row n*H + h holds what head n, dim h reads from the input.
-    tensor = np.arange(2 * 2 * 3).reshape(4, 3)  # [N*H, D]
-    out = np.empty((3, 2, 2), int)  # [D, N, H]
-    place_tensor("layers/attn/wq", tensor, out)
-    assert out[:, 0, 1].tolist() == [3, 4, 5] and out[:, 1, 0].tolist() == [6, 7, 8]
-    tensor = np.arange(3 * 4).reshape(3, 4)  # o_proj [D, N*H]
-    out = np.empty((2, 2, 3), int)  # [N, H, D]
-    place_tensor("layers/attn/wo", tensor, out)
-    assert out[1, 0].tolist() == [2, 6, 10]
-
-
-@pytest.mark.parametrize("path", sorted(TENSORS))
-def test_extracting_undoes_placing(path, untied):
-    shape = flatten_paths(abstract_params(untied))[path].shape
-    layer = np.random.default_rng(0).normal(size=shape[1:] if "layers/" in path else shape)
-    back = np.empty_like(layer)
-    place_tensor(path, extract_tensor(path, layer), back)
-    np.testing.assert_array_equal(back, layer)
 
 
 def export_tensors(config, params):
@@ -345,18 +308,30 @@ def test_pickled_weights_are_refused_with_advice(tmp_path, tiny):
         load_params(tmp_path, tiny)
 
 
+@pytest.mark.parametrize("surplus", [b"\0", b"\0" * 4096])
+def test_a_padded_file_is_named(tmp_path, tiny, tensors, surplus):
+    path = write_weights(tmp_path, tensors) / "model.safetensors"
+    path.write_bytes(path.read_bytes() + surplus)
+    with pytest.raises(ValueError, match="model.safetensors: must be a whole safetensors file"):
+        load_params(tmp_path, tiny)
+
+
 def test_nothing_is_read_while_listing(tmp_path, tensors):
-    sources = open_safetensors(write_weights(tmp_path, tensors))
-    source = sources["model.layers.0.self_attn.k_proj.weight"]
-    assert (source.shape, source.dtype) == ((32, 64), np.float32)
-    np.testing.assert_array_equal(source.read(), tensors["model.layers.0.self_attn.k_proj.weight"])
+    found = open_safetensors(write_weights(tmp_path, tensors))
+    tensor = found["model.layers.0.self_attn.k_proj.weight"]
+    assert (tensor.shape, tensor.dtype) == ((32, 64), np.float32)
+    expected = tensors["model.layers.0.self_attn.k_proj.weight"]
+    np.testing.assert_array_equal(tensor.load(), expected)
+    part = (slice(3, 20), slice(7, 8))
+    np.testing.assert_array_equal(tensor.read(part), expected[part])
 
 
-def test_every_tensor_is_read_once(tiny, tensors):
-    reads = []
-
-    def source(name, array):
-        return Source(array.shape, array.dtype, lambda: reads.append(name) or array)
-
-    assemble_params("made", tiny, {name: source(name, array) for name, array in tensors.items()})
-    assert sorted(reads) == sorted(tensors)
+def test_weights_are_read_onto_a_mesh(tmp_path, untied, draw_params):
+    params = draw_params(untied, dtype=ml_dtypes.bfloat16)
+    write_weights(tmp_path, export_tensors(untied, params))
+    mesh = make_mesh({"data": 2, "fsdp": 2, "context": 1, "tensor": 2})
+    restored = flatten_paths(load_params(tmp_path, untied, mesh))
+    assert restored["layers/mlp/w_up"].sharding.shard_shape((2, 64, 192)) == (2, 32, 96)
+    for path, leaf in flatten_paths(params).items():
+        assert restored[path].dtype == leaf.dtype
+        np.testing.assert_array_equal(restored[path], leaf, err_msg=path)

@@ -14,7 +14,6 @@ from ellama_jax.data.tokenizer import load_tokenizer, save_tokenizer, train_byte
 from ellama_jax.model.presets import get_preset
 from ellama_jax.tree import flatten_paths
 from ellama_jax.weights.checkpoint import list_leaves, restore_params
-from ellama_jax.weights.huggingface import extract_tensor, tensor_names
 from ellama_jax.weights.importer import (
     describe_checkpoint,
     detect_format,
@@ -22,6 +21,7 @@ from ellama_jax.weights.importer import (
     main_import,
     match_preset,
 )
+from ellama_jax.weights.tensors import extract_tensor, tensor_names
 
 
 @pytest.fixture

@@ -1,0 +1,85 @@
+"""One stored leaf of a checkpoint, read box by box through TensorStore; and what damage looks like.
+
+Knows the files that Orbax writes for an array (Zarr in an OCDBT store). What a checkpoint is made
+of stands in layout.py, how it is written in checkpoint.py.
+"""
+
+import contextlib
+import functools
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import tensorstore as ts
+
+from ellama_jax.weights.lazy import Box, LazyArray
+
+
+def open_stored(directory: Path, leaf_path: str) -> LazyArray:
+    """Opens one leaf of an item.
+
+    Args:
+        directory: of the item, as `ROOT/<step>/params`.
+        leaf_path: as in `layers/attn/wq`.
+
+    Returns:
+        The leaf as stored; reading raises a ValueError where files are damaged.
+    """
+    spec = {
+        "driver": "zarr",
+        "kvstore": {
+            "driver": "ocdbt",
+            "base": {"driver": "file", "path": f"{directory.absolute()}/"},
+            "path": f"{leaf_path.replace('/', '.')}/",
+        },
+        # What is missing is damage; by default it would read as zeros.
+        "fill_missing_data_reads": False,
+    }
+    with damage_as_value_error(directory.parent):
+        store = ts.open(spec, read=True, context=_tensorstore_context()).result()
+
+    def read(box: Box) -> np.ndarray:
+        with damage_as_value_error(directory.parent):
+            return store[box].read().result()
+
+    grid = tuple(store.chunk_layout.read_chunk.shape)
+    return LazyArray(tuple(store.shape), np.dtype(store.dtype.numpy_dtype), read, grid)
+
+
+@functools.cache
+def _tensorstore_context() -> ts.Context:
+    return ts.Context({"cache_pool": {"total_bytes_limit": 2**26}})
+
+
+@contextlib.contextmanager
+def damage_as_value_error(step_dir: Path) -> Iterator[None]:
+    """Turns whatever a damaged file raises into a ValueError that names the step."""
+    # Orbax and TensorStore raise anything from KeyError to bare Exception for a damaged file.
+    _drop_late_reports()
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        raise ValueError(
+            f"restore {step_dir}: the checkpoint is damaged or truncated ({reason}); "
+            "use another step or make it again."
+        ) from error
+
+
+@functools.cache
+def _drop_late_reports() -> None:
+    """Silences what TensorStore says after a read has failed.
+
+    Its other reads of the same leaf still end, and report to the event loop that the failed one
+    closed: tracebacks on stderr after the one line that says what is wrong.
+    """
+    otherwise = sys.unraisablehook
+
+    def hook(unraisable) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            otherwise(unraisable)
+
+    sys.unraisablehook = hook
