@@ -5,7 +5,9 @@ about Orbax, nor about tokenizers; importer.py puts the parts together.
 """
 
 import json
+import math
 import os
+import struct
 from pathlib import Path
 
 import ml_dtypes
@@ -15,7 +17,7 @@ from jax.sharding import Mesh
 from ellama_jax.model.llama import abstract_params
 from ellama_jax.model.presets import LlamaConfig, RopeScaling
 from ellama_jax.tree import flatten_paths, unflatten_paths
-from ellama_jax.weights.lazy import Box, LazyArray, place, split
+from ellama_jax.weights.lazy import Box, LazyArray, place, split, whole
 from ellama_jax.weights.tensors import assemble_leaves, some_of
 
 CONFIG_FILE = "config.json"
@@ -226,8 +228,10 @@ def _open_file(path: Path) -> dict[str, LazyArray]:
     import safetensors
 
     try:
+        # The library checks that header and data fit each other and the size of the file.
         with safetensors.safe_open(path, framework="numpy") as file:
-            return {name: _open_tensor(path, file, name) for name in file.keys()}  # noqa: SIM118
+            starts = _data_starts(path)
+            return {name: _open_tensor(path, file, name, starts[name]) for name in starts}
     except safetensors.SafetensorError as error:
         raise ValueError(
             f"{path}: must be a whole safetensors file, got a truncated or broken one ({error}); "
@@ -235,23 +239,42 @@ def _open_file(path: Path) -> dict[str, LazyArray]:
         ) from error
 
 
-def _open_tensor(path: Path, file, name: str) -> LazyArray:
-    import safetensors
+def _data_starts(path: Path) -> dict[str, int]:
+    """Returns where each tensor begins in the file, which the library does not tell."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    return {name: 8 + length + entry["data_offsets"][0] for name, entry in header.items()}
 
+
+def _open_tensor(path: Path, file, name: str, start: int) -> LazyArray:
     part = file.get_slice(name)
-    if part.get_dtype() not in DTYPES:
+    shape, kind = tuple(part.get_shape()), part.get_dtype()
+    if kind not in DTYPES:
         raise ValueError(
-            f"{path}: {name} must be one of {', '.join(DTYPES)}, got {part.get_dtype()}; "
-            "dequantise the model first."
+            f"{path}: {name} must be one of {', '.join(DTYPES)}, got {kind}; dequantise the model "
+            "first."
         )
+    row_bytes = math.prod(shape[1:]) * DTYPES[kind].itemsize
 
     def read(box: Box) -> np.ndarray:
-        # Opened for each box: the file is mapped into memory, and what was read through a mapping
-        # stays in this process's memory until it is closed.
-        with safetensors.safe_open(path, framework="numpy") as file:
-            return file.get_slice(name)[box]
+        if box[1:] != whole(shape[1:]):
+            return _read_part(path, name, box)
+        sizes = (box[0].stop - box[0].start, *shape[1:])
+        offset = start + box[0].start * row_bytes
+        return np.fromfile(path, DTYPES[kind], math.prod(sizes), offset=offset).reshape(sizes)
 
-    return LazyArray(tuple(part.get_shape()), DTYPES[part.get_dtype()], read)
+    return LazyArray(shape, DTYPES[kind], read)
+
+
+def _read_part(path: Path, name: str, box: Box) -> np.ndarray:
+    import safetensors
+
+    # Opened for each box: the file is mapped into memory, and what was read through a mapping stays
+    # in this process's memory until it is closed.
+    with safetensors.safe_open(path, framework="numpy") as file:
+        return file.get_slice(name)[box]
 
 
 def drop_tied_head(tensors: dict[str, LazyArray]) -> None:
