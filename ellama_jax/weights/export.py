@@ -27,7 +27,7 @@ from ellama_jax.weights.huggingface import (
     SINGLE_FILE,
     read_json,
 )
-from ellama_jax.weights.layout import check_destination, replace_directory
+from ellama_jax.weights.layout import check_destination, check_fingerprint, replace_directory
 from ellama_jax.weights.lazy import PIECE_BYTES, LazyArray, read_ahead, split
 from ellama_jax.weights.model_card import CARD_FILE, write_card
 from ellama_jax.weights.tensors import open_tensors
@@ -68,6 +68,7 @@ def export_checkpoint(
             `dst` cannot be written. Nothing is left half written then.
     """
     dst, info = Path(dst), find_checkpoint(path)
+    check_fingerprint(info.tokenizer_dir, info.meta["tokenizer_fingerprint"])
     tokenizer = load_tokenizer(info.tokenizer_dir)
     tensors = open_tensors(info.config, open_leaves(info.path))
     if dtype is not None:
