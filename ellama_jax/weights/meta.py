@@ -86,7 +86,8 @@ def read_config(directory: str | os.PathLike) -> LlamaConfig:
 
     What params.json leaves out is found in the tensors: a vocabulary of -1 or none, whether the
     head is tied (no output.weight, or one equal to tok_embeddings.weight), and how many KV heads
-    are different ones (405B for 16 devices holds its 8 heads twice and says 16).
+    are different ones (405B for 16 devices holds its 8 heads twice and says 16). Scaled RoPE is
+    stretched by 8, by 32 where the head is tied, or by rope_scaling_factor where that is given.
 
     The context is in no file: 131,072 with scaled RoPE, else 8,192, and 4,096 where rope_theta is
     absent, as it is up to Llama 2.
@@ -108,7 +109,7 @@ def read_config(directory: str | os.PathLike) -> LlamaConfig:
         config = _make_config(directory, raw, shards)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    tensors = _join_shards(shards, config)
+    tensors = _join_shards(str(directory), shards, config)
     head, embedding = tensors.get(_HEAD), tensors.get(_EMBEDDING)
     tied = head is None or (embedding is not None and _are_equal(head, embedding))
     return dataclasses.replace(config, tied_embeddings=tied, rope_scaling=_read_scaling(raw, tied))
@@ -233,7 +234,7 @@ def open_tensors(directory: str | os.PathLike, config: LlamaConfig) -> dict[str,
         ValueError: if a shard is missing or broken, shards disagree, or shapes are not the
             config's; from `read`, if copies differ.
     """
-    tensors = _join_shards(_open_shards(Path(directory)), config)
+    tensors = _join_shards(str(directory), _open_shards(Path(directory)), config)
     if config.tied_embeddings:
         tensors.pop(_HEAD, None)
     return tensors
@@ -267,7 +268,9 @@ def _open_shards(directory: Path) -> list[dict[str, LazyArray]]:
     return shards
 
 
-def _join_shards(shards: list[dict[str, LazyArray]], config: LlamaConfig) -> dict[str, LazyArray]:
+def _join_shards(
+    title: str, shards: list[dict[str, LazyArray]], config: LlamaConfig
+) -> dict[str, LazyArray]:
     known = {
         name.format(layer): (target.format(layer), dims)
         for name, (target, dims) in _TENSORS.items()
@@ -287,7 +290,8 @@ def _join_shards(shards: list[dict[str, LazyArray]], config: LlamaConfig) -> dic
             tensors[name] = parts[0]
             continue
         target, dims = known[name]
-        joined = _join(name, parts, tuple(sizes[dim] for dim in dims), repeats=dims[0] == "K")
+        shape = tuple(sizes[dim] for dim in dims)
+        joined = _join(f"{title}: {name}", parts, shape, repeats=dims[0] == "K")
         rotated = name.endswith(("wq.weight", "wk.weight"))
         tensors[target] = _to_half_split(joined, config.head_dim) if rotated else joined
     return tensors

@@ -128,7 +128,7 @@ def _check_finds_offsets(torch, path: Path) -> None:
     torch.save(torch.zeros(1), file)
     file.seek(0)
     storage = torch.load(file, map_location="meta", weights_only=True).untyped_storage()
-    if not hasattr(storage, "_checkpoint_offset"):
+    if getattr(storage, "_checkpoint_offset", None) is None:
         raise ValueError(
             f"{path}: must be read with a torch that finds weights without reading them (2.13 "
             f"does), got {torch.__version__}; update it."
