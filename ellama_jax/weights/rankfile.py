@@ -117,6 +117,5 @@ def _derive_merges(vocab: dict[str, int]) -> list[tuple[str, str]]:
     merges = []
     for token in sorted(vocab, key=vocab.__getitem__):
         cuts = [(token[:i], token[i:]) for i in range(1, len(token))]
-        known = [cut for cut in cuts if cut[0] in vocab and cut[1] in vocab]
-        merges += sorted(known, key=lambda cut: (vocab[cut[0]], vocab[cut[1]]))
+        merges += [cut for cut in cuts if cut[0] in vocab and cut[1] in vocab]
     return merges

@@ -426,6 +426,15 @@ def test_shards_that_disagree_are_named(write, edit, match):
     refuse(write(2, edit=edit)[0], match)
 
 
+def test_only_kv_heads_may_be_repeated(write):
+    def repeat(parts):
+        for index in (1, 3):
+            parts[index]["output.weight"] = parts[index - 1]["output.weight"].repeat(2, 1)
+            parts[index - 1]["output.weight"] = parts[index]["output.weight"]
+
+    refuse(write(4, edit=repeat)[0], r"output.weight: must make .* got 4 shards of \[256, 64\]")
+
+
 @pytest.mark.parametrize(
     ("part", "hf"), [("attention_norm", "input_layernorm"), ("attention.wv", "self_attn.v_proj")]
 )
