@@ -87,6 +87,23 @@ def place(leaf: LazyArray, abstract: jax.ShapeDtypeStruct) -> jax.Array:
     return jax.make_array_from_callback(leaf.shape, sharding, read)
 
 
+def same_bits(a: LazyArray, b: LazyArray) -> bool:
+    """Tells whether two arrays are the same in shape, dtype and every bit."""
+    if (a.shape, a.dtype) != (b.shape, b.dtype):
+        return False
+    boxes = split(a.shape, a.dtype.itemsize)
+    return all(np.array_equal(as_bits(a.read(box)), as_bits(b.read(box))) for box in boxes)
+
+
+def as_bits(array: np.ndarray) -> np.ndarray:
+    """Views numbers as integers of their size.
+
+    NumPy moves and compares numbers of a foreign dtype (bfloat16) one by one, and NaNs are not
+    equal to themselves.
+    """
+    return array.view(np.dtype(f"u{array.dtype.itemsize}"))
+
+
 def split(
     shape: Sequence[int],
     itemsize: int,
@@ -143,8 +160,7 @@ def transpose(matrix: np.ndarray) -> np.ndarray:
     if cpu is None or matrix.dtype.itemsize > 4:  # JAX knows no 64 bits by default
         return np.ascontiguousarray(matrix.T)
     # Bits, not numbers: a conversion on the way could quieten NaNs.
-    bits = matrix.view(np.dtype(f"u{matrix.dtype.itemsize}"))
-    return np.asarray(jax.device_put(bits.T, cpu)).view(matrix.dtype)
+    return np.asarray(jax.device_put(as_bits(matrix).T, cpu)).view(matrix.dtype)
 
 
 @functools.cache

@@ -2,7 +2,7 @@
 
 Owns what is particular to Meta's files: the sizes, the joining of tensor-parallel shards and the
 order of query and key rows. Tensors come out under Hugging Face's names and in its layout; filling
-parameters with them is huggingface.py's, the .pth container torchfile.py's, the tokenizer
+parameters with them is tensors.py's, the .pth container torchfile.py's, the tokenizer
 rankfile.py's (and reached through here).
 
 Source of the facts: Meta's `llama-models` 0.3.0 (llama3/args.py, llama3/model.py, checkpoint.py,
@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from ellama_jax.model.presets import LlamaConfig, RopeScaling
-from ellama_jax.weights.gguf import unpermute_rotary
-from ellama_jax.weights.lazy import Box, LazyArray, split
+from ellama_jax.weights.gguf import unpermuted
+from ellama_jax.weights.lazy import Box, LazyArray, as_bits, same_bits
 from ellama_jax.weights.rankfile import convert_tokenizer as convert_tokenizer
 from ellama_jax.weights.torchfile import open_torch_file
 
@@ -111,7 +111,7 @@ def read_config(directory: str | os.PathLike) -> LlamaConfig:
         raise ValueError(f"{path}: {error}") from error
     tensors = _join_shards(str(directory), shards, config)
     head, embedding = tensors.get(_HEAD), tensors.get(_EMBEDDING)
-    tied = head is None or (embedding is not None and _are_equal(head, embedding))
+    tied = head is None or (embedding is not None and same_bits(head, embedding))
     return dataclasses.replace(config, tied_embeddings=tied, rope_scaling=_read_scaling(raw, tied))
 
 
@@ -199,7 +199,7 @@ def _count_kv_heads(shards: list[dict[str, LazyArray]], stated: int, head_dim: i
     if len(keys) == 1 or any(key is None or key.shape[0] != head_dim for key in keys):
         return stated
     copies = 1
-    while copies < len(keys) and _are_equal(keys[0], keys[copies]):
+    while copies < len(keys) and same_bits(keys[0], keys[copies]):
         copies += 1
     return stated if copies == 1 else -(-len(keys) // copies)
 
@@ -293,7 +293,8 @@ def _join_shards(
         shape = tuple(sizes[dim] for dim in dims)
         joined = _join(f"{title}: {name}", parts, shape, repeats=dims[0] == "K")
         rotated = name.endswith(("wq.weight", "wk.weight"))
-        tensors[target] = _to_half_split(joined, config.head_dim) if rotated else joined
+        # Meta rotates neighbours, as GGUF does.
+        tensors[target] = unpermuted(joined, shape[0] // config.head_dim) if rotated else joined
     return tensors
 
 
@@ -343,7 +344,7 @@ def _check_copies(name: str, copies: Sequence[LazyArray]) -> LazyArray:
     def read(box: Box) -> np.ndarray:
         first = copies[0].read(box)
         for copy in copies[1:]:
-            if not np.array_equal(_bits(first), _bits(copy.read(box))):
+            if not np.array_equal(as_bits(first), as_bits(copy.read(box))):
                 raise ValueError(
                     f"{name}: must be the same in all shards that hold it, got different values; "
                     "are they shards of one model? Else take its Hugging Face directory."
@@ -365,33 +366,8 @@ def _concatenate(parts: list[LazyArray], dim: int, shape: tuple[int, ...]) -> La
             low, high = max(box[dim].start, start), min(box[dim].stop, stop)
             if low < high:
                 inner = slice(low - start, high - start)
-                pieces.append(_bits(part.read((*box[:dim], inner, *box[dim + 1 :]))))
+                pieces.append(as_bits(part.read((*box[:dim], inner, *box[dim + 1 :]))))
         joined = pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=dim)
         return joined.view(parts[0].dtype)
 
     return LazyArray(shape, parts[0].dtype, read)
-
-
-def _to_half_split(array: LazyArray, head_dim: int) -> LazyArray:
-    # Meta rotates neighbours, as GGUF does. A row's place is within its head, so whole heads are read.
-    def read(box: Box) -> np.ndarray:
-        rows, columns = box
-        first = rows.start // head_dim * head_dim
-        last = -(-rows.stop // head_dim) * head_dim
-        heads = _bits(array.read((slice(first, last), columns)))
-        ordered = unpermute_rotary(heads, (last - first) // head_dim)
-        return ordered[rows.start - first : rows.stop - first].view(array.dtype)
-
-    return LazyArray(array.shape, array.dtype, read, (head_dim, 1))
-
-
-def _are_equal(left: LazyArray, right: LazyArray) -> bool:
-    if (left.shape, left.dtype) != (right.shape, right.dtype):
-        return False
-    boxes = split(left.shape, left.dtype.itemsize)
-    return all(np.array_equal(_bits(left.read(box)), _bits(right.read(box))) for box in boxes)
-
-
-def _bits(array: np.ndarray) -> np.ndarray:
-    # NumPy moves and compares numbers of a foreign dtype one by one, and NaNs are not equal.
-    return array.view(np.dtype(f"u{array.dtype.itemsize}"))

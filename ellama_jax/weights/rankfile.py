@@ -12,7 +12,7 @@ from pathlib import Path
 
 import tokenizers
 
-from ellama_jax.weights.gguf import _LLAMA3_SPLIT
+from ellama_jax.weights.gguf import LLAMA3_SPLIT
 
 # Special tokens of Llama 3.1; those after them are reserved_special_token_2 and so on.
 _SPECIAL_TOKENS = (
@@ -51,7 +51,7 @@ def convert_tokenizer(path: str | os.PathLike) -> tuple[tokenizers.Tokenizer, in
     vocab = _read_ranks(Path(path))
     bpe = models.BPE(vocab=vocab, merges=_derive_merges(vocab), ignore_merges=True)
     tokenizer = tokenizers.Tokenizer(bpe)
-    cut = pre_tokenizers.Split(Regex(_LLAMA3_SPLIT), behavior="isolated")
+    cut = pre_tokenizers.Split(Regex(LLAMA3_SPLIT), behavior="isolated")
     spell = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([cut, spell])
     tokenizer.decoder = decoders.ByteLevel()

@@ -1,5 +1,6 @@
 """Meta's checkpoints: made here out of transformers' random models, and through Meta's own class."""
 
+import base64
 import dataclasses
 import json
 
@@ -7,10 +8,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from ellama_jax.data.tokenizer import load_tokenizer
 from ellama_jax.model.presets import PRESETS, RopeScaling, get_preset
 from ellama_jax.weights import meta
-from ellama_jax.weights.huggingface import TENSORS
+from ellama_jax.weights.checkpoint import open_leaves
+from ellama_jax.weights.importer import import_weights
 from ellama_jax.weights.lazy import LazyArray
+from ellama_jax.weights.tensors import TENSORS, open_tensors
 
 # Hugging Face name -> Meta's name and the dim that its parallel layers divide, written out by hand.
 TOP = {
@@ -508,3 +512,38 @@ def test_logits_are_those_of_metas_model_also_beyond_8192(torch, meta_model):
     hidden = hidden_states(params, config, jnp.asarray(tokens), positions, jnp.ones_like(tokens))
     logits = np.asarray(project_logits(params, config, hidden))
     np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(expected).max(), rtol=0)
+
+
+# --- the whole import ----------------------------------------------------------------------------
+
+
+def write_ranks(path):
+    """The 256 bytes as tokens; with the special tokens, 512 ids as the model has."""
+    lines = [base64.b64encode(bytes([byte])) + b" %d" % byte for byte in range(256)]
+    path.write_bytes(b"\n".join(lines))
+
+
+def test_a_meta_directory_becomes_a_checkpoint_with_its_tokenizer(torch, write, tmp_path_factory):
+    src, tensors = write(2, dtype="bfloat16")
+    write_ranks(src / "tokenizer.model")
+    dst = tmp_path_factory.mktemp("imported") / "base"
+    info = import_weights(src, dst)
+    exported = open_tensors(info.config, open_leaves(dst))
+    assert_same(torch, exported, tensors)
+    tokenizer = load_tokenizer(info.tokenizer_dir)
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.vocab_size) == (256, 257, 512)
+    assert tokenizer.decode(tokenizer.encode("Größe 42 <|eot_id|>")) == "Größe 42 <|eot_id|>"
+    made = info.meta["provenance"]
+    names = ["consolidated.00.pth", "consolidated.01.pth", "params.json", "tokenizer.model"]
+    assert made["format"] == "meta" and [source["name"] for source in made["sources"]] == names
+
+
+@pytest.mark.parametrize("spoil", ["tokenizer.model", "consolidated.01.pth"])
+def test_an_incomplete_meta_directory_leaves_nothing(write, tmp_path_factory, spoil):
+    src, _ = write(2)
+    write_ranks(src / "tokenizer.model")
+    (src / spoil).unlink()
+    dst = tmp_path_factory.mktemp("imported") / "base"
+    with pytest.raises(ValueError, match=str(src)):
+        import_weights(src, dst)
+    assert list(dst.parent.iterdir()) == []
