@@ -108,7 +108,7 @@ def split(
     shape: Sequence[int],
     itemsize: int,
     grid: Sequence[int] | None = None,
-    piece_bytes: int = PIECE_BYTES,
+    piece_bytes: int | None = None,
 ) -> Iterator[Box]:
     """Cuts an array into boxes of at most `piece_bytes`, in row-major order.
 
@@ -116,13 +116,14 @@ def split(
         shape: of the array.
         itemsize: bytes an element.
         grid: blocks that no box cuts; a single block may be larger than `piece_bytes`.
-        piece_bytes: the most bytes of one box.
+        piece_bytes: the most bytes of one box, by default `PIECE_BYTES`.
 
     Boxes grow from the last dim on:
 
         >>> [tuple((s.start, s.stop) for s in box) for box in split((4, 6), 1, (1, 3), 12)]
         [((0, 2), (0, 6)), ((2, 4), (0, 6))]
     """
+    piece_bytes = piece_bytes or PIECE_BYTES
     sizes = [min(g, s) for g, s in zip(grid or [1] * len(shape), shape, strict=True)]
     for dim in reversed(range(len(shape))):
         room = piece_bytes // (math.prod(sizes) * itemsize)
@@ -138,16 +139,19 @@ def split(
         )
 
 
-def read_ahead(array: LazyArray, boxes: Iterable[Box], workers: int = 2) -> Iterator[np.ndarray]:
-    """Yields the boxes of an array in order, the next ones being read meanwhile."""
+def read_ahead(
+    array: LazyArray, boxes: Iterable[Box], workers: int = 2
+) -> Iterator[tuple[Box, np.ndarray]]:
+    """Yields boxes of an array with their values, in order, the next ones being read meanwhile."""
     with ThreadPoolExecutor(workers) as pool:
-        waiting: deque[Future] = deque()
+        waiting: deque[tuple[Box, Future]] = deque()
         for box in boxes:
-            waiting.append(pool.submit(array.read, box))
+            waiting.append((box, pool.submit(array.read, box)))
             if len(waiting) > workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+                done, piece = waiting.popleft()
+                yield done, piece.result()
+        for done, piece in waiting:
+            yield done, piece.result()
 
 
 def transpose(matrix: np.ndarray) -> np.ndarray:
