@@ -18,9 +18,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import Mesh, SingleDeviceSharding
-from orbax.checkpoint.checkpoint_managers import preservation_policy
+from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 from ellama_jax.data.tokenizer import load_tokenizer
+from ellama_jax.distributed import on_leader
 from ellama_jax.model.llama import abstract_params
 from ellama_jax.model.presets import LlamaConfig, config_to_dict
 from ellama_jax.tree import flatten_paths, unflatten_paths
@@ -34,6 +35,7 @@ from ellama_jax.weights.layout import (
     find_checkpoint,
     latest_step,
     make_meta,
+    metric_value,
     read_json_item,
     replace_directory,
     set_aside_incomplete,
@@ -256,24 +258,34 @@ def _save_args(*, params, meta, opt_state=None, data=None) -> ocp.args.Composite
 
 # --- training ------------------------------------------------------------------------------------
 
+_CHUNK_BYTES = 64 * 2**20
+
 
 def open_manager(
     root: str | os.PathLike,
     *,
+    tokenizer_dir: str | os.PathLike,
     save_every_steps: int,
     keep_last: int | None,
-    tokenizer_dir: str | os.PathLike,
+    keep_every_steps: int = 0,
+    best_metric: str = "",
+    keep_best: int = 1,
     asynchronous: bool = True,
 ) -> ocp.CheckpointManager:
     """Opens the root of a training run, made if it is not there. Close it, or use `with`.
 
-    Steps that were not finished are set aside, never restored and never in the way.
+    Steps that were not finished are set aside, never restored and never in the way. A step stays
+    if any of the three `keep_*` wants it; the others go once a newer one is whole. All processes
+    of a job must call this.
 
     Args:
         root: the run's checkpoints directory.
-        save_every_steps: `save_training` saves steps divisible by this and passes over the others.
-        keep_last: how many steps stay; None keeps all.
         tokenizer_dir: copied to `root/tokenizer` once; a run cannot change its tokenizer.
+        save_every_steps: `save_training` saves steps divisible by this and passes over the others.
+        keep_last: how many newest steps stay; None keeps all.
+        keep_every_steps: steps divisible by this stay for ever; 0 is none.
+        best_metric: the metric, lowest is best, by which best steps stay; "" is none.
+        keep_best: how many best steps stay.
         asynchronous: write in the background; the arrays are copied before a save returns.
 
     Raises:
@@ -283,12 +295,29 @@ def open_manager(
     for name, value in (("save_every_steps", save_every_steps), ("keep_last", keep_last)):
         if value is not None and value < 1:
             raise ValueError(f"{name}: must be at least 1, got {value}.")
-    _prepare_root(root, Path(tokenizer_dir))
-    set_aside_incomplete(root)
+    on_leader(lambda: _prepare_root(root, Path(tokenizer_dir)))
+
+    def value_of(metrics) -> float:
+        return metric_value(metrics, best_metric)
+
+    keep = [policies.LatestN(keep_last)]
+    if keep_every_steps:
+        keep.append(policies.EveryNSteps(keep_every_steps))
+    if best_metric:
+        keep.append(
+            policies.BestN(
+                get_metric_fn=value_of,
+                reverse=True,
+                n=keep_best,
+                keep_checkpoints_without_metrics=False,
+            )
+        )
     options = ocp.CheckpointManagerOptions(
         should_save_fn=lambda step, latest: step % save_every_steps == 0,
-        preservation_policy=preservation_policy.LatestN(keep_last) if keep_last else None,
-        cleanup_tmp_directories=True,
+        preservation_policy=policies.AnyPreservationPolicy(keep),
+        # Orbax stores metrics only where it is told how to compare them.
+        best_fn=value_of,
+        best_mode="min",
         enable_async_checkpointing=asynchronous,
     )
     return ocp.CheckpointManager(root.absolute(), options=options)
@@ -302,9 +331,10 @@ def save_training(
     data: dict,
     meta: dict,
     *,
+    metrics: Mapping[str, float] | None = None,
     force: bool = False,
 ) -> bool:
-    """Saves a training step if it is due, in the background.
+    """Saves a training step if it is due, in the background. All processes must call this.
 
     Args:
         manager: from `open_manager`.
@@ -313,6 +343,7 @@ def save_training(
         opt_state: any pytree of arrays.
         data: JSON-able: data step, ledger of consumed tokens, mixture fingerprint.
         meta: from `make_meta`.
+        metrics: what the step can be compared by with others, lowest is best; finite.
         force: save although the step is not due (the last step, a SIGTERM).
 
     Returns:
@@ -324,10 +355,28 @@ def save_training(
     if step in manager.all_steps() or not (force or manager.should_save(step)):
         return False
     check_meta(meta)
-    directory = Path(manager.directory)
-    check_disk_space(f"save {directory / str(step)}", directory, tree_bytes((params, opt_state)))
-    args = _save_args(params=params, opt_state=opt_state, data=data, meta=meta)
-    return manager.save(step, args=args, force=force)
+    directory, size = Path(manager.directory), tree_bytes((params, opt_state))
+    on_leader(lambda: check_disk_space(f"save {directory / str(step)}", directory, size))
+    args = ocp.args.Composite(
+        params=ocp.args.StandardSave(params, _chunks(params)),
+        opt_state=ocp.args.StandardSave(opt_state, _chunks(opt_state)),
+        data=ocp.args.JsonSave(data),
+        meta=ocp.args.JsonSave(meta),
+    )
+    return manager.save(step, args=args, metrics=dict(metrics or {}), force=force)
+
+
+def _chunks(tree) -> Any:
+    """Says how leaves are cut on disk: stacked ones by layer, all in pieces of bounded size.
+
+    So one layer is read alone, and another mesh reads little more than what it holds.
+    """
+
+    def cut(path, _):
+        stacked = "layers" in jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+        return ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES, shard_axes=(0,) if stacked else ())
+
+    return jax.tree_util.tree_map_with_path(cut, tree)
 
 
 def restore_training(
@@ -366,6 +415,7 @@ def restore_training(
 
 
 def _prepare_root(root: Path, tokenizer_dir: Path) -> None:
+    """Makes a root that can be saved to; for one process of a job."""
     fingerprint = load_tokenizer(tokenizer_dir).fingerprint
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -381,3 +431,4 @@ def _prepare_root(root: Path, tokenizer_dir: Path) -> None:
         shutil.copytree(tokenizer_dir, partial)
         os.replace(partial, kept)
     check_fingerprint(kept, fingerprint)
+    set_aside_incomplete(root)
