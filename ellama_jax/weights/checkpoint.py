@@ -397,7 +397,8 @@ def restore_training(
         (step, params, opt_state, data, meta).
 
     Raises:
-        ValueError: if there is no such step, leaves differ from what is expected, or it is damaged.
+        ValueError: if there is no such step, leaves differ from what is expected (dtypes too:
+            a run does not change its own on the way), or it is damaged.
     """
     manager.wait_until_finished()
     root = Path(manager.directory)
@@ -406,9 +407,11 @@ def restore_training(
         raise ValueError(f"restore {info.path}: must hold an optimizer state, got parameters only.")
     title = f"restore {info.path}"
     wanted = flatten_paths(abstract_params)
-    check_same_leaves(title, _list_item(info.path / "params"), wanted, info.config)
+    stored = _list_item(info.path / "params")
+    check_same_leaves(title, stored, wanted, info.config, same_dtypes=True)
     wanted = _flatten_any(abstract_opt_state)
-    check_same_leaves(f"{title} opt_state", _list_item(info.path / "opt_state"), wanted)
+    stored = _list_item(info.path / "opt_state")
+    check_same_leaves(f"{title} opt_state", stored, wanted, same_dtypes=True)
     params = _read_params(info.path, abstract_params)
     opt_state = _read_tree(info.path / "opt_state", abstract_opt_state)
     return info.step, params, opt_state, read_json_item(info.path, "data"), info.meta
