@@ -196,6 +196,79 @@ def make_meta(
     }
 
 
+def write_meta(info: CheckpointInfo, meta: dict) -> CheckpointInfo:
+    """Replaces the meta of one step, whole or not at all; the weights are not touched.
+
+    Raises:
+        OSError: if it cannot be written; the old one stays then.
+    """
+    check_meta(meta)
+    path = info.path / "meta" / "metadata"
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        partial.write_text(json.dumps(meta), encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return _describe_step(info.root, info.step)
+
+
+def verification_state(meta: dict) -> str:
+    """Returns what the conversion gate said: passed, failed, "not needed" (random weights) or never.
+
+    >>> verification_state({"verification": None})
+    'never'
+    """
+    return (meta["verification"] or {}).get("status", "never")
+
+
+def check_verified(info: CheckpointInfo, *, allow_unverified: bool) -> None:
+    """Warns of a checkpoint that was never verified and refuses one that failed.
+
+    Args:
+        info: what is to be trained, merged or exported.
+        allow_unverified: let a failed one through, with a warning.
+
+    Raises:
+        ValueError: if it failed and is not let through.
+    """
+    state = verification_state(info.meta)
+    if state == "never":
+        log.warning(
+            "checkpoint %s: was never verified against its source; run `ellama verify %s SRC`.",
+            info.path,
+            info.path,
+        )
+    if state != "failed":
+        return
+    why = info.meta["verification"].get("summary", "no reason is recorded")
+    if not allow_unverified:
+        raise ValueError(
+            f"checkpoint {info.path}: must pass the conversion gate, got: {why}; import it again, "
+            "or pass --allow-unverified."
+        )
+    log.warning("checkpoint %s: failed the conversion gate and is used all the same.", info.path)
+
+
+def inherit_verification(*bases: CheckpointInfo) -> dict | None:
+    """Returns the verification of what is made from `bases`: the worst that one of them has.
+
+    One base hands its own on, with `inherited_from`; several are summed up in a status. Made from
+    nothing is made from random weights.
+    """
+    if not bases:
+        return {"status": "not needed", "summary": "random weights have no source"}
+    if len(bases) == 1:
+        found = bases[0].meta["verification"]
+        return found and {"inherited_from": str(bases[0].path), **found}
+    states = {str(info.path): verification_state(info.meta) for info in bases}
+    worst = next(s for s in ("failed", "never", "passed", "not needed") if s in states.values())
+    if worst == "never":
+        return None
+    summary = "; ".join(f"{path}: {state}" for path, state in states.items())
+    return {"status": worst, "summary": summary, "inherited_from": list(states)}
+
+
 def check_destination(dst: str | os.PathLike, needed_bytes: int, *, overwrite: bool) -> None:
     """Refuses a place where a root cannot be written, before any work is done for it.
 
