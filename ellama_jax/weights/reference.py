@@ -421,13 +421,13 @@ def _say_progress(done: int, total: int) -> None:
 
 
 def _load_meta(src: Path) -> Source:
-    from ellama_jax.weights.reference_meta import MetaModel
+    from ellama_jax.weights.reference_meta import MetaModel, read_tokenizer
 
     model = MetaModel(src, _say_progress)
     if (src / "tokenizer.json").is_file():
         tokens = _load_tokenizer(src)
     else:
-        tokens = Tokens(*model.read_tokenizer())
+        tokens = Tokens(*read_tokenizer(src))
     return Source("meta", model.sizes, tokens, model.frequencies, model.run, model.project)
 
 

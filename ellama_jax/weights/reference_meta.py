@@ -38,7 +38,7 @@ class MetaModel:
         Raises:
             ValueError: if there are none.
         """
-        self._src, self._say_progress = src, say_progress
+        self._say_progress = say_progress
         params = json.loads((src / "params.json").read_text(encoding="utf-8"))
         paths = sorted(src.glob("consolidated.*.pth"))
         if not paths:
@@ -119,12 +119,13 @@ class MetaModel:
         gate, up = (x @ self._read(f"{at}.{name}").T for name in ("w1", "w3"))
         return (torch.nn.functional.silu(gate) * up) @ self._read(f"{at}.w2").T
 
-    def read_tokenizer(self) -> tuple[Callable, int, int, dict[str, int]]:
-        """Reads tokenizer.model: (text to ids, BOS id, EOS id, both by their names)."""
-        lines = (self._src / "tokenizer.model").read_bytes().splitlines()
-        ranks = {base64.b64decode(token): int(rank) for token, rank in map(bytes.split, lines)}
-        special = {"<|begin_of_text|>": len(ranks), "<|end_of_text|>": len(ranks) + 1}
-        return lambda text: _encode(text, ranks), *special.values(), special
+
+def read_tokenizer(src: Path) -> tuple[Callable, int, int, dict[str, int]]:
+    """Reads tokenizer.model: (text to ids, BOS id, EOS id, both by their names)."""
+    lines = (src / "tokenizer.model").read_bytes().splitlines()
+    ranks = {base64.b64decode(token): int(rank) for token, rank in map(bytes.split, lines)}
+    special = {"<|begin_of_text|>": len(ranks), "<|end_of_text|>": len(ranks) + 1}
+    return lambda text: _encode(text, ranks), *special.values(), special
 
 
 def _frequencies(params: dict, head_dim: int) -> torch.Tensor:
