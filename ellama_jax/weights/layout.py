@@ -14,6 +14,7 @@ import logging
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -232,22 +233,24 @@ def check_verified(info: CheckpointInfo, *, allow_unverified: bool) -> None:
     Raises:
         ValueError: if it failed and is not let through.
     """
-    state = verification_state(info.meta)
+    name, state = f"checkpoint {info.path}", verification_state(info.meta)
     if state == "never":
-        log.warning(
-            "checkpoint %s: was never verified against its source; run `ellama verify %s SRC`.",
-            info.path,
-            info.path,
+        _warn(
+            f"{name}: was never verified against its source; run `ellama verify {info.path} SRC`."
         )
-    if state != "failed":
-        return
-    why = info.meta["verification"].get("summary", "no reason is recorded")
-    if not allow_unverified:
+    elif state == "failed" and allow_unverified:
+        _warn(f"{name}: failed the conversion gate and is used all the same.")
+    elif state == "failed":
+        why = info.meta["verification"].get("summary", "no reason is recorded")
         raise ValueError(
-            f"checkpoint {info.path}: must pass the conversion gate, got: {why}; import it again, "
-            "or pass --allow-unverified."
+            f"{name}: must pass the conversion gate, got: {why}; import it again, or pass "
+            "--allow-unverified."
         )
-    log.warning("checkpoint %s: failed the conversion gate and is used all the same.", info.path)
+
+
+def _warn(message: str) -> None:
+    # Printed, not logged: who starts the work must read it, whatever becomes of the log.
+    print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 def inherit_verification(*bases: CheckpointInfo) -> dict | None:

