@@ -179,7 +179,7 @@ class Demo:
         base = self.workdir / "base"
         main_import(self._verb("import", find_smollm2(), base, *ends)[1:])
         # The source's answers are stored, for to compute them takes torch.
-        main_verify(self._verb("verify", base, SMOLLM2_REFERENCE, *ends)[1:])
+        main_verify(self._verb("verify", base, SMOLLM2_REFERENCE)[1:])
 
     def _run_verb(self, *arguments) -> None:
         """Runs a verb as a process of its own, so that its memory leaves with it."""

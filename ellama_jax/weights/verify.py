@@ -68,11 +68,7 @@ class Check:
 
 
 def verify_checkpoint(
-    checkpoint: str | os.PathLike,
-    source: str | os.PathLike,
-    *,
-    bos: str | None = None,
-    eos: str | None = None,
+    checkpoint: str | os.PathLike, source: str | os.PathLike
 ) -> tuple[CheckpointInfo, dict]:
     """Compares a checkpoint with its source and writes the verdict into its meta.
 
@@ -80,7 +76,6 @@ def verify_checkpoint(
         checkpoint: a root or `ROOT/<step>`; an imported one, for a trained one differs on purpose.
         source: what it was imported from (Hugging Face directory, GGUF file or Meta directory), or
             the .npz file that `write_reference` made of it.
-        bos, eos: the tokens around documents, as given to `ellama import`; None: the source's.
 
     Returns:
         The checkpoint with its new meta, and the verdict, `meta["verification"]`.
@@ -94,18 +89,11 @@ def verify_checkpoint(
     reference = open_reference(source)
     _check_sizes(info, reference)
     answer = ask(info, reference.arrays)
-    result = judge(info, answer, reference, bos=bos, eos=eos)
+    result = judge(info, answer, reference)
     return write_meta(info, {**info.meta, "verification": result}), result
 
 
-def judge(
-    info: CheckpointInfo,
-    answer: Answer,
-    reference: Reference,
-    *,
-    bos: str | None = None,
-    eos: str | None = None,
-) -> dict:
+def judge(info: CheckpointInfo, answer: Answer, reference: Reference) -> dict:
     """Measures, checks and sums up; returns the verdict as JSON-able data."""
     groups = [row["group"] for row in reference.header["rows"]]
     measures = measure_groups(answer.logits, reference.arrays, groups)
@@ -115,7 +103,7 @@ def judge(
     checks = [
         *_check_logits(measures, reference),
         *_check_constants(info, reference),
-        *_check_tokenizer(info, reference, _named_at_import(info, bos=bos, eos=eos)),
+        *_check_tokenizer(info, reference),
     ]
     failed = [check for check in checks if not check.passed]
     passed = not failed
@@ -140,11 +128,6 @@ def _sum_up(failed: list[Check], faults: list[str]) -> str:
         for c in failed
     ]
     return "; ".join(short + faults[-1:])
-
-
-def _named_at_import(info: CheckpointInfo, **given: str | None) -> dict[str, str | None]:
-    recorded = info.meta["provenance"].get("document_tokens") or {}
-    return {kind: token or recorded.get(kind) for kind, token in given.items()}
 
 
 def _check_imported(info: CheckpointInfo) -> None:
@@ -304,9 +287,7 @@ def _check_rope(ours: np.ndarray, theirs: np.ndarray) -> Check:
     return Check("RoPE", False, detail)
 
 
-def _check_tokenizer(
-    info: CheckpointInfo, reference: Reference, named: dict[str, str | None]
-) -> Iterator[Check]:
+def _check_tokenizer(info: CheckpointInfo, reference: Reference) -> Iterator[Check]:
     tokenizer, theirs = load_tokenizer(info.tokenizer_dir), reference.header["tokenizer"]
     expected = info.meta["tokenizer_fingerprint"]
     found = tokenizer.fingerprint
@@ -318,8 +299,9 @@ def _check_tokenizer(
     )
     yield from _check_texts(tokenizer, reference)
     yield _check_special(tokenizer, theirs["special"])
-    for kind, token in named.items():
-        yield _check_document_token(tokenizer, kind, token, theirs)
+    named = info.meta["provenance"].get("document_tokens", {})
+    for kind in ("bos", "eos"):
+        yield _check_document_token(tokenizer, kind, named.get(kind), theirs)
 
 
 def _check_texts(tokenizer: Tokenizer, reference: Reference) -> Iterator[Check]:
@@ -346,22 +328,16 @@ def _check_special(tokenizer: Tokenizer, special: Mapping[str, int]) -> Check:
 
 
 def _check_document_token(tokenizer, kind: str, token: str | None, theirs: dict) -> Check:
-    """Compares the id that begins or ends a document; `token` is what the import named."""
-    special = {**theirs["special"]}
-    if token is not None and token not in special:
-        known = ", ".join(list(special)[:5])
-        raise ValueError(f"--{kind}: must be a special token of the source ({known}), got {token}.")
-    source_id = theirs[f"{kind}_id"]
-    wanted = source_id if token is None else special[token]
+    """Compares the id that begins or ends a document; `token` is what the import named, if any."""
+    special, source_id = theirs["special"], theirs[f"{kind}_id"]
     found = getattr(tokenizer, f"{kind}_id")
+    # An ordinary token of the vocabulary may be named too; the source does not list those.
+    wanted = source_id if token is None else special.get(token, found)
     names = {i: f"{name} ({i})" for name, i in special.items()} | {None: "none"}
     ours, source_s = (names.get(i, f"id {i}") for i in (found, source_id))
     if found != wanted:
         detail = f"must be {names.get(wanted, f'id {wanted}')}, got {ours}"
-        hint = (
-            f"; if the import named it with --{kind}, pass that here too" if token is None else ""
-        )
-        return Check(kind.upper(), False, detail + hint)
+        return Check(kind.upper(), False, detail)
     same = "as in the source" if found == source_id else f"named at import; the source: {source_s}"
     return Check(kind.upper(), True, f"{ours}, {same}")
 
@@ -387,8 +363,6 @@ def main_verify(argv: list[str]) -> None:
         metavar="SRC",
         help="what it was imported from (HF directory, GGUF file, Meta directory), or a REF.npz",
     )
-    parser.add_argument("--bos", metavar="TOKEN", help="as given to import")
-    parser.add_argument("--eos", metavar="TOKEN", help="as given to import")
     parser.add_argument("--json", metavar="OUT", help="write the verdict there too")
     parser.add_argument("--write-reference", metavar="REF.npz", help="store what SRC says; no CKPT")
     parser.add_argument("--top-k", type=int, metavar="N", help="store N logits a position; all")
@@ -420,7 +394,7 @@ def _store(parser: argparse.ArgumentParser, args) -> None:
 def _verify(args) -> None:
     if args.json:
         check_writable(args.json)
-    info, result = verify_checkpoint(args.checkpoint, args.source, bos=args.bos, eos=args.eos)
+    info, result = verify_checkpoint(args.checkpoint, args.source)
     print(describe(info, result))
     if args.json:
         Path(args.json).write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")

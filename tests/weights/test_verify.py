@@ -164,10 +164,6 @@ def test_a_short_context_is_asked_at_its_end_and_the_verdict_says_so(tmp_path, t
 def test_other_document_tokens_are_right_where_the_import_named_them(source, references, tmp_path):
     info = import_weights(source, tmp_path / "base", bos="<|end_of_text|>")
     _, result = verify_checkpoint(info.root, references / "all.npz")
-    assert (
-        failed_checks(result) == {"BOS"} and "with --bos, pass that here too" in result["summary"]
-    )
-    _, result = verify_checkpoint(info.root, references / "all.npz", bos="<|end_of_text|>")
     assert result["status"] == "passed"
     said = next(check["detail"] for check in result["checks"] if check["name"] == "BOS")
     assert said.startswith(
@@ -471,7 +467,9 @@ def test_a_failed_gate_ends_in_status_1_and_says_why(convert, references, capsys
     assert stop.value.code == 1
     assert "  FAIL logits at short positions: positions 0 to 63: max_difference" in said.out
     assert "  why  layer 0 of 3, MLP: gate and up are exchanged" in said.out
-    lines = [line for line in said.err.splitlines() if not line.startswith("running ")]
+    lines = [
+        line for line in said.err.splitlines() if not line.startswith(("running ", "writing "))
+    ]
     assert len(lines) == 1 and lines[0].startswith(f"ellama verify: failed: {root}/0: logits at sh")
 
 
@@ -527,7 +525,7 @@ def test_the_shipped_reference_is_of_the_file_that_the_demo_imports(smollm2):
 def test_the_demo_s_base_model_passes_against_the_shipped_reference(smollm2, tmp_path):
     ends = {"bos": "<|endoftext|>", "eos": "<|endoftext|>"}
     import_weights(smollm2, tmp_path / "base", **ends)
-    _, result = verify_checkpoint(tmp_path / "base", SMOLLM2_REFERENCE, **ends)
+    _, result = verify_checkpoint(tmp_path / "base", SMOLLM2_REFERENCE)
     assert result["status"] == "passed"
     for measure in result["measures"].values():
         assert measure["max_difference"] < 5e-5 and measure["kl_max"] < 1e-8
