@@ -19,7 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 from etils import epath
-from jax.sharding import Mesh, SingleDeviceSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from ellama_jax.data.tokenizer import load_tokenizer
@@ -58,6 +58,7 @@ __all__ = [
     "restore_params",
     "restore_training",
     "save_training",
+    "stored_shardings",
     "tree_bytes",
     "write_checkpoint",
 ]
@@ -84,6 +85,32 @@ def open_leaves(path: str | os.PathLike) -> dict[str, LazyArray]:
     """
     directory = find_checkpoint(path).path / "params"
     return {name: open_stored(directory, name) for name in _list_item(directory)}
+
+
+def stored_shardings(path: str | os.PathLike) -> dict[str, NamedSharding | None]:
+    """Returns how every stored parameter was divided when it was saved; no device is needed.
+
+    Args:
+        path: a root or `ROOT/<step>`.
+
+    Returns:
+        path -> sharding on an abstract mesh, None for what one device or the host held.
+    """
+    directory = find_checkpoint(path).path / "params"
+    with damage_as_value_error(directory.parent):
+        tree = _handler().metadata(epath.Path(directory.absolute())).tree
+        return {name: _as_sharding(leaf) for name, leaf in _flatten_any(tree).items()}
+
+
+def _as_sharding(leaf) -> NamedSharding | None:
+    saved = leaf.sharding
+    if not hasattr(saved, "partition_spec"):
+        return None
+    spec = [tuple(axes) if isinstance(axes, list) else axes for axes in saved.partition_spec]
+    # JAX drops trailing dims that are not divided.
+    spec += [None] * (len(leaf.shape) - len(spec))
+    mesh = AbstractMesh(tuple(int(size) for size in saved.shape), tuple(saved.axis_names))
+    return NamedSharding(mesh, PartitionSpec(*spec))
 
 
 def restore_leaf(path: str | os.PathLike, leaf_path: str) -> np.ndarray:

@@ -155,6 +155,21 @@ def detect_format(src: str | os.PathLike) -> str:
     raise ValueError(f"{src}: must hold {huggingface.CONFIG_FILE}, got {hint}.")
 
 
+def open_source(
+    src: str | os.PathLike, preset: str | None = None
+) -> contextlib.AbstractContextManager:
+    """Opens whatever `detect_format` knows, for the time of the context; no weight is read yet.
+
+    Args:
+        src: the directory or file.
+        preset: the model that it must be; None takes the preset with its sizes, if any.
+
+    Returns:
+        A context whose `with` gives `config`, `leaves` (path -> LazyArray) and `tokenizer_dir`.
+    """
+    return _READERS[detect_format(src)](Path(src), preset)
+
+
 def match_preset(config: LlamaConfig, preset: str | None = None) -> LlamaConfig:
     """Gives a foreign config the name and the base learning rate of the preset it is.
 
