@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from ellama_jax.weights.difference import Comparison, Difference, constants_that_differ
 
 # The order in which a layer uses its parameters, by short name.
-LAYER_ORDER = "attn_norm wq wk wv wo mlp_norm w_gate w_up w_down".split()
+LAYER_ORDER = ("attn_norm", "wq", "wk", "wv", "wo", "mlp_norm", "w_gate", "w_up", "w_down")
 _COLUMN = 9  # as wide as the longest of them, and as a share
 
 

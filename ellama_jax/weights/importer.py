@@ -24,21 +24,14 @@ import tokenizers
 from ellama_jax.data.tokenizer import (
     CONFIG_FILE,
     TOKENIZER_FILE,
-    Tokenizer,
     check_fits,
     load_tokenizer,
     save_tokenizer,
 )
-from ellama_jax.model.llama import count_params
 from ellama_jax.model.presets import PRESETS, LlamaConfig, get_preset
 from ellama_jax.weights import gguf, huggingface
-from ellama_jax.weights.checkpoint import (
-    CheckpointInfo,
-    find_checkpoint,
-    list_leaves,
-    make_meta,
-    write_checkpoint,
-)
+from ellama_jax.weights.checkpoint import CheckpointInfo, make_meta, write_checkpoint
+from ellama_jax.weights.description import describe_checkpoint
 from ellama_jax.weights.layout import check_destination
 from ellama_jax.weights.lazy import LazyArray
 
@@ -293,32 +286,3 @@ def main_import(argv: list[str]) -> None:
         overwrite=args.overwrite,
     )
     print(f"Imported {args.src} into {info.path}\n{describe_checkpoint(info.root)}")
-
-
-def describe_checkpoint(path: str | os.PathLike) -> str:
-    """Returns a few lines in words: sizes, dtype, tokenizer, and the preset it is."""
-    info = find_checkpoint(path)
-    config, tokenizer = info.config, load_tokenizer(info.tokenizer_dir)
-    dtypes = sorted({dtype.name for _, dtype in list_leaves(path).values()})
-    stored = sum(math.prod(s) * d.itemsize for s, d in list_leaves(path).values())
-    head = "tied head" if config.tied_embeddings else "untied head"
-    known = f"preset {config.name}" if config.name in PRESETS else (
-        f"no preset has these sizes (called {config.name}); its base peak learning rate is unknown"
-    )  # fmt: skip
-    bos = "none" if tokenizer.bos_id is None else _show_token(tokenizer, tokenizer.bos_id)
-    lines = [
-        f"model: {known}",
-        f"sizes: {config.num_layers} layers, {config.embed_dim} wide, MLP {config.mlp_dim}, "
-        f"{config.num_heads} heads and {config.num_kv_heads} KV heads of {config.head_dim}, "
-        f"vocabulary {config.vocab_size:,}, {head}, context {config.max_seq_len:,}",
-        f"weights: {count_params(config):,} parameters, {' and '.join(dtypes)}, "
-        f"{stored / 2**20:,.0f} MiB",
-        f"tokenizer: {tokenizer.vocab_size:,} ids, BOS {bos}, "
-        f"EOS {_show_token(tokenizer, tokenizer.eos_id)}, "
-        f"fingerprint {tokenizer.fingerprint[:12]}",
-    ]
-    return "\n".join(f"  {line}" for line in lines)
-
-
-def _show_token(tokenizer: Tokenizer, token_id: int) -> str:
-    return f"{token_id} {tokenizer.decode([token_id])}"

@@ -114,7 +114,7 @@ def list_steps(root: str | os.PathLike) -> list[StepEntry]:
         name = entry.name.removesuffix(_TEMPORARY).removesuffix(_INCOMPLETE)
         if entry.is_dir() and name.isdigit():
             aside = entry.name.endswith(_INCOMPLETE)
-            problem = "incomplete (set aside)" if aside else _find_problem(entry)
+            problem = f"incomplete (set aside as {entry.name})" if aside else _find_problem(entry)
             entries.append(StepEntry(int(name), entry, problem, _commit_time(entry)))
     return sorted(entries, key=lambda e: (e.step, e.path.name))
 
