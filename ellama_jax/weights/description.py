@@ -39,7 +39,7 @@ def describe_checkpoint(path: str | os.PathLike) -> str:
     dtypes = " and ".join(sorted({dtype.name for _, dtype in leaves.values()}))
     lines = [
         f"model: {_name_preset(info.config)}",
-        f"sizes: {_name_sizes(info.config)}",
+        f"sizes: {', '.join(_size_lines(info.config))}",
         f"weights: {count_params(info.config):,} parameters, {dtypes}, {format_bytes(size)}",
         f"tokenizer: {_name_tokenizer(_tokenizer_facts(info))}",
     ]
@@ -227,7 +227,7 @@ def describe_facts(facts: Mapping) -> str:
     config = config_from_dict(facts["model"])
     versions = [f"{name} {version}" for name, version in facts["versions"].items() if version]
     sections = {
-        "model": [_name_preset(config), _name_sizes(config)],
+        "model": [_name_preset(config), *_size_lines(config)],
         "weights": _weight_lines(facts),
         "tokenizer": [_name_tokenizer(facts["tokenizer"])],
         "provenance": list(describe_provenance(facts["provenance"], facts["data"])),
@@ -260,13 +260,13 @@ def _name_preset(config: LlamaConfig) -> str:
     )
 
 
-def _name_sizes(config: LlamaConfig) -> str:
+def _size_lines(config: LlamaConfig) -> list[str]:
     head = "tied head" if config.tied_embeddings else "untied head"
-    return (
+    return [
         f"{config.num_layers} layers, {config.embed_dim} wide, MLP {config.mlp_dim}, "
-        f"{config.num_heads} heads and {config.num_kv_heads} KV heads of {config.head_dim}, "
-        f"vocabulary {config.vocab_size:,}, {head}, context {config.max_seq_len:,}"
-    )
+        f"{config.num_heads} heads and {config.num_kv_heads} KV heads of {config.head_dim}",
+        f"vocabulary {config.vocab_size:,}, {head}, context {config.max_seq_len:,}",
+    ]
 
 
 def _weight_lines(facts: Mapping) -> list[str]:
@@ -307,11 +307,10 @@ def _step_table(facts: Mapping) -> Iterator[str]:
             yield f"{line}  IGNORED: {step['problem']}"
             continue
         value = step["metrics"].get(name)
-        notes = [f"{value:.4f}".ljust(len(name))] if value is not None else []
-        notes += ["best"] * (step["step"] == best) + ["shown here"] * (
-            step["step"] == facts["step"]
-        )
-        yield "  ".join([line, *notes])
+        shown = [f"{value:.4f}".ljust(len(name))] if value is not None else []
+        marks = {"best": step["step"] == best, "shown here": step["step"] == facts["step"]}
+        notes = ", ".join(mark for mark, holds in marks.items() if holds)
+        yield "  ".join([line, *shown, notes])
 
 
 def _find_best(steps: list[dict], name: str | None) -> int | None:

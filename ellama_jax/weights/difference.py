@@ -232,7 +232,7 @@ def _boxes(a: LazyArray, b: LazyArray) -> Iterator[Box]:
     itemsize = max(a.dtype.itemsize, b.dtype.itemsize)
     if math.prod(both) * itemsize > _MOST_PIECES * PIECE_BYTES:
         both = max(grids, key=math.prod)
-    return split(a.shape, itemsize, both)
+    return split(a.shape, itemsize, both, PIECE_BYTES)
 
 
 def _bytes_read(a: LazyArray, b: LazyArray, box: Box) -> int:

@@ -117,13 +117,13 @@ def _headline(found: Comparison) -> Iterator[str]:
 def _leaf_table(found: Comparison) -> Iterator[str]:
     width = max(len("all parameters"), *map(len, found.leaves))
     yield (
-        f"{'':<{width}} {'|A|':>9} {'|B|':>9} {'|B-A|':>9} {'relative':>9} {'cosine':>10} "
+        f"{'':<{width}} {'|A|':>10} {'|B|':>10} {'|B-A|':>10} {'relative':>9} {'cosine':>10} "
         f"{'max |b-a|':>9} {'changed':>8}"
     )
     for path, part in {**found.leaves, "all parameters": found.total}.items():
         yield (
-            f"{path:<{width}} {part.norm_a:>9.4g} {part.norm_b:>9.4g} "
-            f"{part.norm_difference:>9.4g} {format_share(part.relative):>9} "
+            f"{path:<{width}} {part.norm_a:>10.5g} {part.norm_b:>10.5g} "
+            f"{part.norm_difference:>10.5g} {format_share(part.relative):>9} "
             f"{_format_cosine(part.cosine):>10} {part.max_abs:>9.3g} "
             f"{format_share(part.changed_frac):>8}"
         )

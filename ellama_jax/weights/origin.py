@@ -40,7 +40,8 @@ def _describe_import(provenance: Mapping) -> Iterator[str]:
 
 def _describe_training(provenance: Mapping, data: Mapping | None = None) -> Iterator[str]:
     mixture = str(provenance.get("mixture_fingerprint", "unknown"))[:12]
-    yield f"continually pretrained for {provenance.get('step', '?'):,} steps on mixture {mixture}"
+    steps = f"{provenance['step']:,}" if "step" in provenance else "an unknown number of"
+    yield f"continually pretrained for {steps} steps on mixture {mixture}"
     shares = {source["name"]: source["token_share"] for source in provenance.get("data", [])}
     ledger = (data or {}).get("ledger", {})
     total = sum(ledger.values())
