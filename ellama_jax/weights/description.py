@@ -182,11 +182,13 @@ def _step_facts(entry: StepEntry) -> dict:
 
 
 def _read_metrics(step_dir: Path) -> dict[str, float]:
+    """Returns the metrics a step was saved with, those that compare with others."""
     try:
         found = json.loads((step_dir / "metrics" / "metrics").read_text())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    numbers = found.items() if isinstance(found, dict) else ()
+    return {name: x for name, x in numbers if isinstance(x, int | float) and math.isfinite(x)}
 
 
 def _best_metric(meta: Mapping) -> str | None:
@@ -315,8 +317,8 @@ def _step_table(facts: Mapping) -> Iterator[str]:
 
 def _find_best(steps: list[dict], name: str | None) -> int | None:
     """Returns the complete step with the lowest value of a metric, the newest of equals."""
-    values = {s["step"]: s["metrics"].get(name, math.nan) for s in steps if s["problem"] is None}
-    known = {step: value for step, value in values.items() if math.isfinite(value)}
+    known = {s["step"]: s["metrics"][name] for s in steps
+             if s["problem"] is None and name in s["metrics"]}  # fmt: skip
     return min(known, key=lambda step: (known[step], -step), default=None)
 
 

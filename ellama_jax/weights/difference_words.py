@@ -107,9 +107,9 @@ def _headline(found: Comparison) -> Iterator[str]:
     yield f"   {found.total.size:,} parameters each" + (", one tokenizer" if same else "")
     if not same:
         prints = f"{found.a.fingerprint[:12]} and {found.b.fingerprint[:12]}"
-        yield (
-            f"   THE TOKENIZERS DIFFER ({prints}): rows of the embedding may stand for other tokens"
-        )
+        # A fingerprint covers both; which of the two differs it does not tell.
+        yield f"   THE TOKENIZERS DIFFER ({prints}), in their tokens"
+        yield "   or only in which of them begin and end a document"
     for phrase in constants_that_differ(found.a.config, found.b.config):
         yield f"   the models' constants differ: {phrase}"
 

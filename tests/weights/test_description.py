@@ -122,6 +122,13 @@ def test_a_step_that_was_asked_for_is_the_one_shown(run):
     assert "best, shown here" in describe_facts(facts)
 
 
+def test_a_metric_that_is_not_finite_is_neither_shown_nor_best(run):
+    (run / "10" / "metrics" / "metrics").write_text('{"loss": -Infinity}')
+    facts = find_facts(run)
+    json.dumps(facts, allow_nan=False)
+    assert "1.7500  best, shown here" in describe_facts(facts)
+
+
 def test_incomplete_steps_are_told_in_the_table_only(run, caplog):
     find_facts(run)
     assert caplog.text == ""
