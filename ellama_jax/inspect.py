@@ -59,7 +59,7 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--diff",
         metavar="OTHER",
-        help="say what differs in OTHER: a checkpoint, a Hugging Face directory or a GGUF file",
+        help="say what differs in OTHER: a checkpoint, or anything that `ellama import` reads",
     )
     parser.add_argument("--layers", action="store_true", help="with --diff: a table layer by layer")
     parser.add_argument("--plot", metavar="OUT.png", help="with --diff: draw that table")

@@ -25,10 +25,11 @@ HOMES = {
     "tensorflow": {"data/tasks.py"},
     "tensorflow_datasets": {"data/tasks.py"},
     "gguf": {"weights/gguf.py"},
+    "torch": {"weights/torchfile.py"},  # inside functions: only Meta's checkpoints need it
     "ml_collections": {"config.py"},
 }
 # Never needed to run the product: references of tests and benchmarks.
-STRANGERS = ("torch", "transformers", "mergekit", "accelerate")
+STRANGERS = ("transformers", "mergekit", "accelerate")
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -145,7 +145,7 @@ def compare(a: str | os.PathLike, b: str | os.PathLike) -> Comparison:
     """Compares two models in bounded memory.
 
     Args:
-        a: a checkpoint root or step, a Hugging Face directory or a GGUF file: what is before.
+        a: a checkpoint root or step, or anything that `ellama import` reads: what is before.
         b: the same: what is after.
 
     Raises:

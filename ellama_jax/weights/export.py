@@ -27,8 +27,8 @@ from ellama_jax.weights.huggingface import (
     SINGLE_FILE,
     read_json,
 )
-from ellama_jax.weights.layout import check_destination, replace_directory
-from ellama_jax.weights.lazy import PIECE_BYTES, LazyArray, read_ahead, split
+from ellama_jax.weights.layout import check_destination, check_fingerprint, replace_directory
+from ellama_jax.weights.lazy import Box, LazyArray, as_bits, read_ahead, split
 from ellama_jax.weights.model_card import CARD_FILE, write_card
 from ellama_jax.weights.tensors import open_tensors
 
@@ -68,6 +68,7 @@ def export_checkpoint(
             `dst` cannot be written. Nothing is left half written then.
     """
     dst, info = Path(dst), find_checkpoint(path)
+    check_fingerprint(info.tokenizer_dir, info.meta["tokenizer_fingerprint"])
     tokenizer = load_tokenizer(info.tokenizer_dir)
     tensors = open_tensors(info.config, open_leaves(info.path))
     if dtype is not None:
@@ -154,19 +155,29 @@ def write_safetensors(
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        for tensor in tensors.values():
-            for piece in read_ahead(tensor, _row_blocks(tensor)):
-                file.write(np.ascontiguousarray(piece).view(np.uint8).data)
+        for name, tensor in tensors.items():
+            start = 8 + len(text) + header[name]["data_offsets"][0]
+            boxes = split(tensor.shape, tensor.dtype.itemsize, tensor.grid)
+            for box, piece in read_ahead(tensor, boxes):
+                _write_box(file, start, tensor.shape, box, np.ascontiguousarray(piece))
                 if bar is not None:
                     bar.count_bytes(piece.nbytes)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _row_blocks(tensor: LazyArray):
-    """Boxes of whole rows: a file is written from one end to the other."""
-    rows = (tensor.grid or (1,))[0]
-    return split(tensor.shape, tensor.dtype.itemsize, (rows, *tensor.shape[1:]), PIECE_BYTES)
+def _write_box(file, start: int, shape: tuple[int, ...], box: Box, piece: np.ndarray) -> None:
+    """Writes a box of a tensor [outputs, inputs] or [outputs] to its place, row by row if need be."""
+    columns = shape[1] if len(shape) == 2 else 1
+    first = box[1].start if len(shape) == 2 else 0
+    raw = as_bits(piece)
+    if raw.size == (box[0].stop - box[0].start) * columns:
+        file.seek(start + box[0].start * columns * raw.itemsize)
+        file.write(raw.data)
+        return
+    for row, values in zip(range(box[0].start, box[0].stop), raw, strict=True):
+        file.seek(start + (row * columns + first) * raw.itemsize)
+        file.write(values.data)
 
 
 # --- what lies beside them -----------------------------------------------------------------------

@@ -13,7 +13,7 @@ import numpy as np
 import tokenizers
 
 from ellama_jax.model.presets import PRESETS, LlamaConfig, RopeScaling
-from ellama_jax.weights.lazy import Box, LazyArray
+from ellama_jax.weights.lazy import Box, LazyArray, as_bits
 from ellama_jax.weights.tensors import assemble_leaves
 
 MAGIC = b"GGUF"
@@ -37,7 +37,7 @@ ROPE_FACTORS = "rope_freqs.weight"
 
 # How llama.cpp's converter says which text is split before merging (its `tokenizer.ggml.pre`).
 # The expression of Llama 3 is the one in the model's own tokenizer.
-_LLAMA3_SPLIT = (
+LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -115,11 +115,11 @@ def unpermuted(tensor: LazyArray, num_heads: int) -> LazyArray:
     def read(box: Box) -> np.ndarray:
         rows, columns = box
         first, last = rows.start // size, -(-rows.stop // size)
-        heads = tensor.read((slice(first * size, last * size), columns))
-        inside = slice(rows.start - first * size, rows.stop - first * size)
-        return unpermute_rotary(heads, last - first)[inside]
+        heads = as_bits(tensor.read((slice(first * size, last * size), columns)))
+        ordered = unpermute_rotary(heads, last - first).view(tensor.dtype)
+        return ordered[rows.start - first * size : rows.stop - first * size]
 
-    return LazyArray(tensor.shape, tensor.dtype, read)
+    return LazyArray(tensor.shape, tensor.dtype, read, (size, 1))
 
 
 # --- the file ------------------------------------------------------------------------------------
@@ -338,7 +338,7 @@ def _make_pre_tokenizer(reader, path: Path):
         # Every digit stands alone, in llama.cpp and in SmolLM2's own tokenizer.json.
         digits = pre_tokenizers.Digits(individual_digits=True)
         return pre_tokenizers.Sequence([digits, byte_level])
-    split = pre_tokenizers.Split(Regex(_LLAMA3_SPLIT), behavior="isolated")
+    split = pre_tokenizers.Split(Regex(LLAMA3_SPLIT), behavior="isolated")
     mapped = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     return pre_tokenizers.Sequence([split, mapped])
 

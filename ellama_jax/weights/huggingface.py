@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from ellama_jax.model.llama import abstract_params
 from ellama_jax.model.presets import LlamaConfig, RopeScaling
 from ellama_jax.tree import flatten_paths, unflatten_paths
-from ellama_jax.weights.lazy import Box, LazyArray, place, split, whole
+from ellama_jax.weights.lazy import Box, LazyArray, place, same_bits, whole
 from ellama_jax.weights.tensors import assemble_leaves, some_of
 
 CONFIG_FILE = "config.json"
@@ -286,16 +286,9 @@ def drop_tied_head(tensors: dict[str, LazyArray]) -> None:
     head, embedding = tensors.get("lm_head.weight"), tensors.get("model.embed_tokens.weight")
     if head is None or embedding is None:
         return
-    if not _same_values(head, embedding):
+    if not same_bits(head, embedding):
         raise ValueError(
             "lm_head.weight: must equal model.embed_tokens.weight where tie_word_embeddings is "
             "true, got other values; set tie_word_embeddings to false if the head is its own."
         )
     del tensors["lm_head.weight"]
-
-
-def _same_values(a: LazyArray, b: LazyArray) -> bool:
-    if (a.shape, a.dtype) != (b.shape, b.dtype):
-        return False
-    boxes = split(a.shape, a.dtype.itemsize)
-    return all(a.read(box).tobytes() == b.read(box).tobytes() for box in boxes)

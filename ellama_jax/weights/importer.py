@@ -1,7 +1,7 @@
 """`ellama import`: a foreign model becomes a checkpoint root with its tokenizer beside it.
 
 Owns telling the formats apart, fitting the model to a preset, and the record of where it came
-from. Reading the formats is left to huggingface.py and gguf.py, writing to checkpoint.py.
+from. Reading the formats is left to huggingface.py, meta.py and gguf.py, writing to checkpoint.py.
 """
 
 import argparse
@@ -29,11 +29,12 @@ from ellama_jax.data.tokenizer import (
     save_tokenizer,
 )
 from ellama_jax.model.presets import PRESETS, LlamaConfig, get_preset
-from ellama_jax.weights import gguf, huggingface
+from ellama_jax.weights import gguf, huggingface, meta
 from ellama_jax.weights.checkpoint import CheckpointInfo, make_meta, write_checkpoint
 from ellama_jax.weights.description import describe_checkpoint
 from ellama_jax.weights.layout import check_destination
 from ellama_jax.weights.lazy import LazyArray
+from ellama_jax.weights.tensors import assemble_leaves
 
 # What a Hugging Face directory may say about its tokenizer. All of it is kept, so that an export
 # gives back what was imported.
@@ -69,9 +70,9 @@ def import_weights(
     eos: str | None = None,
     overwrite: bool = False,
 ) -> CheckpointInfo:
-    """Imports a Hugging Face directory or a GGUF file into a new checkpoint root.
+    """Imports a Hugging Face or Meta directory or a GGUF file into a new checkpoint root.
 
-    Weights keep their dtype; quantised GGUF formats become float32.
+    Weights pass through in pieces, so that memory does not grow with the model. They keep their dtype; quantised GGUF formats become float32.
 
     Args:
         src: the directory or file.
@@ -99,7 +100,7 @@ def import_weights(
         check_fits(tokenizer, model.config.vocab_size)
         size = sum(leaf.nbytes for leaf in model.leaves.values())
         check_destination(dst, size, overwrite=overwrite)
-        meta = make_meta(
+        facts = make_meta(
             model.config,
             tokenizer_fingerprint=tokenizer.fingerprint,
             provenance={"kind": "import", "format": model.format, "sources": []},
@@ -109,18 +110,18 @@ def import_weights(
                 dst,
                 model.leaves,
                 config=model.config,
-                meta=meta,
+                meta=facts,
                 tokenizer_dir=model.tokenizer_dir,
                 overwrite=overwrite,
-                finish_meta=lambda meta: {
-                    **meta,
-                    "provenance": {**meta["provenance"], "sources": sources()},
+                finish_meta=lambda facts: {
+                    **facts,
+                    "provenance": {**facts["provenance"], "sources": sources()},
                 },
             )
 
 
 def detect_format(src: str | os.PathLike) -> str:
-    """Returns "huggingface" or "gguf" by what lies at `src`.
+    """Returns "huggingface", "meta" or "gguf" by what lies at `src`.
 
     Raises:
         ValueError: if it is neither; the message says what it seems to be.
@@ -137,15 +138,17 @@ def detect_format(src: str | os.PathLike) -> str:
     names = {entry.name for entry in src.iterdir()}
     if huggingface.CONFIG_FILE in names:
         return "huggingface"
-    if "params.json" in names:
-        hint = "Meta's own format, which is not read; take the model in Hugging Face format"
-    elif any(name.isdigit() for name in names) or "params" in names:
+    if meta.PARAMS_FILE in names:
+        return "meta"
+    if any(name.isdigit() for name in names) or "params" in names:
         hint = "an Orbax checkpoint, which needs no import"
     elif found := sorted(name for name in names if name.endswith(".gguf")):
         hint = f"a directory with {found[0]}; name the file"
     else:
         hint = "none of the files of a model"
-    raise ValueError(f"{src}: must hold {huggingface.CONFIG_FILE}, got {hint}.")
+    raise ValueError(
+        f"{src}: must hold {huggingface.CONFIG_FILE} or {meta.PARAMS_FILE}, got {hint}."
+    )
 
 
 def open_source(
@@ -220,7 +223,18 @@ def _open_gguf(src: Path, preset: str | None) -> Iterator[_Model]:
         yield _Model("gguf", config, found.leaves, kept_dir, [src])
 
 
-_READERS = {"huggingface": _open_huggingface, "gguf": _open_gguf}
+@contextlib.contextmanager
+def _open_meta(src: Path, preset: str | None) -> Iterator[_Model]:
+    config = meta.read_config(src)
+    leaves = assemble_leaves(str(src), config, meta.open_tensors(src, config))
+    with tempfile.TemporaryDirectory() as kept:
+        kept_dir = Path(kept) / "tokenizer"
+        save_tokenizer(kept_dir, *meta.convert_tokenizer(src / meta.TOKENIZER_FILE))
+        config = match_preset(config, preset)
+        yield _Model("meta", config, leaves, kept_dir, meta.find_files(src))
+
+
+_READERS = {"huggingface": _open_huggingface, "gguf": _open_gguf, "meta": _open_meta}
 
 
 def _name_document_tokens(directory: Path, names: dict[str, str | None]) -> None:
@@ -265,12 +279,12 @@ def main_import(argv: list[str]) -> None:
     """Runs `ellama import SRC DST`."""
     parser = argparse.ArgumentParser(
         prog="ellama import",
-        description="Import a Hugging Face directory (safetensors) or a GGUF file into a new "
-        "checkpoint, its tokenizer beside it.",
+        description="Import a Hugging Face directory (safetensors), Meta's own files or a GGUF file "
+        "into a new checkpoint, its tokenizer beside it.",
         epilog="example: ellama import models/SmolLM2-135M-Instruct.Q4_1.gguf runs/base",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("src", metavar="SRC", help="Hugging Face directory or .gguf file")
+    parser.add_argument("src", metavar="SRC", help="Hugging Face or Meta directory, or .gguf file")
     parser.add_argument("dst", metavar="DST", help="checkpoint root to make")
     parser.add_argument("--preset", help="refuse the model unless it is this preset")
     parser.add_argument("--bos", metavar="TOKEN", help="begins a document; the source's by default")

@@ -87,11 +87,28 @@ def place(leaf: LazyArray, abstract: jax.ShapeDtypeStruct) -> jax.Array:
     return jax.make_array_from_callback(leaf.shape, sharding, read)
 
 
+def same_bits(a: LazyArray, b: LazyArray) -> bool:
+    """Tells whether two arrays are the same in shape, dtype and every bit."""
+    if (a.shape, a.dtype) != (b.shape, b.dtype):
+        return False
+    boxes = split(a.shape, a.dtype.itemsize)
+    return all(np.array_equal(as_bits(a.read(box)), as_bits(b.read(box))) for box in boxes)
+
+
+def as_bits(array: np.ndarray) -> np.ndarray:
+    """Views numbers as integers of their size.
+
+    NumPy moves and compares numbers of a foreign dtype (bfloat16) one by one, and NaNs are not
+    equal to themselves.
+    """
+    return array.view(np.dtype(f"u{array.dtype.itemsize}"))
+
+
 def split(
     shape: Sequence[int],
     itemsize: int,
     grid: Sequence[int] | None = None,
-    piece_bytes: int = PIECE_BYTES,
+    piece_bytes: int | None = None,
 ) -> Iterator[Box]:
     """Cuts an array into boxes of at most `piece_bytes`, in row-major order.
 
@@ -99,13 +116,14 @@ def split(
         shape: of the array.
         itemsize: bytes an element.
         grid: blocks that no box cuts; a single block may be larger than `piece_bytes`.
-        piece_bytes: the most bytes of one box.
+        piece_bytes: the most bytes of one box, by default `PIECE_BYTES`.
 
     Boxes grow from the last dim on:
 
         >>> [tuple((s.start, s.stop) for s in box) for box in split((4, 6), 1, (1, 3), 12)]
         [((0, 2), (0, 6)), ((2, 4), (0, 6))]
     """
+    piece_bytes = piece_bytes or PIECE_BYTES
     sizes = [min(g, s) for g, s in zip(grid or [1] * len(shape), shape, strict=True)]
     for dim in reversed(range(len(shape))):
         room = piece_bytes // (math.prod(sizes) * itemsize)
@@ -121,16 +139,19 @@ def split(
         )
 
 
-def read_ahead(array: LazyArray, boxes: Iterable[Box], workers: int = 2) -> Iterator[np.ndarray]:
-    """Yields the boxes of an array in order, the next ones being read meanwhile."""
+def read_ahead(
+    array: LazyArray, boxes: Iterable[Box], workers: int = 2
+) -> Iterator[tuple[Box, np.ndarray]]:
+    """Yields boxes of an array with their values, in order, the next ones being read meanwhile."""
     with ThreadPoolExecutor(workers) as pool:
-        waiting: deque[Future] = deque()
+        waiting: deque[tuple[Box, Future]] = deque()
         for box in boxes:
-            waiting.append(pool.submit(array.read, box))
+            waiting.append((box, pool.submit(array.read, box)))
             if len(waiting) > workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+                done, piece = waiting.popleft()
+                yield done, piece.result()
+        for done, piece in waiting:
+            yield done, piece.result()
 
 
 def transpose(matrix: np.ndarray) -> np.ndarray:
@@ -143,8 +164,7 @@ def transpose(matrix: np.ndarray) -> np.ndarray:
     if cpu is None or matrix.dtype.itemsize > 4:  # JAX knows no 64 bits by default
         return np.ascontiguousarray(matrix.T)
     # Bits, not numbers: a conversion on the way could quieten NaNs.
-    bits = matrix.view(np.dtype(f"u{matrix.dtype.itemsize}"))
-    return np.asarray(jax.device_put(bits.T, cpu)).view(matrix.dtype)
+    return np.asarray(jax.device_put(as_bits(matrix).T, cpu)).view(matrix.dtype)
 
 
 @functools.cache

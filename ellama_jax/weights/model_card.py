@@ -47,8 +47,11 @@ def _describe(provenance: dict, depth: int) -> Iterator[str]:
 
 
 def _describe_import(provenance: dict) -> Iterator[str]:
-    yield f"- imported, format {provenance.get('format', 'unknown')}, from"
-    for source in provenance.get("sources", []):
+    if "source" in provenance:
+        yield f"- {provenance['source']}"
+        return
+    yield f"- imported, format {provenance['format']}, from"
+    for source in provenance["sources"]:
         yield f"  - `{source['name']}`, {source['bytes']:,} bytes, sha256 `{source['sha256']}`"
 
 

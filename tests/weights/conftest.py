@@ -57,7 +57,11 @@ def make_checkpoint(tokenizer_dir, draw_params):
         meta = make_meta(
             config,
             tokenizer_fingerprint=load_tokenizer(tokenizer_dir).fingerprint,
-            provenance={"kind": "import", "sources": [{"name": f"seed {seed}"}]},
+            provenance={
+                "kind": "import",
+                "format": "huggingface",
+                "sources": [{"name": f"seed {seed}", "bytes": 5, "sha256": "00"}],
+            },
         )
         args = {"config": config, "meta": meta, "tokenizer_dir": tokenizer_dir, **kwargs}
         write_checkpoint(dst, params, **args)

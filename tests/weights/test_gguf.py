@@ -75,7 +75,9 @@ def write_gguf(tmp_path, draw_params, tokenizer_dir):
     """Returns a function that writes a GGUF file; `edit` may change its tensors."""
     tokenizer = tokenizers.Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json"))
 
-    def write(config, *, name="model.gguf", pre="gpt-2", edit=None, more=(), quantise=None):
+    def write(
+        config, *, name="model.gguf", pre="gpt-2", edit=None, more=(), quantise=None, raws=()
+    ):
         params = draw_params(config)
         writer = gguf.GGUFWriter(tmp_path / name, "llama")
         writer.add_block_count(config.num_layers)
@@ -93,6 +95,9 @@ def write_gguf(tmp_path, draw_params, tokenizer_dir):
         tensors = make_tensors(config, params)
         if edit is not None:
             edit(tensors)
+        for tensor_name, (raw, kind) in dict(raws).items():
+            del tensors[tensor_name]
+            writer.add_tensor(tensor_name, raw, raw_dtype=kind)
         for tensor_name, tensor in tensors.items():
             kind = quantise if tensor.ndim == 2 else None
             data = gguf.quants.quantize(tensor, kind) if kind is not None else tensor
@@ -132,6 +137,54 @@ def test_quantised_weights_are_dequantised_to_float32(write_gguf, tiny, kind, st
     np.testing.assert_array_equal(leaf.read(part), got[part])
     assert got.dtype == np.float32 and not np.array_equal(got, wanted)
     np.testing.assert_allclose(got, wanted, atol=np.abs(wanted).max() / steps)
+
+
+def dequantisable():
+    """Every stored format that the gguf package turns into numbers."""
+    names = []
+    for kind in gguf.GGMLQuantizationType:
+        block, size = gguf.GGML_QUANT_SIZES[kind]
+        try:
+            gguf.quants.dequantize(np.zeros((1, 256 // block * size), np.uint8), kind)
+        except NotImplementedError:
+            continue
+        names.append(kind.name)
+    return names
+
+
+@pytest.mark.parametrize("name", dequantisable())
+def test_every_format_of_the_gguf_package_is_read_by_rows(write_gguf, tiny, name):
+    """Random blocks of each format: a part equals that part of the package's own dequantisation."""
+    kind = gguf.GGMLQuantizationType[name]
+    config = dataclasses.replace(tiny, embed_dim=256, mlp_dim=256, head_dim=64)
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    raw = np.random.default_rng(0).integers(0, 60, (256, 256 // block * size), np.uint8)
+    raws = {f"blk.{layer}.ffn_up.weight": (raw, kind) for layer in range(2)}
+    path, _ = write_gguf(config, raws=raws)
+    expected = gguf.quants.dequantize(raw, kind).T
+    leaf = open_gguf(path).leaves["layers/mlp/w_up"]
+    np.testing.assert_array_equal(leaf.load()[1], expected)
+    part = (slice(0, 1), slice(5, 200), slice(30, 61))
+    np.testing.assert_array_equal(leaf.read(part)[0], expected[part[1:]])
+
+
+def test_a_format_that_the_gguf_package_cannot_read_is_named(write_gguf, tiny):
+    kind = gguf.GGMLQuantizationType.Q8_K
+    config = dataclasses.replace(tiny, embed_dim=256, mlp_dim=256, head_dim=64)
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    raw = np.zeros((256, 256 // block * size), np.uint8)
+    path, _ = write_gguf(config, raws={"blk.0.ffn_up.weight": (raw, kind)})
+    with pytest.raises(ValueError, match="blk.0.ffn_up.weight: must be .* format, got Q8_K"):
+        open_gguf(path).leaves["layers/mlp/w_up"].load()
+
+
+def test_another_architecture_is_refused(write_gguf, tiny):
+    path, _ = write_gguf(tiny)
+    path.write_bytes(
+        path.read_bytes().replace(b"\5\0\0\0\0\0\0\0llama", b"\5\0\0\0\0\0\0\0qwen2", 1)
+    )
+    with pytest.raises(ValueError, match="general.architecture must be llama, got qwen2"):
+        open_gguf(path)
 
 
 def test_unpermuting_undoes_llama_cpp():

@@ -196,7 +196,7 @@ def test_a_tokenizer_with_too_many_ids_is_refused(hf_dir, tmp_path):
     [
         ("tokenizer.json", "must hold tokenizer.json"),
         ("model.safetensors", "must hold model.safetensors or"),
-        ("config.json", "must hold config.json, got none of the files of a model"),
+        ("config.json", "must hold config.json or params.json, got none of the files of a model"),
     ],
 )
 def test_a_missing_file_is_named_and_nothing_written(hf_dir, tmp_path, name, message):
@@ -232,7 +232,7 @@ def test_an_occupied_place_is_refused_unless_it_may_be_replaced(hf_dir, tmp_path
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        (["params.json", "consolidated.00.pth"], "Meta's own format"),
+        (["model.bin", "config.txt"], "none of the files of a model"),
         (["0/params/x", "tokenizer/tokenizer.json"], "an Orbax checkpoint, which needs no import"),
         (["model.Q4.gguf"], "a directory with model.Q4.gguf; name the file"),
         (["readme.md"], "none of the files of a model"),
