@@ -19,7 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 from etils import epath
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import Mesh, SingleDeviceSharding
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from ellama_jax.data.tokenizer import load_tokenizer
@@ -87,7 +87,7 @@ def open_leaves(path: str | os.PathLike) -> dict[str, LazyArray]:
     return {name: open_stored(directory, name) for name in _list_item(directory)}
 
 
-def stored_shardings(path: str | os.PathLike) -> dict[str, NamedSharding | None]:
+def stored_shardings(path: str | os.PathLike) -> dict[str, jax.NamedSharding | None]:
     """Returns how every stored parameter was divided when it was saved; no device is needed.
 
     Args:
@@ -109,8 +109,10 @@ def _as_sharding(leaf) -> NamedSharding | None:
     spec = [tuple(axes) if isinstance(axes, list) else axes for axes in saved.partition_spec]
     # JAX drops trailing dims that are not divided.
     spec += [None] * (len(leaf.shape) - len(spec))
-    mesh = AbstractMesh(tuple(int(size) for size in saved.shape), tuple(saved.axis_names))
-    return NamedSharding(mesh, PartitionSpec(*spec))
+    mesh = jax.sharding.AbstractMesh(
+        tuple(int(size) for size in saved.shape), tuple(saved.axis_names)
+    )
+    return jax.NamedSharding(mesh, jax.P(*spec))
 
 
 def restore_leaf(path: str | os.PathLike, leaf_path: str) -> np.ndarray:

@@ -51,7 +51,7 @@ def save(tmp_path, tiny, tokenizer_dir):
 
     def save(name, params, config=tiny, tokenizer=tokenizer_dir):
         fingerprint = load_tokenizer(tokenizer).fingerprint
-        provenance = {"kind": "import", "sources": []}
+        provenance = {"kind": "import", "format": "huggingface", "sources": []}
         meta = make_meta(config, tokenizer_fingerprint=fingerprint, provenance=provenance)
         write_checkpoint(tmp_path / name, params, config=config, meta=meta, tokenizer_dir=tokenizer)
         return tmp_path / name
