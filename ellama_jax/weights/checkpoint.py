@@ -102,7 +102,7 @@ def stored_shardings(path: str | os.PathLike) -> dict[str, jax.NamedSharding | N
         return {name: _as_sharding(leaf) for name, leaf in _flatten_any(tree).items()}
 
 
-def _as_sharding(leaf) -> NamedSharding | None:
+def _as_sharding(leaf) -> jax.NamedSharding | None:
     saved = leaf.sharding
     if not hasattr(saved, "partition_spec"):
         return None
