@@ -62,7 +62,14 @@ def get_config() -> ConfigDict:
 
     checkpoint = config.checkpoint = ConfigDict()
     checkpoint.save_every_steps = 500
-    checkpoint.keep_last = 3
+    checkpoint.keep_last = 3  # newest steps that stay
+    checkpoint.keep_every_steps = 0  # steps divisible by this stay for ever; 0: none
+    checkpoint.best_metric = (
+        ""  # lowest is best: loss, loss/<domain>/<language> or grad_norm; "": none
+    )
+    checkpoint.keep_best = (
+        1  # how many steps stay that are best by best_metric, its mean since a save
+    )
 
     evaluate = config.evaluate = ConfigDict()
     evaluate.items_per_task = 100  # e-commerce questions a task and language

@@ -75,6 +75,9 @@ class TrainConfig:
 class CheckpointConfig:
     save_every_steps: int
     keep_last: int
+    keep_every_steps: int
+    best_metric: str
+    keep_best: int
 
 
 @dataclass(frozen=True)
@@ -242,6 +245,7 @@ def _check(config: RunConfig) -> None:
         "train.max_nonfinite_steps": train.max_nonfinite_steps,
         "checkpoint.save_every_steps": config.checkpoint.save_every_steps,
         "checkpoint.keep_last": config.checkpoint.keep_last,
+        "checkpoint.keep_best": config.checkpoint.keep_best,
         "evaluate.row_length": config.evaluate.row_length,
         "evaluate.rows_per_batch": config.evaluate.rows_per_batch,
     }
@@ -263,6 +267,17 @@ def _check(config: RunConfig) -> None:
     _check_shares("data.ecommerce_shares", data.ecommerce_shares, data.replay_frac < 1)
     _check_shares("data.general_shares", data.general_shares, data.replay_frac > 0)
     _check_learning(config)
+    _check_checkpoint(config.checkpoint)
+
+
+def _check_checkpoint(checkpoint: CheckpointConfig) -> None:
+    every = checkpoint.save_every_steps
+    _require(
+        checkpoint.keep_every_steps >= 0 and checkpoint.keep_every_steps % every == 0,
+        "checkpoint.keep_every_steps",
+        f"must be 0 or a multiple of checkpoint.save_every_steps ({every})",
+        checkpoint.keep_every_steps,
+    )
 
 
 def _check_shares(name: str, shares: dict[str, float], used: bool) -> None:

@@ -14,13 +14,14 @@ SECS_BETWEEN_LINES = 10.0
 
 
 class Progress:
-    """A running count of `unit`s, shown as it grows."""
+    """A running count of `unit`s, shown as it grows, or not at all where `shown` is False."""
 
-    def __init__(self, title: str, total: int, unit: str):
+    def __init__(self, title: str, total: int, unit: str, shown: bool = True):
         self._title, self._total, self._unit = title, total, unit
         self._done, self._bytes, self._notes, self._printed = 0, 0, "", None
         self._started = self._last_line = time.monotonic()
-        terminal = sys.stderr.isatty()
+        self._shown = shown
+        terminal = shown and sys.stderr.isatty()
         self._bar = tqdm(total=total, desc=title, unit=f" {unit}", leave=True) if terminal else None
 
     def update(self, count: int = 1) -> None:
@@ -51,6 +52,8 @@ class Progress:
             self._print_line()
 
     def _print_line(self) -> None:
+        if not self._shown:
+            return
         now = time.monotonic()
         line = f"{self._title}: {self._done}/{self._total} {self._unit}"
         text = f"{line}, {now - self._started:.0f} s {self._notes}".rstrip()
@@ -59,15 +62,15 @@ class Progress:
 
 
 @contextmanager
-def progress(title: str, total: int, unit: str) -> Iterator[Progress]:
-    """Shows the progress of the enclosed work.
+def progress(title: str, total: int, unit: str, shown: bool = True) -> Iterator[Progress]:
+    """Shows the progress of the enclosed work; `shown` is False for all processes but one.
 
     with progress("tokenising", total=1234, unit="docs") as bar:
         bar.update(1)
         bar.note(loss=1.2)
     """
-    shown = Progress(title, total, unit)
+    count = Progress(title, total, unit, shown)
     try:
-        yield shown
+        yield count
     finally:
-        shown.close()
+        count.close()

@@ -4,6 +4,7 @@ Owns the way from dims (`embed`, `mlp`, ...) to mesh axes (`data fsdp context te
 array has is said where the array is defined, not here.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -144,18 +145,45 @@ def batch_sharding(mesh: Mesh, shape: Sequence[int], name: str) -> NamedSharding
     return NamedSharding(mesh, partition_spec(dims, shape, mesh.shape, ACTIVATION_AXES, name))
 
 
+@functools.cache
+def row_parts(mesh: Mesh) -> tuple[int, ...]:
+    """Returns which part of the global batch each process feeds, by process index.
+
+    Processes that divide rows among them feed different parts. Those that hold different pieces
+    of the same rows, because `context` or `tensor` spans them, feed the same one.
+
+    Raises:
+        ValueError: if the rows of a process do not lie side by side in the batch.
+    """
+    shards = math.prod(mesh.shape[axis] for axis in ACTIVATION_AXES["batch"])
+    rows: dict[int, set[int]] = {}
+    sharding = batch_sharding(mesh, (shards,), "batch")
+    for device, (index,) in sharding.devices_indices_map((shards,)).items():
+        rows.setdefault(device.process_index, set()).update(range(*index.indices(shards)))
+    parts = []
+    for process, mine in sorted(rows.items()):
+        part, rest = divmod(min(mine), len(mine))
+        if rest or max(mine) - min(mine) >= len(mine) or shards % len(mine):
+            raise ValueError(
+                f"mesh: the rows of one process must lie side by side, got shards {sorted(mine)} of "
+                f"{shards} on process {process}; change mesh.data or mesh.fsdp."
+            )
+        parts.append(part)
+    return tuple(parts)
+
+
 def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Puts this process's rows of the global batch onto `mesh`.
 
     Args:
-        batch: this process's rows, [B / processes] or [B / processes, T] each.
+        batch: this process's rows, [B / parts] or [B / parts, T] each, see `row_parts`.
 
     Returns:
         the global arrays, [B] or [B, T], divided over the mesh.
     """
 
     def place(name, rows):
-        shape = (rows.shape[0] * jax.process_count(), *rows.shape[1:])
+        shape = (rows.shape[0] * (max(row_parts(mesh)) + 1), *rows.shape[1:])
         sharding = batch_sharding(mesh, shape, name)
         return jax.make_array_from_process_local_data(sharding, rows, shape)
 

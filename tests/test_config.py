@@ -46,6 +46,13 @@ def test_the_paper_s_configuration_is_the_paper_s():
     assert sum(v for k, v in config.data.general_shares.items() if k != "en") == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize("every", [-500, 750])
+def test_steps_that_stay_must_be_steps_that_are_saved(every):
+    message = r"^checkpoint.keep_every_steps: must be 0 or a multiple of checkpoint.save_every_"
+    with pytest.raises(ValueError, match=message):
+        config_from_mapping(changed(checkpoint__keep_every_steps=every))
+
+
 def test_overrides_and_other_arguments_are_told_apart():
     argv = ["--workdir", "w", BASE, "--config.train.steps=7", "--config.schedule.warmup_steps", "3",
             "--config.data.ecommerce_shares.en=0.2", "--x"]  # fmt: skip

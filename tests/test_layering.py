@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "ellama_jax"
 # Lower layers first; a module imports from its own layer's package or from below.
 LAYERS = (
-    ("config", "tree", "sharding", "progress"),
+    ("config", "tree", "sharding", "distributed", "progress"),
     ("model",),
     ("data",),
     ("weights",),

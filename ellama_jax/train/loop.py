@@ -12,11 +12,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ellama_jax.config import RunConfig, config_to_mapping, load_config
@@ -27,11 +27,12 @@ from ellama_jax.data.loader import (
     open_sources,
 )
 from ellama_jax.data.tokenizer import Tokenizer, check_fits, load_tokenizer
+from ellama_jax.distributed import exchange, leads, on_leader, start_processes
 from ellama_jax.model.llama import REMAT_POLICIES, abstract_params, count_params, init_params
 from ellama_jax.model.presets import LlamaConfig, config_to_dict, get_preset
 from ellama_jax.progress import progress
-from ellama_jax.sharding import make_mesh, place_batch
-from ellama_jax.train.metrics import MetricsLog, step_record
+from ellama_jax.sharding import make_mesh, place_batch, row_parts
+from ellama_jax.train.metrics import IntervalMeans, MetricsLog, known_metrics, step_record
 from ellama_jax.train.optimizer import (
     abstract_opt_state,
     init_opt_state,
@@ -81,6 +82,7 @@ def main_train(argv: list[str]) -> None:
         parser.parse_args(["--help"])
     config, others = load_config(argv, "train")
     workdir = parser.parse_args(others).workdir
+    start_processes()
     train(prepare_run(config, workdir))
 
 
@@ -105,6 +107,7 @@ def prepare_run(config: RunConfig, workdir: Path) -> Run:
     tokenizer = load_tokenizer(tokenizer_dir)
     check_fits(tokenizer, model.vocab_size)
     loader = Loader(open_sources(config.data, tokenizer.fingerprint), config.data)
+    _check_best_metric(config, loader)
     _make_workdir(workdir)
     return Run(config, workdir, model, base, tokenizer, tokenizer_dir, loader)
 
@@ -125,6 +128,20 @@ def _find_base(config: RunConfig, model: LlamaConfig):
             f"which has {', '.join(differ)}."
         )
     return base, Path(base.tokenizer_dir)
+
+
+def _check_best_metric(config: RunConfig, loader: Loader) -> None:
+    known = known_metrics(_source_names(loader))
+    if config.checkpoint.best_metric not in ("", *known):
+        raise ValueError(
+            f"checkpoint.best_metric: must be one of {', '.join(known)}, or empty, "
+            f"got {config.checkpoint.best_metric}."
+        )
+
+
+def _source_names(loader: Loader) -> list[str]:
+    """Returns `<domain>/<language>` by source id; several sets of one language share a name."""
+    return [f"{source.domain}/{source.language}" for source in loader.sources]
 
 
 def _make_workdir(workdir: Path) -> None:
@@ -152,22 +169,22 @@ def train(run: Run) -> Path:
     schedule = make_schedule(config.schedule, run.model, config.train.steps)
     optimizer = make_optimizer(config.optimizer, schedule)
     root = run.workdir / "checkpoints"
-    _check_room(run, optimizer)
+    on_leader(lambda: _check_room(run, optimizer))
     manager = checkpoints.open_manager(
-        root,
-        save_every_steps=config.checkpoint.save_every_steps,
-        keep_last=config.checkpoint.keep_last,
-        tokenizer_dir=run.tokenizer_dir,
+        root, tokenizer_dir=run.tokenizer_dir, **dataclasses.asdict(config.checkpoint)
     )
     # Leaving the manager, by an error too, waits until a save under way is whole.
     with jax.set_mesh(mesh), manager, _sigterm_flag() as terminated:
-        state, ledger = _start_or_resume(run, mesh, optimizer, manager)
-        _write_config(run)
-        _say_what_runs(run, mesh, int(state.step))
+        state, progress_so_far = _start_or_resume(run, mesh, optimizer, manager)
+        on_leader(lambda: _write_config(run))
+        if leads():
+            _say_what_runs(run, mesh, int(state.step))
         step_fn = jax.jit(_make_step(run, optimizer), donate_argnums=0)
-        _steps(run, mesh, step_fn, schedule, manager, state, ledger, terminated)
-    if terminated():
-        print("stopped by SIGTERM after a checkpoint; the same command resumes.", file=sys.stderr)
+        stopped = _steps(run, mesh, step_fn, schedule, manager, state, progress_so_far, terminated)
+    if stopped:
+        if leads():
+            said = "stopped by SIGTERM after a checkpoint; the same command resumes."
+            print(said, file=sys.stderr)
         sys.exit(EXIT_TERMINATED)
     return root
 
@@ -197,15 +214,15 @@ def compute_dtype(name: str):
     return jnp.dtype(name)
 
 
-def _start_or_resume(run: Run, mesh: Mesh, optimizer, manager) -> tuple[TrainState, dict[str, int]]:
-    """Returns the state to continue from and the tokens consumed per source so far."""
+def _start_or_resume(run: Run, mesh: Mesh, optimizer, manager) -> tuple[TrainState, "_SoFar"]:
+    """Returns the state to continue from and what was counted on the way to it."""
     abstract = abstract_params(run.model, jnp.dtype(run.config.model.param_dtype), mesh)
     abstract_state = abstract_opt_state(optimizer, abstract)
     if manager.latest_step() is None:
         params = _base_params(run, abstract, mesh)
         opt_state = init_opt_state(optimizer, params, abstract_state)
         state = init_state(params, opt_state)
-        ledger = {source.name: 0 for source in run.loader.sources}
+        ledger, sums = {source.name: 0 for source in run.loader.sources}, {}
     else:
         step, params, opt_state, data, _ = checkpoints.restore_training(
             manager, abstract, abstract_state
@@ -218,10 +235,21 @@ def _start_or_resume(run: Run, mesh: Mesh, optimizer, manager) -> tuple[TrainSta
             )
         counts = {name: jnp.int32(data[name]) for name in ("skipped", "skipped_in_a_row")}
         state = TrainState(jnp.int32(step), params, opt_state, **counts)
-        ledger = data["ledger"]
+        # Checkpoints from before there were means have no sums of them.
+        ledger, sums = data["ledger"], data.get("interval_sums", {})
     scalars = NamedSharding(mesh, PartitionSpec())
-    placed = {n: jax.device_put(getattr(state, n), scalars) for n in _COUNTERS}
-    return state._replace(**placed), ledger
+    placed = {n: jax.device_put(np.asarray(getattr(state, n)), scalars) for n in _COUNTERS}
+    return state._replace(**placed), _SoFar(ledger, IntervalMeans(_source_names(run.loader), sums))
+
+
+class _SoFar(NamedTuple):
+    """What is counted over the steps, on the host.
+
+    `ledger` is the tokens consumed per source; `means` the metrics since the last due checkpoint.
+    """
+
+    ledger: dict[str, int]
+    means: IntervalMeans
 
 
 _COUNTERS = ("step", "skipped", "skipped_in_a_row")
@@ -234,60 +262,74 @@ def _base_params(run: Run, abstract: dict, mesh: Mesh) -> dict:
     return checkpoints.restore_params(run.base.path, dtype=dtype, mesh=mesh)
 
 
-def _steps(run, mesh, step_fn, schedule, manager, state, ledger, terminated) -> None:
-    """Runs the remaining steps; a step's metrics are read once the next one is under way."""
+def _steps(run, mesh, step_fn, schedule, manager, state, so_far, terminated) -> bool:
+    """Runs the remaining steps; a step's metrics are read once the next one is under way.
+
+    Returns:
+        whether SIGTERM ended them early, the same on every process.
+    """
     first, last = int(state.step), run.config.train.steps
-    hosts = jax.process_index(), jax.process_count()
+    parts, alone = row_parts(mesh), jax.process_count() == 1
+    mine = parts[jax.process_index()], max(parts) + 1
     pending = None
-    with progress("training", total=last, unit="steps") as bar:
+    with progress("training", total=last, unit="steps", shown=leads()) as bar:
         bar.update(first)
-        report = _StepReport(run, schedule, ledger, bar, first)
-        for step, rows in enumerate(run.loader.iterate(first, last, *hosts), start=first + 1):
+        report = _StepReport(run, schedule, so_far, bar, first)
+        for step, rows in enumerate(run.loader.iterate(first, last, *mine), start=first + 1):
             state, metrics = step_fn(state, place_batch(rows, mesh))
             if pending is not None:
                 report.finish(*pending)
-            pending = (step, metrics, _global_fingerprint(rows))
-            stopping = step == last or terminated()
-            if stopping or step % run.config.checkpoint.save_every_steps == 0:
+            signalled = terminated()
+            pending = (step, metrics, _tell_others(rows, parts, signalled))
+            # Other processes are heard one step later, by all of them at the same one.
+            stopping = step == last or report.asked_to_stop or (alone and signalled)
+            due = step % run.config.checkpoint.save_every_steps == 0
+            if stopping or due:
                 report.finish(*pending)
                 pending = None
-                _save(run, manager, state, report.ledger, force=stopping)
-            if stopping:
+                _save(run, manager, state, so_far, due=due)
+            if stopping or (due and report.asked_to_stop):
                 break
         report.close()
+    return report.asked_to_stop
 
 
-def _global_fingerprint(rows: dict) -> str:
-    """Returns the fingerprint of the global batch from this host's rows."""
-    hosts = jax.process_count()
-    mine = batch_fingerprint(rows, jax.process_index() * len(rows["source_ids"]))
-    if hosts == 1:
-        return mine
-    # 64-bit integers are off in JAX by default: the digits travel as bytes.
-    parts = multihost_utils.process_allgather(np.frombuffer(mine.encode(), np.uint8))
-    return combine_fingerprints([bytes(part).decode() for part in parts])
+def _tell_others(rows: dict, parts: tuple[int, ...], signalled: bool) -> Callable[[], list[bytes]]:
+    """Begins to share the fingerprint of this process's rows, and whether SIGTERM came here."""
+    process = jax.process_index()
+    fingerprint = f"{0:016x}"
+    if parts.index(parts[process]) == process:  # rows that several processes feed count once
+        fingerprint = batch_fingerprint(rows, parts[process] * len(rows["source_ids"]))
+    return exchange(fingerprint.encode() + (b"!" if signalled else b"."))
 
 
 class _StepReport:
-    """Turns finished steps into log lines, and keeps the ledger of consumed tokens."""
+    """Turns finished steps into log lines, and keeps count of what they did.
 
-    def __init__(self, run: Run, schedule, ledger: dict[str, int], bar, done_steps: int):
-        self.ledger = ledger
-        self._run, self._schedule, self._bar = run, schedule, bar
-        self._sources = [f"{source.domain}/{source.language}" for source in run.loader.sources]
-        leads = jax.process_index() == 0
-        self._log = MetricsLog(run.workdir, done_steps + 1) if leads else None
+    `asked_to_stop` is True once a finished step is known in which SIGTERM came to any process.
+    """
+
+    def __init__(self, run: Run, schedule, so_far: _SoFar, bar, done_steps: int):
+        self.asked_to_stop = False
+        self._run, self._schedule, self._so_far, self._bar = run, schedule, so_far, bar
+        self._sources = _source_names(run.loader)
+        self._log = MetricsLog(run.workdir, done_steps + 1) if leads() else None
         self._clock = time.monotonic()
 
-    def finish(self, step: int, metrics, fingerprint: str) -> None:
+    def finish(self, step: int, metrics, told: Callable[[], list[bytes]]) -> None:
         """Reads one step's metrics (waiting for the step to end) and logs them."""
         metrics = jax.device_get(metrics)
+        words = told()
+        self.asked_to_stop |= any(word.endswith(b"!") for word in words)
+        fingerprint = combine_fingerprints([word[:-1].decode() for word in words])
         secs, self._clock = time.monotonic() - self._clock, time.monotonic()
+        ledger = self._so_far.ledger
         for source, tokens in zip(self._run.loader.sources, metrics.source_tokens, strict=True):
-            self.ledger[source.name] += int(tokens)
+            ledger[source.name] += int(tokens)
+        self._so_far.means.add(metrics)
         rate = float(self._schedule(step - 1))
         record = step_record(metrics, self._sources, step=step, learning_rate=rate, secs=secs)
-        record |= {"tokens_consumed": dict(self.ledger), "batch_fingerprint": fingerprint}
+        record |= {"tokens_consumed": dict(ledger), "batch_fingerprint": fingerprint}
         if self._log is not None:
             self._log.write(record)
         self._bar.note(loss=record["loss"], lr=rate, tok_s=int(record["tokens_per_sec"]))
@@ -303,18 +345,23 @@ class _StepReport:
             self._log.close()
 
 
-def _save(run: Run, manager, state: TrainState, ledger: dict[str, int], *, force: bool) -> None:
-    step = int(state.step)
+def _save(run: Run, manager, state: TrainState, so_far: _SoFar, *, due: bool) -> None:
+    step, means = int(state.step), so_far.means.means()
+    if due:
+        # Kept at a save that is not due, so that a resumed run has the means of a whole one.
+        so_far.means.sums.clear()
     data = {
         "step": step,
-        "ledger": ledger,
+        "ledger": dict(so_far.ledger),
+        "interval_sums": dict(so_far.means.sums),
         "mixture_fingerprint": run.loader.mixture_fingerprint,
         "skipped": int(state.skipped),
         "skipped_in_a_row": int(state.skipped_in_a_row),
     }
     checkpoints.save_training(
-        manager, step, state.params, state.opt_state, data, _meta(run, step), force=force
-    )
+        manager, step, state.params, state.opt_state, data, _meta(run, step),
+        metrics=means, force=not due,
+    )  # fmt: skip
 
 
 def _meta(run: Run, step: int) -> dict:

@@ -4,8 +4,10 @@ Owns names and files of metrics; their values come from step.py.
 """
 
 import json
+import math
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +50,48 @@ def step_record(
         if weight > 0:
             record[f"loss/{name}"] = float(loss / weight)
     return record
+
+
+def known_metrics(source_names: Sequence[str]) -> list[str]:
+    """Returns the metrics that checkpoints can be compared by; the lowest is the best."""
+    return ["loss", "grad_norm", *sorted({f"loss/{name}" for name in source_names})]
+
+
+class IntervalMeans:
+    """Means of the metrics since the last due checkpoint, each step weighted by its tokens.
+
+    One step's loss says more about its batch than about the model. A source's loss is weighted by
+    the tokens of that source, so the mean is that of all its tokens in between. Steps whose update
+    was skipped because loss or gradient was not finite count in neither.
+    """
+
+    def __init__(self, source_names: Sequence[str], sums: Mapping[str, Sequence[float]]):
+        """Goes on from `sums`, metric -> (sum of values, sum of weights), as `sums` gives them."""
+        self._names = [f"loss/{name}" for name in source_names]
+        self.sums = {name: list(pair) for name, pair in sums.items()}
+
+    def add(self, metrics: Metrics) -> None:
+        """Counts one step, whose metrics are on the host."""
+        tokens = float(metrics.weight_sum)
+        values = {"loss": metrics.loss * tokens, "grad_norm": metrics.grad_norm * tokens}
+        if not all(math.isfinite(value) for value in values.values()):
+            return
+        for name, value in values.items():
+            self._add(name, value, tokens)
+        sources = zip(
+            self._names, metrics.source_loss_sums, metrics.source_weight_sums, strict=True
+        )
+        for name, value, weight in sources:
+            self._add(name, value, weight)
+
+    def means(self) -> dict[str, float]:
+        """Returns each metric's mean; a source without tokens since the last save has none."""
+        return {name: value / weight for name, (value, weight) in self.sums.items() if weight > 0}
+
+    def _add(self, name: str, value: float, weight: float) -> None:
+        pair = self.sums.setdefault(name, [0.0, 0.0])
+        pair[0] += float(value)
+        pair[1] += float(weight)
 
 
 class MetricsLog:

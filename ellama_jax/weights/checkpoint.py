@@ -20,9 +20,10 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from etils import epath
 from jax.sharding import Mesh, SingleDeviceSharding
-from orbax.checkpoint.checkpoint_managers import preservation_policy
+from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 from ellama_jax.data.tokenizer import load_tokenizer
+from ellama_jax.distributed import exchange, leads, on_leader
 from ellama_jax.model.llama import abstract_params
 from ellama_jax.model.presets import LlamaConfig, config_to_dict
 from ellama_jax.progress import Progress, progress
@@ -37,6 +38,7 @@ from ellama_jax.weights.layout import (
     find_checkpoint,
     latest_step,
     make_meta,
+    metric_value,
     read_json_item,
     replace_directory,
     set_aside_incomplete,
@@ -58,7 +60,6 @@ __all__ = [
     "restore_params",
     "restore_training",
     "save_training",
-    "stored_shardings",
     "tree_bytes",
     "write_checkpoint",
 ]
@@ -85,34 +86,6 @@ def open_leaves(path: str | os.PathLike) -> dict[str, LazyArray]:
     """
     directory = find_checkpoint(path).path / "params"
     return {name: open_stored(directory, name) for name in _list_item(directory)}
-
-
-def stored_shardings(path: str | os.PathLike) -> dict[str, jax.NamedSharding | None]:
-    """Returns how every stored parameter was divided when it was saved; no device is needed.
-
-    Args:
-        path: a root or `ROOT/<step>`.
-
-    Returns:
-        path -> sharding on an abstract mesh, None for what one device or the host held.
-    """
-    directory = find_checkpoint(path).path / "params"
-    with damage_as_value_error(directory.parent):
-        tree = _handler().metadata(epath.Path(directory.absolute())).tree
-        return {name: _as_sharding(leaf) for name, leaf in _flatten_any(tree).items()}
-
-
-def _as_sharding(leaf) -> jax.NamedSharding | None:
-    saved = leaf.sharding
-    if not hasattr(saved, "partition_spec"):
-        return None
-    spec = [tuple(axes) if isinstance(axes, list) else axes for axes in saved.partition_spec]
-    # JAX drops trailing dims that are not divided.
-    spec += [None] * (len(leaf.shape) - len(spec))
-    mesh = jax.sharding.AbstractMesh(
-        tuple(int(size) for size in saved.shape), tuple(saved.axis_names)
-    )
-    return jax.NamedSharding(mesh, jax.P(*spec))
 
 
 def restore_leaf(path: str | os.PathLike, leaf_path: str) -> np.ndarray:
@@ -218,12 +191,13 @@ def write_checkpoint(
     overwrite: bool = False,
     finish_meta: Callable[[dict], dict] | None = None,
 ) -> CheckpointInfo:
-    """Writes a root with the single step 0, whole or not at all.
+    """Writes a root with the single step 0, whole or not at all. All processes must call this.
 
     Args:
         dst: the root to make.
         params: nested dict of `LazyArray`s (which pass through in pieces, so that memory does not
-            grow with the model), or of jax or NumPy arrays; each leaf keeps its dtype.
+            grow with the model; process 0 writes them), or of jax arrays (of which each process
+            writes its part) or NumPy arrays; each leaf keeps its dtype.
         config: the model; its shapes must be those of `params`.
         meta: from `make_meta`.
         tokenizer_dir: copied to `dst/tokenizer`; must have the fingerprint that meta names.
@@ -242,19 +216,30 @@ def write_checkpoint(
     meta = {**meta, "model": config_to_dict(config)}
     check_meta(meta)
     check_fingerprint(tokenizer_dir, meta["tokenizer_fingerprint"])
-    check_destination(dst, tree_bytes(list(flat.values())), overwrite=overwrite)
-    dst.parent.mkdir(parents=True, exist_ok=True)
-    partial = dst.with_name(f".{dst.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
+    size = tree_bytes(list(flat.values()))
+    on_leader(lambda: check_destination(dst, size, overwrite=overwrite))
+    # One name in all processes: that of process 0.
+    partial = dst.with_name(f".{dst.name}.partial-{exchange(b'%09d' % os.getpid())()[0].decode()}")
     try:
-        shutil.copytree(tokenizer_dir, partial / TOKENIZER_DIR)
+        on_leader(lambda: _begin_root(partial, Path(tokenizer_dir)))
         _write_step_0(partial, flat, meta)
-        if finish_meta is not None:
-            write_json_item(partial / "0", "meta", finish_meta(meta))
-        replace_directory(partial, dst)
+        on_leader(lambda: _finish_root(partial, dst, meta, finish_meta))
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if leads():
+            shutil.rmtree(partial, ignore_errors=True)
     return find_checkpoint(dst)
+
+
+def _begin_root(partial: Path, tokenizer_dir: Path) -> None:
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(tokenizer_dir, partial / TOKENIZER_DIR)
+
+
+def _finish_root(partial: Path, dst: Path, meta: dict, finish_meta) -> None:
+    if finish_meta is not None:
+        write_json_item(partial / "0", "meta", finish_meta(meta))
+    replace_directory(partial, dst)
 
 
 def _write_step_0(root: Path, flat: Mapping, meta: dict) -> None:
@@ -266,9 +251,8 @@ def _write_step_0(root: Path, flat: Mapping, meta: dict) -> None:
     with progress(title, total >> 20, "MiB") as bar:
         handlers = {"params": _lazy_handler(bar), "meta": ocp.JsonCheckpointHandler()}
         tree = unflatten_paths(leaves)
-        chunked = unflatten_paths({name: _chunks(name) for name in leaves})
         args = ocp.args.Composite(
-            params=ocp.args.PyTreeSave(tree, save_args=chunked), meta=ocp.args.JsonSave(meta)
+            params=ocp.args.PyTreeSave(tree, save_args=_chunks(tree)), meta=ocp.args.JsonSave(meta)
         )
         with (
             _full_disk_as_value_error(root.parent),
@@ -289,12 +273,6 @@ def _full_disk_as_value_error(dst: Path) -> Iterator[None]:
             f"{dst}: the disk must have room for the whole checkpoint, got full while writing; "
             "nothing was kept; make room or choose another disk."
         ) from error
-
-
-def _chunks(leaf_path: str) -> ocp.SaveArgs:
-    """Lets one layer of a stacked leaf, or a part of any, be read without the rest."""
-    layers = (0,) if leaf_path.startswith("layers/") else ()
-    return ocp.SaveArgs(chunk_byte_size=PIECE_BYTES, shard_axes=layers)
 
 
 def _lazy_handler(bar: Progress) -> ocp.PyTreeCheckpointHandler:
@@ -330,35 +308,34 @@ def tree_bytes(tree) -> int:
     return sum(int(np.prod(x.shape)) * np.dtype(x.dtype).itemsize for x in leaves)
 
 
-def _save_args(*, params, meta, opt_state=None, data=None) -> ocp.args.Composite:
-    items = {"params": ocp.args.StandardSave(params), "meta": ocp.args.JsonSave(meta)}
-    if opt_state is not None:
-        items["opt_state"] = ocp.args.StandardSave(opt_state)
-    if data is not None:
-        items["data"] = ocp.args.JsonSave(data)
-    return ocp.args.Composite(**items)
-
-
 # --- training ------------------------------------------------------------------------------------
 
 
 def open_manager(
     root: str | os.PathLike,
     *,
+    tokenizer_dir: str | os.PathLike,
     save_every_steps: int,
     keep_last: int | None,
-    tokenizer_dir: str | os.PathLike,
+    keep_every_steps: int = 0,
+    best_metric: str = "",
+    keep_best: int = 1,
     asynchronous: bool = True,
 ) -> ocp.CheckpointManager:
     """Opens the root of a training run, made if it is not there. Close it, or use `with`.
 
-    Steps that were not finished are set aside, never restored and never in the way.
+    Steps that were not finished are set aside, never restored and never in the way. A step stays
+    if any of the three `keep_*` wants it; the others go once a newer one is whole. All processes
+    of a job must call this.
 
     Args:
         root: the run's checkpoints directory.
-        save_every_steps: `save_training` saves steps divisible by this and passes over the others.
-        keep_last: how many steps stay; None keeps all.
         tokenizer_dir: copied to `root/tokenizer` once; a run cannot change its tokenizer.
+        save_every_steps: `save_training` saves steps divisible by this and passes over the others.
+        keep_last: how many newest steps stay; None keeps all.
+        keep_every_steps: steps divisible by this stay for ever; 0 is none.
+        best_metric: the metric, lowest is best, by which best steps stay; "" is none.
+        keep_best: how many best steps stay.
         asynchronous: write in the background; the arrays are copied before a save returns.
 
     Raises:
@@ -368,12 +345,29 @@ def open_manager(
     for name, value in (("save_every_steps", save_every_steps), ("keep_last", keep_last)):
         if value is not None and value < 1:
             raise ValueError(f"{name}: must be at least 1, got {value}.")
-    _prepare_root(root, Path(tokenizer_dir))
-    set_aside_incomplete(root)
+    on_leader(lambda: _prepare_root(root, Path(tokenizer_dir)))
+
+    def value_of(metrics) -> float:
+        return metric_value(metrics, best_metric)
+
+    keep = [policies.LatestN(keep_last)]
+    if keep_every_steps:
+        keep.append(policies.EveryNSteps(keep_every_steps))
+    if best_metric:
+        keep.append(
+            policies.BestN(
+                get_metric_fn=value_of,
+                reverse=True,
+                n=keep_best,
+                keep_checkpoints_without_metrics=False,
+            )
+        )
     options = ocp.CheckpointManagerOptions(
         should_save_fn=lambda step, latest: step % save_every_steps == 0,
-        preservation_policy=preservation_policy.LatestN(keep_last) if keep_last else None,
-        cleanup_tmp_directories=True,
+        preservation_policy=policies.AnyPreservationPolicy(keep),
+        # Orbax stores metrics only where it is told how to compare them.
+        best_fn=value_of,
+        best_mode="min",
         enable_async_checkpointing=asynchronous,
     )
     return ocp.CheckpointManager(root.absolute(), options=options)
@@ -387,9 +381,10 @@ def save_training(
     data: dict,
     meta: dict,
     *,
+    metrics: Mapping[str, float] | None = None,
     force: bool = False,
 ) -> bool:
-    """Saves a training step if it is due, in the background.
+    """Saves a training step if it is due, in the background. All processes must call this.
 
     Args:
         manager: from `open_manager`.
@@ -398,6 +393,7 @@ def save_training(
         opt_state: any pytree of arrays.
         data: JSON-able: data step, ledger of consumed tokens, mixture fingerprint.
         meta: from `make_meta`.
+        metrics: what the step can be compared by with others, lowest is best; finite.
         force: save although the step is not due (the last step, a SIGTERM).
 
     Returns:
@@ -409,10 +405,28 @@ def save_training(
     if step in manager.all_steps() or not (force or manager.should_save(step)):
         return False
     check_meta(meta)
-    directory = Path(manager.directory)
-    check_disk_space(f"save {directory / str(step)}", directory, tree_bytes((params, opt_state)))
-    args = _save_args(params=params, opt_state=opt_state, data=data, meta=meta)
-    return manager.save(step, args=args, force=force)
+    directory, size = Path(manager.directory), tree_bytes((params, opt_state))
+    on_leader(lambda: check_disk_space(f"save {directory / str(step)}", directory, size))
+    args = ocp.args.Composite(
+        params=ocp.args.StandardSave(params, _chunks(params)),
+        opt_state=ocp.args.StandardSave(opt_state, _chunks(opt_state)),
+        data=ocp.args.JsonSave(data),
+        meta=ocp.args.JsonSave(meta),
+    )
+    return manager.save(step, args=args, metrics=dict(metrics or {}), force=force)
+
+
+def _chunks(tree) -> Any:
+    """Says how leaves are cut on disk: stacked ones by layer, all in pieces of bounded size.
+
+    So one layer is read alone, and another mesh reads little more than what it holds.
+    """
+
+    def cut(path, _):
+        stacked = "layers" in jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+        return ocp.SaveArgs(chunk_byte_size=PIECE_BYTES, shard_axes=(0,) if stacked else ())
+
+    return jax.tree_util.tree_map_with_path(cut, tree)
 
 
 def restore_training(
@@ -433,7 +447,8 @@ def restore_training(
         (step, params, opt_state, data, meta).
 
     Raises:
-        ValueError: if there is no such step, leaves differ from what is expected, or it is damaged.
+        ValueError: if there is no such step, leaves differ from what is expected (dtypes too:
+            a run does not change its own on the way), or it is damaged.
     """
     manager.wait_until_finished()
     root = Path(manager.directory)
@@ -442,15 +457,18 @@ def restore_training(
         raise ValueError(f"restore {info.path}: must hold an optimizer state, got parameters only.")
     title = f"restore {info.path}"
     wanted = flatten_paths(abstract_params)
-    check_same_leaves(title, _list_item(info.path / "params"), wanted, info.config)
+    stored = _list_item(info.path / "params")
+    check_same_leaves(title, stored, wanted, info.config, same_dtypes=True)
     wanted = _flatten_any(abstract_opt_state)
-    check_same_leaves(f"{title} opt_state", _list_item(info.path / "opt_state"), wanted)
+    stored = _list_item(info.path / "opt_state")
+    check_same_leaves(f"{title} opt_state", stored, wanted, same_dtypes=True)
     params = _read_params(info.path, abstract_params)
     opt_state = _read_tree(info.path / "opt_state", abstract_opt_state)
     return info.step, params, opt_state, read_json_item(info.path, "data"), info.meta
 
 
 def _prepare_root(root: Path, tokenizer_dir: Path) -> None:
+    """Makes a root that can be saved to; for one process of a job."""
     fingerprint = load_tokenizer(tokenizer_dir).fingerprint
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -466,3 +484,4 @@ def _prepare_root(root: Path, tokenizer_dir: Path) -> None:
         shutil.copytree(tokenizer_dir, partial)
         os.replace(partial, kept)
     check_fingerprint(kept, fingerprint)
+    set_aside_incomplete(root)

@@ -3,7 +3,6 @@
 Owns the facts that `ellama inspect` shows and how they read. It reads no weight.
 """
 
-import json
 import math
 import os
 import textwrap
@@ -17,15 +16,17 @@ from ellama_jax.data.tokenizer import Tokenizer, load_tokenizer
 from ellama_jax.model.llama import count_params, param_dims
 from ellama_jax.model.presets import PRESETS, LlamaConfig, config_from_dict, config_to_dict
 from ellama_jax.sharding import MESH_AXES, describe, storage_sharding
-from ellama_jax.weights.checkpoint import list_leaves, open_leaves, stored_shardings
+from ellama_jax.weights.checkpoint import list_leaves, open_leaves
 from ellama_jax.weights.layout import (
     CheckpointInfo,
     StepEntry,
     find_checkpoint,
     list_steps,
     read_json_item,
+    read_metrics,
 )
 from ellama_jax.weights.origin import describe_provenance, describe_verification
+from ellama_jax.weights.stored import stored_shardings
 
 _LABEL = 14  # width of what stands before the text
 _WIDTH = 100  # of a line, where its words can be broken
@@ -134,7 +135,7 @@ def _find_quietly(path: Path) -> CheckpointInfo:
 
 
 def _leaf_facts(info: CheckpointInfo, mesh: AbstractMesh | None) -> dict[str, dict]:
-    dims, saved = param_dims(info.config), stored_shardings(info.path)
+    dims, saved = param_dims(info.config), stored_shardings(info.path / "params")
     facts = {}
     for path, leaf in open_leaves(info.path).items():
         names = dims.get(path, ())
@@ -143,7 +144,7 @@ def _leaf_facts(info: CheckpointInfo, mesh: AbstractMesh | None) -> dict[str, di
                 f"checkpoint {info.path}: {path} must have the dims {', '.join(names) or 'none'}, "
                 f"got the shape {list(leaf.shape)}; was model changed in meta?"
             )
-        sharding = saved[path]
+        sharding = _pad(saved.get(path), len(names))
         if mesh is not None:
             sharding = storage_sharding(mesh, names, leaf.shape, path)
         abstract = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
@@ -161,13 +162,21 @@ def _leaf_facts(info: CheckpointInfo, mesh: AbstractMesh | None) -> dict[str, di
     return facts
 
 
+def _pad(sharding: jax.NamedSharding | None, num_dims: int) -> jax.NamedSharding | None:
+    """Names the trailing dims too, which JAX drops where they are not divided."""
+    if sharding is None:
+        return None
+    missing = num_dims - len(sharding.spec)
+    return jax.NamedSharding(sharding.mesh, jax.P(*sharding.spec, *[None] * missing))
+
+
 def _axes(entry) -> list[str]:
     return [] if entry is None else [entry] if isinstance(entry, str) else list(entry)
 
 
 def _saved_mesh(info: CheckpointInfo) -> dict[str, int] | None:
-    meshes = [sharding.mesh for sharding in stored_shardings(info.path).values() if sharding]
-    return dict(meshes[0].shape) if meshes else None
+    shardings = stored_shardings(info.path / "params").values()
+    return next((dict(sharding.mesh.shape) for sharding in shardings), None)
 
 
 def _step_facts(entry: StepEntry) -> dict:
@@ -177,18 +186,9 @@ def _step_facts(entry: StepEntry) -> dict:
         "problem": entry.problem,
         "saved_at": entry.saved_at.isoformat(timespec="seconds") if entry.saved_at else None,
         "bytes": _disk_bytes(entry.path),
-        "metrics": _read_metrics(entry.path),
+        # What is not finite compares with nothing, and is no JSON.
+        "metrics": {n: x for n, x in read_metrics(entry.path).items() if math.isfinite(x)},
     }
-
-
-def _read_metrics(step_dir: Path) -> dict[str, float]:
-    """Returns the metrics a step was saved with, those that compare with others."""
-    try:
-        found = json.loads((step_dir / "metrics" / "metrics").read_text())
-    except (OSError, ValueError):
-        return {}
-    numbers = found.items() if isinstance(found, dict) else ()
-    return {name: x for name, x in numbers if isinstance(x, int | float) and math.isfinite(x)}
 
 
 def _best_metric(meta: Mapping) -> str | None:

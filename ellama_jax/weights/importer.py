@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax
 import tokenizers
 
 from ellama_jax.data.tokenizer import (
@@ -28,12 +29,16 @@ from ellama_jax.data.tokenizer import (
     load_tokenizer,
     save_tokenizer,
 )
+from ellama_jax.distributed import leads, on_leader, start_processes
+from ellama_jax.model.llama import abstract_params
 from ellama_jax.model.presets import PRESETS, LlamaConfig, get_preset
+from ellama_jax.sharding import make_mesh
+from ellama_jax.tree import flatten_paths
 from ellama_jax.weights import gguf, huggingface, meta
 from ellama_jax.weights.checkpoint import CheckpointInfo, make_meta, write_checkpoint
 from ellama_jax.weights.description import describe_checkpoint
 from ellama_jax.weights.layout import check_destination
-from ellama_jax.weights.lazy import LazyArray
+from ellama_jax.weights.lazy import LazyArray, place
 from ellama_jax.weights.tensors import assemble_leaves
 
 # What a Hugging Face directory may say about its tokenizer. All of it is kept, so that an export
@@ -92,23 +97,25 @@ def import_weights(
     """
     src = Path(src)
     source_format = detect_format(src)
-    check_destination(dst, 0, overwrite=overwrite)
+    on_leader(lambda: check_destination(dst, 0, overwrite=overwrite))
     with _READERS[source_format](src, preset) as model:
         # The cheap checks come first: a wrong tokenizer shows before gigabytes are read.
         _name_document_tokens(model.tokenizer_dir, {"bos_token": bos, "eos_token": eos})
         tokenizer = load_tokenizer(model.tokenizer_dir)
         check_fits(tokenizer, model.config.vocab_size)
         size = sum(leaf.nbytes for leaf in model.leaves.values())
-        check_destination(dst, size, overwrite=overwrite)
+        on_leader(lambda: check_destination(dst, size, overwrite=overwrite))
         facts = make_meta(
             model.config,
             tokenizer_fingerprint=tokenizer.fingerprint,
             provenance={"kind": "import", "format": model.format, "sources": []},
         )
-        with _hashing(model.files) as sources:
+        # Several processes read onto a mesh of all their devices, each its own parts only.
+        leaves = model.leaves if jax.process_count() == 1 else _place(model)
+        with _hashing(model.files if leads() else []) as sources:
             return write_checkpoint(
                 dst,
-                model.leaves,
+                leaves,
                 config=model.config,
                 meta=facts,
                 tokenizer_dir=model.tokenizer_dir,
@@ -118,6 +125,15 @@ def import_weights(
                     "provenance": {**facts["provenance"], "sources": sources()},
                 },
             )
+
+
+def _place(model: _Model) -> dict[str, jax.Array]:
+    mesh = make_mesh({"data": 1, "fsdp": -1, "context": 1, "tensor": 1})
+    wanted = flatten_paths(abstract_params(model.config, mesh=mesh))
+    return {
+        path: place(leaf, wanted[path].update(dtype=leaf.dtype))
+        for path, leaf in model.leaves.items()
+    }
 
 
 def detect_format(src: str | os.PathLike) -> str:
@@ -291,6 +307,7 @@ def main_import(argv: list[str]) -> None:
     parser.add_argument("--eos", metavar="TOKEN", help="ends a document; the source's by default")
     parser.add_argument("--overwrite", action="store_true", help="replace the checkpoint at DST")
     args = parser.parse_args(argv)
+    start_processes()
     info = import_weights(
         args.src,
         args.dst,
@@ -299,4 +316,5 @@ def main_import(argv: list[str]) -> None:
         eos=args.eos,
         overwrite=args.overwrite,
     )
-    print(f"Imported {args.src} into {info.path}\n{describe_checkpoint(info.root)}")
+    if leads():
+        print(f"Imported {args.src} into {info.path}\n{describe_checkpoint(info.root)}")

@@ -1,7 +1,8 @@
 """Where checkpoints lie on disk and what they say about themselves.
 
-Owns the names in a root (`ROOT/<step>/{params,meta[,opt_state,data]}`, `ROOT/tokenizer`), the meta,
-and the checks before anything is written. It reads and writes no weights; checkpoint.py does.
+Owns the names in a root (`ROOT/<step>/{params,meta[,opt_state,data,metrics]}`, `ROOT/tokenizer`),
+the meta, which step is the best, and the checks before anything is written. It reads and writes no
+weights; checkpoint.py does.
 
 Words: a *root* holds steps; a step is *complete* once Orbax has committed it and its `params` and
 `meta` can be found. Only complete steps are ever restored.
@@ -12,11 +13,12 @@ import functools
 import importlib.metadata
 import json
 import logging
+import math
 import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from ellama_jax.model.presets import LlamaConfig, config_from_dict, config_to_di
 log = logging.getLogger(__name__)
 
 TOKENIZER_DIR = "tokenizer"
+BEST = "best"  # ROOT/best means the best complete step; there is no such directory
 META_KEYS = ("model", "tokenizer_fingerprint", "versions", "commit", "provenance", "verification")
 
 # Orbax's own word for a step that is still being written, and ours for one that was set aside.
@@ -55,7 +58,8 @@ def find_checkpoint(path: str | os.PathLike) -> CheckpointInfo:
     """Finds the checkpoint meant by `path`, without reading any weight.
 
     Args:
-        path: a root (its newest complete step is taken) or one `ROOT/<step>`.
+        path: a root (its newest complete step is taken), one `ROOT/<step>`, or `ROOT/best`: the
+            step with the lowest value of the `checkpoint.best_metric` of its run.
 
     Returns:
         Where it is and what it says about itself.
@@ -64,6 +68,8 @@ def find_checkpoint(path: str | os.PathLike) -> CheckpointInfo:
         ValueError: if nothing is there, no step is complete or the meta cannot be read.
     """
     given = Path(path)
+    if given.name == BEST and not given.exists() and given.parent.is_dir():
+        return _describe_step(given.parent, best_step(given.parent))
     if not given.is_dir():
         kind = "a file" if given.exists() else "nothing"
         hint = "; `ellama import` makes checkpoints of GGUF files" if kind == "a file" else ""
@@ -94,14 +100,59 @@ def latest_step(root: str | os.PathLike) -> int | None:
     return max(complete, default=None)
 
 
-def set_aside_incomplete(root: Path) -> None:
-    """Renames committed-looking but incomplete steps, so that their numbers can be saved again.
+def best_step(root: str | os.PathLike) -> int:
+    """Returns the complete step with the lowest `best_metric` of the run, the newest of equals.
 
-    Orbax takes every directory named by a number for a step, and refuses to save lower ones.
-    Nothing is deleted: `7` becomes `7.incomplete`.
+    Which metric that is, the newest step says; each step has the values of all of them.
+
+    Raises:
+        ValueError: if the run names no metric, or no step has a value of it.
+    """
+    newest = find_checkpoint(root)
+    name = newest.meta.get("config", {}).get("checkpoint", {}).get("best_metric", "")
+    title = f"checkpoint {Path(root) / BEST}"
+    if not name:
+        raise ValueError(
+            f"{title}: must be of a run with a checkpoint.best_metric, got none; name a step."
+        )
+    steps = [step for step, directory in _step_dirs(newest.root) if not _find_problem(directory)]
+    metrics = {step: read_metrics(newest.root / str(step)) for step in steps}
+    values = {step: metric_value(held, name) for step, held in metrics.items()}
+    if not values or min(values.values()) == math.inf:
+        known = sorted({key for held in metrics.values() for key in held})
+        raise ValueError(
+            f"{title}: a step must have the metric {name}, got {', '.join(known) or 'no metrics'}."
+        )
+    return min(values, key=lambda step: (values[step], -step))
+
+
+def read_metrics(step_dir: Path) -> dict[str, float]:
+    """Returns the metrics a step was saved with, empty if it was saved without."""
+    try:
+        return json.loads((step_dir / "metrics" / "metrics").read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def metric_value(metrics: Mapping[str, float] | None, name: str) -> float:
+    """Returns one metric as steps are compared by it: what is missing is worse than anything."""
+    value = (metrics or {}).get(name, math.inf)
+    return value if math.isfinite(value) else math.inf
+
+
+def set_aside_incomplete(root: Path) -> None:
+    """Clears incomplete steps out of the way, so that their numbers can be saved again.
+
+    Orbax takes every directory named by a number for a step, and refuses to save lower ones. Such
+    a one is not deleted: `7` becomes `7.incomplete`. What Orbax had not renamed to a number yet is
+    the rest of an interrupted save, and removed.
     """
     for step, directory in _step_dirs(root):
-        if directory.name == str(step) and _find_problem(directory):
+        problem = _find_problem(directory)
+        if directory.name.endswith(_TEMPORARY):
+            shutil.rmtree(directory)
+            log.warning("checkpoint %s: %s, removed", directory, problem)
+        elif directory.name == str(step) and problem:
             aside = directory.with_name(directory.name + _INCOMPLETE)
             shutil.rmtree(aside, ignore_errors=True)
             os.replace(directory, aside)

@@ -1,6 +1,6 @@
 """The preflight diff: which leaves of a checkpoint do not fit what is expected, and why.
 
-Compares names and shapes before anything is read or written; it touches no file.
+Compares names, shapes and where it matters dtypes before anything is read or written; it touches no file.
 """
 
 from collections.abc import Mapping
@@ -20,17 +20,20 @@ _CONFIG_KEYS = {
 }
 
 
-def check_same_leaves(title: str, stored: Mapping, wanted: Mapping, config=None) -> None:
+def check_same_leaves(
+    title: str, stored: Mapping, wanted: Mapping, config=None, *, same_dtypes: bool = False
+) -> None:
     """Refuses leaves that do not fit, naming every one of them.
 
     Args:
         title: what is being done, as `restore runs/a/40`.
-        stored: path -> (shape, ...) of what is there.
-        wanted: path -> anything with a shape, of what is expected.
+        stored: path -> (shape, dtype) of what is there; without `same_dtypes` the shape is enough.
+        wanted: path -> anything with a shape and a dtype, of what is expected.
         config: the model, where its keys can explain a difference.
+        same_dtypes: refuse to cast, for what must come back bit for bit.
 
     Raises:
-        ValueError: if leaves are missing, extra or of another shape.
+        ValueError: if leaves are missing, extra, of another shape or of a dtype that may not be cast.
     """
     shapes = {name: tuple(leaf.shape) for name, leaf in wanted.items()}
     differences, changed = [], set()
@@ -43,6 +46,9 @@ def check_same_leaves(title: str, stored: Mapping, wanted: Mapping, config=None)
             got, expected = list(stored[name][0]), list(shapes[name])
             differences.append(f"{name} is {got}, expected {expected}")
             changed |= _guess_changed_keys(name, got, expected, config)
+        elif same_dtypes and stored[name][1] != wanted[name].dtype:
+            differences.append(f"{name} is {stored[name][1]}, expected {wanted[name].dtype}")
+            changed.add("param_dtype")
     if "lm_head/kernel" in stored.keys() ^ shapes.keys():
         changed.add("tied_embeddings")
     if differences:

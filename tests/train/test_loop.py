@@ -15,6 +15,7 @@ import pytest
 from ellama_jax.train.loop import main_train, prepare_run, train
 from ellama_jax.train.metrics import read_metrics
 from ellama_jax.tree import flatten_paths
+from ellama_jax.weights import layout
 from ellama_jax.weights.checkpoint import restore_params
 from ellama_jax.weights.layout import find_checkpoint, latest_step
 
@@ -42,8 +43,14 @@ def assert_same_state(root, other):
 
 def _opt_state(step_dir):
     import orbax.checkpoint as ocp
+    from etils import epath
 
-    return jax.tree.leaves(ocp.PyTreeCheckpointer().restore(step_dir / "opt_state"))
+    # As NumPy arrays: a checkpoint of two processes names devices that are not here.
+    handler, path = ocp.PyTreeCheckpointHandler(), epath.Path(step_dir / "opt_state")
+    args = jax.tree.map(
+        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(path).tree
+    )
+    return jax.tree.leaves(handler.restore(path, args=ocp.args.PyTreeRestore(restore_args=args)))
 
 
 def command(arguments, workdir):
@@ -127,6 +134,46 @@ def test_sigterm_saves_and_the_same_command_goes_on(whole_run, tiny_arguments, t
     assert step == read_metrics(workdir)[-1]["step"] >= 3
 
 
+def test_a_checkpoint_is_compared_by_all_tokens_since_the_last(whole_run):
+    """Steps 3 and 4 are what checkpoint 4 is compared by; the mean is over tokens, not steps."""
+    records = read_metrics(whole_run)[2:4]
+    tokens = [record["loss_tokens"] for record in records]
+    expected = np.average([record["loss"] for record in records], weights=tokens)
+    stored = layout.read_metrics(whole_run / "checkpoints" / "4")
+    assert stored["loss"] == pytest.approx(expected, rel=1e-6)
+    assert {"grad_norm", "loss/ecommerce/en", "loss/general/de"} <= set(stored)
+
+
+def test_a_save_that_is_not_due_changes_no_mean(tiny_config, tmp_path):
+    """A run that stops at step 3 and goes on compares step 4 by steps 3 and 4, as a whole one."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    overrides = {"mesh__fsdp": 8, "schedule__final_frac": 1.0}
+    train(prepare_run(tiny_config(train__steps=4, **overrides), whole))
+    train(prepare_run(tiny_config(train__steps=3, **overrides), parts))
+    train(prepare_run(tiny_config(train__steps=4, **overrides), parts))
+    metrics = [layout.read_metrics(run / "checkpoints" / "4") for run in (whole, parts)]
+    assert metrics[0] == metrics[1] and metrics[0]["loss"] > 0
+
+
+def test_the_best_checkpoint_of_a_run_stays(tiny_config, tmp_path):
+    """By grad_norm with a high rate, so that it is not the last one that is best."""
+    run = tmp_path / "run"
+    keys = {"checkpoint__best_metric": "grad_norm", "checkpoint__keep_last": 1, "mesh__fsdp": 8}
+    train(prepare_run(tiny_config(**keys), run))
+    every = read_metrics(run)
+    means = {
+        step: np.average(
+            [r["grad_norm"] for r in every[step - 2 : step]],
+            weights=[r["loss_tokens"] for r in every[step - 2 : step]],
+        )
+        for step in (2, 4, 6)
+    }
+    best = min(means, key=means.get)
+    assert find_checkpoint(run / "checkpoints" / "best").step == best
+    kept = {int(p.name) for p in (run / "checkpoints").iterdir() if p.name.isdigit()}
+    assert kept == {best, 6}
+
+
 def test_another_mesh_and_microbatches_see_the_same_batches(whole_run, tiny_config, tmp_path):
     config = tiny_config(mesh__fsdp=4, mesh__tensor=2, train__num_microbatches=2)
     train(prepare_run(config, tmp_path / "run"))
@@ -193,6 +240,12 @@ def test_too_many_bad_updates_stop_the_job(tiny_config, tmp_path):
         ("model__preset", "llama3.2-1b", "^schedule.base_peak_learning_rate"),
         ("model__checkpoint", "/no/such/checkpoint", "/no/such/checkpoint"),
         ("data__windows_dir", "/no/such/windows", "/no/such/windows"),
+        (
+            "checkpoint__best_metric",
+            "loss/general/fr",
+            "^checkpoint.best_metric: must be one of loss, grad_norm, loss/ecommerce/de, "
+            "loss/ecommerce/en, loss/general/de, loss/general/en, or empty, got loss/general/fr",
+        ),
     ],
 )
 def test_what_does_not_fit_is_said_before_any_device_is_used(
@@ -223,3 +276,47 @@ def test_help_needs_no_configuration(capsys):
     with pytest.raises(SystemExit):
         main_train(["--help"])
     assert "--config.SECTION.KEY" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_run_killed_over_and_over_ends_as_a_whole_one(whole_run, tiny_arguments, tmp_path):
+    """SIGKILL four times, each as soon as another save is under way or just done."""
+    workdir = tmp_path / "run"
+    arguments = [*tiny_arguments, "--config.checkpoint.save_every_steps=1"]
+    root = workdir / "checkpoints"
+    for _ in range(4):
+        before = latest_step(root) or 0
+        process = subprocess.Popen(command(arguments, workdir), env=one_device())
+        wait_until(lambda: names_above(root, before) or process.poll() is not None)  # noqa: B023
+        process.kill()
+        process.wait()
+    subprocess.run(command(tiny_arguments, workdir), env=one_device(), check=True)
+    assert_same_state(root, whole_run / "checkpoints")
+    assert steady(read_metrics(workdir)) == steady(read_metrics(whole_run))
+
+
+def test_sigterm_during_a_save_lets_it_end_and_saves_the_step_it_stops_at(tiny_arguments, tmp_path):
+    workdir = tmp_path / "run"
+    arguments = [*tiny_arguments, "--config.train.steps=5000"]
+    process = subprocess.Popen(command(arguments, workdir), env=one_device())
+    root = workdir / "checkpoints"
+    wait_until(lambda: latest_step(root) and list(root.glob("*.orbax-checkpoint-tmp")))
+    process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    assert process.wait(timeout=60) == 143
+    assert time.monotonic() - began < 20  # schedulers give 30 s
+    assert latest_step(root) == read_metrics(workdir)[-1]["step"]
+    assert not list(root.glob("*.orbax-checkpoint-tmp"))
+
+
+def names_above(root, step):
+    """Steps later than `step`, saved or being saved."""
+    found = root.glob("[0-9]*") if root.is_dir() else []
+    return [path.name for path in found if int(path.name.split(".")[0]) > step]
+
+
+def wait_until(holds, secs=120):
+    deadline = time.monotonic() + secs
+    while not holds():
+        assert time.monotonic() < deadline, f"nothing happened in {secs} s"
+        time.sleep(0.002)

@@ -4,7 +4,13 @@ import json
 
 import numpy as np
 
-from ellama_jax.train.metrics import MetricsLog, read_metrics, step_record
+from ellama_jax.train.metrics import (
+    IntervalMeans,
+    MetricsLog,
+    known_metrics,
+    read_metrics,
+    step_record,
+)
 from ellama_jax.train.step import Metrics
 
 
@@ -34,6 +40,44 @@ def test_sources_of_one_domain_and_language_are_one_curve():
 def test_a_source_without_tokens_has_no_loss():
     record = step_record(metrics([3, 0], [2, 0]), ["a/en", "b/en"], step=1, learning_rate=0, secs=1)
     assert record["loss/a/en"] == 1.5 and "loss/b/en" not in record
+
+
+def test_means_over_steps_are_weighted_by_tokens_of_the_source():
+    """20 nats over 4 tokens and 10 over 20: 30 / 24, not the mean of 5 and 0.5."""
+    means = IntervalMeans(["a/en", "b/en"], {})
+    means.add(metrics([20, 2], [4, 1], loss=4.4))
+    means.add(metrics([10, 0], [20, 0], loss=0.5))
+    assert means.means() == {
+        "loss": (np.float32(4.4) * 5 + 0.5 * 20) / 25, "grad_norm": 0.5,
+        "loss/a/en": 1.25, "loss/b/en": 2.0,
+    }  # fmt: skip
+
+
+def test_means_go_on_from_what_a_checkpoint_stored():
+    whole, first = IntervalMeans(["a/en"], {}), IntervalMeans(["a/en"], {})
+    for means in (whole, first):
+        means.add(metrics([0.1], [3], loss=0.1))
+    second = IntervalMeans(["a/en"], json.loads(json.dumps(first.sums)))
+    for means in (whole, second):
+        means.add(metrics([0.7], [3], loss=0.7))
+    assert second.means() == whole.means()
+
+
+def test_a_step_that_was_skipped_does_not_spoil_the_mean():
+    means = IntervalMeans(["a/en"], {})
+    means.add(metrics([6], [3]))
+    means.add(metrics([np.nan], [3], loss=np.nan))
+    assert means.means()["loss/a/en"] == 2.0
+    assert IntervalMeans(["a/en"], {}).means() == {}
+
+
+def test_known_metrics_are_those_of_the_log():
+    assert known_metrics(["b/en", "a/en", "b/en"]) == [
+        "loss",
+        "grad_norm",
+        "loss/a/en",
+        "loss/b/en",
+    ]
 
 
 def test_lines_that_will_be_repeated_are_dropped_and_a_torn_one_is_ignored(tmp_path):

@@ -343,6 +343,39 @@ def test_parameters_of_other_sizes_are_named(tmp_path, tiny, training, tokenizer
         restore_training(manager, wider, as_abstract(training[1]))
 
 
+@pytest.mark.parametrize("part", [0, 1])
+def test_a_run_is_not_cast_to_another_dtype_on_the_way(tmp_path, training, tokenizer_dir, part):
+    """Neither parameters nor moments: every leaf is named, with the key that was changed."""
+    save_steps(tmp_path / "run", tokenizer_dir, training, [10])
+    wanted = list(map(as_abstract, training[:2]))
+    narrowed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), wanted[part])
+    wanted[part] = narrowed
+    leaves = 11 if part == 0 else 23  # two moments and the counter
+    message = rf"{leaves} leaves differ: .*float32, expected bfloat16.* Was param_dtype changed"
+    with (
+        open_run(tmp_path / "run", tokenizer_dir) as manager,
+        pytest.raises(ValueError, match=message),
+    ):
+        restore_training(manager, *wanted)
+
+
+def test_every_leaf_of_the_optimizer_state_that_differs_is_named(tmp_path, training, tokenizer_dir):
+    save_steps(tmp_path / "run", tokenizer_dir, training, [10])
+    wanted = as_abstract(training[1])
+    leaf = jax.ShapeDtypeStruct((2, 64, 200), jnp.float32)
+    wanted[1][0].mu["layers"]["mlp"]["w_up"] = leaf
+    del wanted[1][0].nu["embed"]
+    message = (
+        r"opt_state: 2 leaves differ: 1/0/mu/layers/mlp/w_up is \[2, 64, 192\], "
+        r"expected \[2, 64, 200\]; 1/0/nu/embed/table is not expected"
+    )
+    with (
+        open_run(tmp_path / "run", tokenizer_dir) as manager,
+        pytest.raises(ValueError, match=message),
+    ):
+        restore_training(manager, as_abstract(training[0]), wanted)
+
+
 def test_an_imported_checkpoint_has_nothing_to_resume(tiny_root, tokenizer_dir, training):
     message = "must hold an optimizer state, got parameters only"
     with open_run(tiny_root, tokenizer_dir) as manager, pytest.raises(ValueError, match=message):

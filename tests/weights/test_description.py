@@ -122,6 +122,17 @@ def test_a_step_that_was_asked_for_is_the_one_shown(run):
     assert "best, shown here" in describe_facts(facts)
 
 
+def test_the_best_step_of_a_root_can_be_asked_for(run):
+    assert find_facts(run / "best")["step"] == 10
+
+
+def test_dims_that_jax_left_out_of_a_stored_sharding_are_shown(run):
+    file = run / "10" / "params" / "_sharding"
+    file.write_text(file.read_text().replace(r"\"tensor\", null]", r"\"tensor\"]"))
+    leaf = find_facts(run / "10")["leaves"]["layers/attn/wq"]
+    assert leaf["divided_by"] == [[], ["fsdp"], ["tensor"], []]
+
+
 def test_a_metric_that_is_not_finite_is_neither_shown_nor_best(run):
     (run / "10" / "metrics" / "metrics").write_text('{"loss": -Infinity}')
     facts = find_facts(run)

@@ -59,15 +59,16 @@ def test_a_root_that_does_not_exist_has_no_step(tmp_path):
     assert latest_step(tmp_path / "nowhere") is None
 
 
-def test_incomplete_steps_are_set_aside_and_nothing_is_deleted(tmp_path, caplog):
+def test_incomplete_steps_are_set_aside_and_the_rest_of_a_save_is_removed(tmp_path, caplog):
     make_step(tmp_path / "1")
     make_step(tmp_path / "2", without="meta/metadata")
     (tmp_path / "3.orbax-checkpoint-tmp").mkdir()
     set_aside_incomplete(tmp_path)
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["1", "2.incomplete", "3.orbax-checkpoint-tmp"]
+    assert names == ["1", "2.incomplete"]
     assert (tmp_path / "2.incomplete" / "params" / "_METADATA").is_file()
     assert "incomplete, set aside as 2.incomplete" in caplog.text
+    assert "3.orbax-checkpoint-tmp: incomplete (being written, or interrupted)" in caplog.text
 
 
 def rewrite_model(root, **changes):

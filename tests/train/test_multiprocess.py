@@ -1,0 +1,154 @@
+"""Several processes are one job: same batches, same losses, same checkpoints, one exit."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from test_loop import assert_same_state, steady
+
+from ellama_jax.train.metrics import read_metrics
+from ellama_jax.weights.layout import latest_step
+
+pytestmark = pytest.mark.slow
+LIMIT_SECS = 240
+
+
+def environment(devices=1, **more):
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return {**os.environ, "XLA_FLAGS": flags, **more}
+
+
+def start(arguments, workdir, processes, devices=1):
+    """Starts `ellama train` in several processes on a free port of this machine."""
+    argv = [sys.executable, "-m", "ellama_jax.cli", "train", *arguments, f"--workdir={workdir}"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    started = []
+    for index in range(processes):
+        more = {
+            "JAX_COORDINATOR_ADDRESS": address,
+            "JAX_NUM_PROCESSES": str(processes),
+            "JAX_PROCESS_ID": str(index),
+        }
+        env = environment(devices, **(more if processes > 1 else {}))
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        started.append(subprocess.Popen(argv, env=env, text=True, **pipes))
+    return started
+
+
+def finish(started):
+    """Returns (exit status, stdout, stderr) of each; what does not end in time is ended."""
+    deadline = time.monotonic() + LIMIT_SECS
+    try:
+        ends = [p.communicate(timeout=max(1, deadline - time.monotonic())) for p in started]
+    finally:
+        for process in started:
+            if process.poll() is None:
+                process.kill()
+    return [(p.returncode, *end) for p, end in zip(started, ends, strict=True)]
+
+
+def run(arguments, workdir, processes=1, devices=1):
+    ends = finish(start(arguments, workdir, processes, devices))
+    assert [status for status, _, _ in ends] == [0] * processes, ends
+    return ends
+
+
+@pytest.fixture(scope="module")
+def finished():
+    return {}
+
+
+@pytest.fixture
+def whole_run(finished, tiny_arguments, tmp_path_factory):
+    """An uninterrupted run of one process on two devices."""
+    if not finished:
+        finished["workdir"] = tmp_path_factory.mktemp("whole") / "run"
+        run(tiny_arguments, finished["workdir"], devices=2)
+    return finished["workdir"]
+
+
+def test_two_processes_train_as_one_does(whole_run, tiny_arguments, tmp_path):
+    """The same mesh over one process or two: every logged number and every stored bit is equal."""
+    workdir = tmp_path / "run"
+    leader, follower = run(tiny_arguments, workdir, processes=2)
+    assert steady(read_metrics(workdir)) == steady(read_metrics(whole_run))
+    assert_same_state(workdir / "checkpoints", whole_run / "checkpoints")
+    assert "6 steps of 256 tokens" in leader[1] and "training: 6/6 steps" in leader[2]
+    said = [line for line in follower[1].splitlines() if not line.startswith("[Gloo]")]
+    assert said == [] and follower[2] == ""
+
+
+def test_a_run_moves_from_one_process_to_two_and_back(whole_run, tiny_arguments, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(whole_run, workdir)
+    forget(workdir, 4, 6)
+    leader, _ = run([*tiny_arguments, "--config.checkpoint.keep_last=9"], workdir, processes=2)
+    assert "resuming after step 2" in leader[1]
+    forget(workdir, 6)
+    run(tiny_arguments, workdir, devices=2)
+    assert steady(read_metrics(workdir)) == steady(read_metrics(whole_run))
+    assert_same_state(workdir / "checkpoints", whole_run / "checkpoints")
+
+
+def forget(workdir, *steps):
+    for step in steps:
+        shutil.rmtree(workdir / "checkpoints" / str(step))
+
+
+def test_a_mesh_axis_within_rows_may_span_processes(whole_run, tiny_arguments, tmp_path):
+    """With `tensor` over both processes, both feed all rows, and the batch is still the same."""
+    workdir = tmp_path / "run"
+    arguments = [*tiny_arguments, "--config.mesh.tensor=2", "--config.mesh.fsdp=1"]
+    run([*arguments, "--config.train.steps=6"], workdir, processes=2)
+    ours, theirs = read_metrics(workdir), read_metrics(whole_run)
+    for key in ("batch_fingerprint", "tokens_consumed", "loss_tokens"):
+        assert [record[key] for record in ours] == [record[key] for record in theirs], key
+    np.testing.assert_allclose(
+        [record["loss"] for record in ours], [record["loss"] for record in theirs], rtol=1e-5
+    )
+
+
+def test_sigterm_to_one_process_stops_both_at_one_step(tiny_arguments, tmp_path):
+    workdir = tmp_path / "run"
+    long = ["--config.train.steps=5000", "--config.checkpoint.save_every_steps=5000"]
+    started = start([*tiny_arguments, *long], workdir, processes=2)
+    deadline = time.monotonic() + LIMIT_SECS
+    while len(read_metrics(workdir)) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    started[1].send_signal(signal.SIGTERM)
+    (leader, _, said), (follower, _, silence) = finish(started)
+    assert (leader, follower) == (143, 143)
+    assert "the same command resumes" in said and silence == ""
+    step = latest_step(workdir / "checkpoints")
+    assert step == read_metrics(workdir)[-1]["step"] >= 3
+
+
+def test_what_one_process_refuses_all_refuse(whole_run, tiny_arguments, tmp_path):
+    """The leader finds that the tokenizer changed; the other says the same and does not hang."""
+    workdir = tmp_path / "run"
+    shutil.copytree(whole_run, workdir)
+    config = workdir / "checkpoints" / "tokenizer" / "tokenizer_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "bos_token": None}))
+    ends = finish(start(tiny_arguments, workdir, processes=2))
+    assert [status for status, _, _ in ends] == [2, 2]
+    for _, _, said in ends:
+        assert "was the tokenizer changed?" in said and "Traceback" not in said
+
+
+STARTED = "import jax; from ellama_jax.distributed import start_processes; start_processes();"
+
+
+def test_alone_nothing_is_started():
+    code = f"{STARTED} print(jax.distributed.is_initialized(), jax.process_count())"
+    alone = environment(KUBERNETES_SERVICE_HOST="10.0.0.1")  # a pod that is no job
+    done = subprocess.run([sys.executable, "-c", code], env=alone, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("False 1\n", "")
