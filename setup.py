@@ -60,7 +60,7 @@ setup(
     python_requires=">=3.11,<3.14",
     packages=[*find_packages(include=["ellama_jax", "ellama_jax.*"]), "ellama_jax.configs"],
     package_dir={"ellama_jax.configs": "configs"},
-    package_data={"ellama_jax": ["**/*.yaml"]},
+    package_data={"ellama_jax": ["**/*.yaml", "**/*.npz"]},
     install_requires=RUNTIME,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["ellama = ellama_jax.cli:main"]},

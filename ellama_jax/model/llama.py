@@ -180,7 +180,14 @@ class Block(nnx.Module):
     def __call__(
         self, x: jax.Array, rope: tuple[jax.Array, jax.Array], mask: jax.Array
     ) -> jax.Array:
-        x = x + constrain(self.attn(self.attn_norm(x), rope, mask), "batch", "length", "embed")
+        return self.add_mlp(self.add_attention(x, rope, mask))
+
+    def add_attention(
+        self, x: jax.Array, rope: tuple[jax.Array, jax.Array], mask: jax.Array
+    ) -> jax.Array:
+        return x + constrain(self.attn(self.attn_norm(x), rope, mask), "batch", "length", "embed")
+
+    def add_mlp(self, x: jax.Array) -> jax.Array:
         return x + constrain(self.mlp(self.mlp_norm(x)), "batch", "length", "embed")
 
 
@@ -314,6 +321,33 @@ def hidden_states(
     """
     model = Llama(config, params)
     return model(tokens, positions, segment_ids, branch_ids, compute_dtype, remat)
+
+
+def run_layer(
+    params: dict,
+    config: LlamaConfig,
+    x: jax.Array,
+    positions: jax.Array,
+    segment_ids: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Runs one decoder layer alone, for those who hold one layer at a time.
+
+    Args:
+        params: `layers` of the parameter tree, each leaf without its leading [L].
+        x: [B, T, D], the embeddings or what the layer before returned second.
+        positions, segment_ids: [B, T] int32; segment 0 is padding.
+
+    Returns:
+        The residual stream after attention and after the MLP, each [B, T, D] in the dtype of `x`.
+    """
+    block = Block(params, config)
+    between = block.add_attention(x, rope_tables(config, positions), attention_mask(segment_ids))
+    return between, block.add_mlp(between)
+
+
+def normalize_final(params: dict, config: LlamaConfig, x: jax.Array) -> jax.Array:
+    """Applies the final norm, `final_norm` of the tree, to the last layer's output [B, T, D]."""
+    return RMSNorm(params, config.norm_eps)(x)
 
 
 def output_kernel(params: dict, config: LlamaConfig) -> jax.Array:

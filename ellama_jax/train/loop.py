@@ -46,7 +46,9 @@ from ellama_jax.weights import checkpoint as checkpoints
 from ellama_jax.weights.layout import (
     CheckpointInfo,
     check_disk_space,
+    check_verified,
     find_checkpoint,
+    inherit_verification,
     make_meta,
 )
 
@@ -78,16 +80,26 @@ def main_train(argv: list[str]) -> None:
     parser.add_argument("--config", metavar="FILE[:ARG]", help="configuration file; required")
     parser.add_argument("--config.SECTION.KEY", metavar="VALUE", help="overrides one key")
     parser.add_argument("--workdir", required=True, type=Path, help="directory of the run")
+    parser.add_argument(
+        "--allow-unverified",
+        action="store_true",
+        help="train from a checkpoint that failed `ellama verify`",
+    )
     if "-h" in argv or "--help" in argv:
         parser.parse_args(["--help"])
     config, others = load_config(argv, "train")
-    workdir = parser.parse_args(others).workdir
+    args = parser.parse_args(others)
     start_processes()
-    train(prepare_run(config, workdir))
+    train(prepare_run(config, args.workdir, allow_unverified=args.allow_unverified))
 
 
-def prepare_run(config: RunConfig, workdir: Path) -> Run:
+def prepare_run(config: RunConfig, workdir: Path, *, allow_unverified: bool = False) -> Run:
     """Finds and checks everything that needs no device.
+
+    Args:
+        config: what to train.
+        workdir: where; made if it is not there.
+        allow_unverified: start from a checkpoint that failed the conversion gate all the same.
 
     Raises:
         ValueError: naming the key and what must hold.
@@ -108,6 +120,8 @@ def prepare_run(config: RunConfig, workdir: Path) -> Run:
     check_fits(tokenizer, model.vocab_size)
     loader = Loader(open_sources(config.data, tokenizer.fingerprint), config.data)
     _check_best_metric(config, loader)
+    if base is not None:
+        check_verified(base, allow_unverified=allow_unverified)
     _make_workdir(workdir)
     return Run(config, workdir, model, base, tokenizer, tokenizer_dir, loader)
 
@@ -378,6 +392,7 @@ def _meta(run: Run, step: int) -> dict:
         run.model,
         tokenizer_fingerprint=run.tokenizer.fingerprint,
         provenance=provenance,
+        verification=inherit_verification(base) if base else inherit_verification(),
         config=config_to_mapping(run.config),
     )
 

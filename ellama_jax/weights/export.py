@@ -27,7 +27,12 @@ from ellama_jax.weights.huggingface import (
     SINGLE_FILE,
     read_json,
 )
-from ellama_jax.weights.layout import check_destination, check_fingerprint, replace_directory
+from ellama_jax.weights.layout import (
+    check_destination,
+    check_fingerprint,
+    check_verified,
+    replace_directory,
+)
 from ellama_jax.weights.lazy import Box, LazyArray, as_bits, read_ahead, split
 from ellama_jax.weights.model_card import CARD_FILE, write_card
 from ellama_jax.weights.tensors import open_tensors
@@ -50,6 +55,7 @@ def export_checkpoint(
     dtype: str | None = None,
     shard_bytes: int = SHARD_BYTES,
     overwrite: bool = False,
+    allow_unverified: bool = False,
 ) -> Path:
     """Writes a checkpoint as a Hugging Face directory.
 
@@ -59,13 +65,14 @@ def export_checkpoint(
         dtype: bfloat16, float16 or float32 (rounded to the nearest); None keeps each leaf's.
         shard_bytes: the most bytes of tensors in one file; a larger tensor has a file of its own.
         overwrite: replace an earlier export at `dst`; anything else is never replaced.
+        allow_unverified: export a checkpoint that failed the conversion gate all the same.
 
     Returns:
         `dst`.
 
     Raises:
-        ValueError: if the checkpoint is damaged, its tokenizer is not the one it was made with, or
-            `dst` cannot be written. Nothing is left half written then.
+        ValueError: if the checkpoint is damaged or failed its gate, its tokenizer is not the one it
+            was made with, or `dst` cannot be written. Nothing is left half written then.
     """
     dst, info = Path(dst), find_checkpoint(path)
     check_fingerprint(info.tokenizer_dir, info.meta["tokenizer_fingerprint"])
@@ -75,6 +82,7 @@ def export_checkpoint(
         tensors = {name: _cast(tensor, _EXPORT_DTYPES[dtype]) for name, tensor in tensors.items()}
     size = sum(tensor.nbytes for tensor in tensors.values())
     check_destination(dst, size, overwrite=overwrite, is_replaceable=is_export)
+    check_verified(info, allow_unverified=allow_unverified)
     dst.parent.mkdir(parents=True, exist_ok=True)
     partial = dst.with_name(f".{dst.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
@@ -279,6 +287,9 @@ def main_export(argv: list[str]) -> None:
         help="most bytes a file (default %(default)s)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the export at DST")
+    parser.add_argument(
+        "--allow-unverified", action="store_true", help="export what failed `ellama verify`"
+    )
     args = parser.parse_args(argv)
     if args.shard_bytes < 1:
         raise ValueError(f"--shard-bytes: must be at least 1, got {args.shard_bytes}.")
@@ -288,6 +299,7 @@ def main_export(argv: list[str]) -> None:
         dtype=args.dtype,
         shard_bytes=args.shard_bytes,
         overwrite=args.overwrite,
+        allow_unverified=args.allow_unverified,
     )
     files = sorted(dst.glob("*.safetensors"))
     size = sum(file.stat().st_size for file in files) / 2**20

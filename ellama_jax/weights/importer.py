@@ -108,7 +108,12 @@ def import_weights(
         facts = make_meta(
             model.config,
             tokenizer_fingerprint=tokenizer.fingerprint,
-            provenance={"kind": "import", "format": model.format, "sources": []},
+            provenance={
+                "kind": "import",
+                "format": model.format,
+                "document_tokens": {"bos": bos, "eos": eos},  # where the source names others
+                "sources": [],
+            },
         )
         # Several processes read onto a mesh of all their devices, each its own parts only.
         leaves = model.leaves if jax.process_count() == 1 else _place(model)

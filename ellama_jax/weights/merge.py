@@ -24,7 +24,12 @@ from ellama_jax.weights.checkpoint import (
     restore_leaf,
     write_checkpoint,
 )
-from ellama_jax.weights.layout import check_destination, check_fingerprint
+from ellama_jax.weights.layout import (
+    check_destination,
+    check_fingerprint,
+    check_verified,
+    inherit_verification,
+)
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +103,7 @@ def merge_checkpoints(
     *,
     dtype=None,
     overwrite: bool = False,
+    allow_unverified: bool = False,
 ) -> CheckpointInfo:
     """Merges two checkpoints into a third, leaf by leaf.
 
@@ -109,6 +115,7 @@ def merge_checkpoints(
         method: one of `METHODS`.
         dtype: of the result; None takes the wider dtype of each two leaves.
         overwrite: replace an existing checkpoint root at `out`.
+        allow_unverified: take inputs that failed the conversion gate all the same.
 
     Returns:
         The new checkpoint; `meta["provenance"]` names both inputs by step and content hash.
@@ -124,6 +131,8 @@ def merge_checkpoints(
     leaves = {role: list_leaves(info.path) for role, info in inputs.items()}
     size = sum(_merged_bytes(leaves, name, dtype) for name in leaves["base"])
     check_destination(out, size, overwrite=overwrite)
+    for info in inputs.values():
+        check_verified(info, allow_unverified=allow_unverified)
     params, hashes = _merge_leaves(inputs, leaves["base"], METHODS[method], alpha, dtype)
     meta = make_meta(
         inputs["base"].config,
@@ -134,6 +143,7 @@ def merge_checkpoints(
             "alpha": alpha,
             "sources": [_describe_input(r, info, hashes[r]) for r, info in inputs.items()],
         },
+        verification=inherit_verification(*inputs.values()),
     )
     return write_checkpoint(
         out,
@@ -235,9 +245,18 @@ def main_merge(argv: list[str]) -> None:
     parser.add_argument("--out", required=True, help="checkpoint root to make")
     parser.add_argument("--method", default="linear", choices=sorted(METHODS))
     parser.add_argument("--overwrite", action="store_true", help="replace the checkpoint at OUT")
+    parser.add_argument(
+        "--allow-unverified", action="store_true", help="take inputs that failed `ellama verify`"
+    )
     args = parser.parse_args(argv)
     info = merge_checkpoints(
-        args.base, args.adapted, args.alpha, args.out, args.method, overwrite=args.overwrite
+        args.base,
+        args.adapted,
+        args.alpha,
+        args.out,
+        args.method,
+        overwrite=args.overwrite,
+        allow_unverified=args.allow_unverified,
     )
     base, adapted = info.meta["provenance"]["sources"]
     print(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ellama_jax.model.llama import count_params
-from ellama_jax.weights.layout import CheckpointInfo, read_json_item
+from ellama_jax.weights.layout import CheckpointInfo, read_json_item, verification_state
 
 CARD_FILE = "README.md"
 
@@ -32,6 +32,8 @@ def make_card(info: CheckpointInfo) -> str:
         f"{info.step} of a checkpoint; the licence of the base model applies.", "",
         "## Provenance", "",
         *_describe(provenance, 0), *_describe_tokens(info), "",
+        "## Verification", "",
+        _describe_verification(info.meta), "",
         "## Made with", "",
         *(f"- {name} {version}" for name, version in info.meta["versions"].items() if version),
         f"- commit {info.meta['commit'] or 'unknown'}",
@@ -76,6 +78,14 @@ def _describe_merge(provenance: dict) -> Iterator[str]:
     for source in provenance["sources"]:
         yield f"  - {source['role']}: `{source['name']}` step {source['step']}, weights sha256 `{source['params_sha256']}`"  # fmt: skip
         yield from _describe(source["provenance"], 2)
+
+
+def _describe_verification(meta: dict) -> str:
+    state, found = verification_state(meta), meta["verification"] or {}
+    if state == "never":
+        return "The conversion of the base was never compared with its source."
+    inherited = ", inherited from what it was made of" if "inherited_from" in found else ""
+    return f"Conversion against the source: {state}{inherited} ({found['summary']})."
 
 
 def _describe_tokens(info: CheckpointInfo) -> Iterator[str]:

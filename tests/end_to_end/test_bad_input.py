@@ -12,11 +12,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ellama_jax import cli
 from ellama_jax.data.windows import MANIFEST_FILE
-from ellama_jax.demo import write_jsonl
+from ellama_jax.demo import SMOLLM2_REFERENCE, write_jsonl
 from ellama_jax.weights import layout
 
 PROGRESS = re.compile(r"[^:]+: \d+/\d+ \w+, \d+ s\b")
@@ -227,6 +228,84 @@ def test_a_benchmark_needs_product_ids(refused, place):
     )
 
 
+# --- verify --------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_or_source_that_is_not_there_is_named(refused):
+    line = refused("verify", "nowhere", SMOLLM2_REFERENCE)
+    assert line == "checkpoint nowhere: must be a directory, got nothing."
+    for source in ("nowhere", "nowhere.gguf"):
+        line = refused("verify", "base", source)
+        assert line == f"{source}: must exist, got no such file or directory."
+    assert refused("verify", "base", "nowhere.npz") == "nowhere.npz: must exist, got no such file."
+    line = refused("verify", "--write-reference", "ref.npz", "nowhere")
+    assert line == "nowhere: must exist, got no such file or directory."
+
+
+def test_the_reference_of_another_model_is_refused(refused):
+    line = refused("verify", "base", SMOLLM2_REFERENCE)
+    assert line.startswith("checkpoint base/0: must have the sizes of SmolLM2-135M-Instruct.Q4_1")
+    assert "num_layers is 2, the source's 30" in line
+
+
+@pytest.mark.parametrize("kept", [0, 100, 20000, -1000])
+def test_a_truncated_reference_is_refused(refused, place, kept):
+    shutil.copyfile(SMOLLM2_REFERENCE, place / "ref.npz")
+    cut(place / "ref.npz", kept)
+    line = refused("verify", "base", "ref.npz")
+    assert line.startswith("ref.npz: must be a whole reference of `ellama verify --write-ref")
+
+
+def test_arrays_of_something_else_are_no_reference(refused, place):
+    np.savez(place / "ref.npz", tokens=np.arange(3))
+    assert "must be a whole reference" in refused("verify", "base", "ref.npz")
+
+
+def test_a_reference_needs_its_name(refused):
+    line = refused("verify", "--write-reference", "ref", "hf")
+    assert line == "--write-reference: must end in .npz, got ref."
+
+
+def mark(root, **verification):
+    """Writes a verdict into a checkpoint as the gate would."""
+    info = layout.find_checkpoint(root)
+    layout.write_meta(info, {**info.meta, "verification": verification or None})
+
+
+def test_a_checkpoint_that_failed_the_gate_is_refused(refused, place):
+    mark(place / "base", status="failed", summary="gate and up are exchanged")
+    wanted = (
+        "checkpoint base/0: must pass the conversion gate, got: gate and up are exchanged; import it "
+        "again, or pass --allow-unverified."
+    )
+    assert refused(*train()) == wanted
+    assert refused(*MERGE, "out") == wanted
+
+
+def test_a_checkpoint_that_failed_is_taken_where_that_is_asked_for(place, monkeypatch, capfd):
+    monkeypatch.chdir(place)
+    mark(place / "base", status="failed", summary="gate and up are exchanged")
+    for argv in (train("run"), (*MERGE, "out")):
+        cli.main([*map(str, argv), "--allow-unverified"])
+        warned = "warning: checkpoint base/0: failed the conversion gate and is used all the same."
+        assert warned in capfd.readouterr().err
+    for made in ("run/checkpoints", "out"):
+        verification = layout.find_checkpoint(made).meta["verification"]
+        assert verification["status"] == "failed"
+
+
+def test_a_checkpoint_never_verified_is_used_with_one_line_of_warning(place, monkeypatch, capfd):
+    monkeypatch.chdir(place)
+    mark(place / "base")
+    cli.main(list(map(str, train())))
+    said = [line for line in capfd.readouterr().err.splitlines() if "verif" in line]
+    assert said == [
+        "warning: checkpoint base/0: was never verified against its source; run "
+        "`ellama verify base/0 SRC`."
+    ]
+    assert layout.find_checkpoint("run/checkpoints").meta["verification"] is None
+
+
 # --- windows and training ------------------------------------------------------------------------
 
 
@@ -430,6 +509,8 @@ def test_a_demo_does_not_touch_a_directory_of_someone_else(refused, place):
 MERGE = ("merge", "--base", "base", "--adapted", "base", "--alpha", 0.5, "--out")
 WRITERS = {
     "import": ("import", "hf"),
+    "verify": ("verify", "base", SMOLLM2_REFERENCE, "--json"),
+    "verify --write-reference": ("verify", "hf", "--write-reference"),
     "prepare": prepare("--documents", "documents.jsonl")[:-1],
     "build-benchmark": ("build-benchmark", "listings.jsonl"),
     "train": train()[:-1],

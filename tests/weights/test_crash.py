@@ -70,9 +70,9 @@ def check_newest(root, tokenizer_dir) -> int:
 
 @pytest.mark.slow
 def test_kill_9_at_any_moment_of_a_save_loses_only_that_save(tmp_path, tokenizer_dir, caplog):
-    """SIGKILL at 36 random moments from the first file of a save to past its end.
+    """SIGKILL at 36 random moments, from the first file of a save into the one that follows.
 
-    The moments spread over 1.2 times the duration of a save, so some come after its commit, while
+    The moments spread over 1.2 times the duration of a save, so some come about its commit, while
     older steps are being deleted. Every restore is checked to the bit: by the next process before it
     goes on, and in every third round here first, which then also clears the broken save away.
     """

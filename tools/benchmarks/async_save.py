@@ -3,7 +3,8 @@
 What: seconds of a step alone, of a step in which a save begins, of the steps while it is written in
 the background, and of a blocking save; then of restoring it. The state is that of AdamW with random
 weights of the preset; a step is a cheap update of all of it, jitted and donated as in training. On a
-CPU the writing takes cores from the steps beside it, which an accelerator's steps do not need.
+CPU the arrays are handed over as they are, not copied off a device: the first step after the call
+then waits to overwrite what is still being read, and the writing takes cores from the steps.
 Command: python tools/benchmarks/async_save.py --preset smollm2-135m
 """
 
