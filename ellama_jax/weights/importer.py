@@ -25,24 +25,18 @@ import tokenizers
 from ellama_jax.data.tokenizer import (
     CONFIG_FILE,
     TOKENIZER_FILE,
-    Tokenizer,
     check_fits,
     load_tokenizer,
     save_tokenizer,
 )
 from ellama_jax.distributed import leads, on_leader, start_processes
-from ellama_jax.model.llama import abstract_params, count_params
+from ellama_jax.model.llama import abstract_params
 from ellama_jax.model.presets import PRESETS, LlamaConfig, get_preset
 from ellama_jax.sharding import make_mesh
 from ellama_jax.tree import flatten_paths
 from ellama_jax.weights import gguf, huggingface, meta
-from ellama_jax.weights.checkpoint import (
-    CheckpointInfo,
-    find_checkpoint,
-    list_leaves,
-    make_meta,
-    write_checkpoint,
-)
+from ellama_jax.weights.checkpoint import CheckpointInfo, make_meta, write_checkpoint
+from ellama_jax.weights.description import describe_checkpoint
 from ellama_jax.weights.layout import check_destination
 from ellama_jax.weights.lazy import LazyArray, place
 from ellama_jax.weights.tensors import assemble_leaves
@@ -176,6 +170,21 @@ def detect_format(src: str | os.PathLike) -> str:
     raise ValueError(
         f"{src}: must hold {huggingface.CONFIG_FILE} or {meta.PARAMS_FILE}, got {hint}."
     )
+
+
+def open_source(
+    src: str | os.PathLike, preset: str | None = None
+) -> contextlib.AbstractContextManager:
+    """Opens whatever `detect_format` knows, for the time of the context; no weight is read yet.
+
+    Args:
+        src: the directory or file.
+        preset: the model that it must be; None takes the preset with its sizes, if any.
+
+    Returns:
+        A context whose `with` gives `config`, `leaves` (path -> LazyArray) and `tokenizer_dir`.
+    """
+    return _READERS[detect_format(src)](Path(src), preset)
 
 
 def match_preset(config: LlamaConfig, preset: str | None = None) -> LlamaConfig:
@@ -314,32 +323,3 @@ def main_import(argv: list[str]) -> None:
     )
     if leads():
         print(f"Imported {args.src} into {info.path}\n{describe_checkpoint(info.root)}")
-
-
-def describe_checkpoint(path: str | os.PathLike) -> str:
-    """Returns a few lines in words: sizes, dtype, tokenizer, and the preset it is."""
-    info = find_checkpoint(path)
-    config, tokenizer = info.config, load_tokenizer(info.tokenizer_dir)
-    dtypes = sorted({dtype.name for _, dtype in list_leaves(path).values()})
-    stored = sum(math.prod(s) * d.itemsize for s, d in list_leaves(path).values())
-    head = "tied head" if config.tied_embeddings else "untied head"
-    known = f"preset {config.name}" if config.name in PRESETS else (
-        f"no preset has these sizes (called {config.name}); its base peak learning rate is unknown"
-    )  # fmt: skip
-    bos = "none" if tokenizer.bos_id is None else _show_token(tokenizer, tokenizer.bos_id)
-    lines = [
-        f"model: {known}",
-        f"sizes: {config.num_layers} layers, {config.embed_dim} wide, MLP {config.mlp_dim}, "
-        f"{config.num_heads} heads and {config.num_kv_heads} KV heads of {config.head_dim}, "
-        f"vocabulary {config.vocab_size:,}, {head}, context {config.max_seq_len:,}",
-        f"weights: {count_params(config):,} parameters, {' and '.join(dtypes)}, "
-        f"{stored / 2**20:,.0f} MiB",
-        f"tokenizer: {tokenizer.vocab_size:,} ids, BOS {bos}, "
-        f"EOS {_show_token(tokenizer, tokenizer.eos_id)}, "
-        f"fingerprint {tokenizer.fingerprint[:12]}",
-    ]
-    return "\n".join(f"  {line}" for line in lines)
-
-
-def _show_token(tokenizer: Tokenizer, token_id: int) -> str:
-    return f"{token_id} {tokenizer.decode([token_id])}"

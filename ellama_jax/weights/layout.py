@@ -8,6 +8,7 @@ Words: a *root* holds steps; a step is *complete* once Orbax has committed it an
 `meta` can be found. Only complete steps are ever restored.
 """
 
+import datetime
 import functools
 import importlib.metadata
 import json
@@ -204,6 +205,40 @@ def _describe_step(root: Path, step: int) -> CheckpointInfo:
     except (ValueError, TypeError) as error:
         raise ValueError(f"checkpoint {path}: meta must describe a model; {error}") from error
     return CheckpointInfo(root, step, path, meta, config, root / TOKENIZER_DIR)
+
+
+@dataclass(frozen=True)
+class StepEntry:
+    """One step directory of a root: complete where `problem` is None, ignored otherwise.
+
+    `saved_at` is when Orbax committed it, None where it did not.
+    """
+
+    step: int
+    path: Path
+    problem: str | None
+    saved_at: datetime.datetime | None
+
+
+def list_steps(root: str | os.PathLike) -> list[StepEntry]:
+    """Returns every step directory of a root by its number, those set aside too."""
+    entries = []
+    for entry in Path(root).iterdir():
+        name = entry.name.removesuffix(_TEMPORARY).removesuffix(_INCOMPLETE)
+        if entry.is_dir() and name.isdigit():
+            aside = entry.name.endswith(_INCOMPLETE)
+            problem = f"incomplete (set aside as {entry.name})" if aside else _find_problem(entry)
+            entries.append(StepEntry(int(name), entry, problem, _commit_time(entry)))
+    return sorted(entries, key=lambda e: (e.step, e.path.name))
+
+
+def _commit_time(directory: Path) -> datetime.datetime | None:
+    try:
+        committed = json.loads((directory / "_CHECKPOINT_METADATA").read_text())
+        nanoseconds = committed["commit_timestamp_nsecs"]
+        return datetime.datetime.fromtimestamp(nanoseconds / 1e9, datetime.UTC)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
 
 
 def read_json_item(path: Path, item: str) -> dict:

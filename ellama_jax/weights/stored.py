@@ -4,12 +4,15 @@ Knows the files that Orbax writes for an array (Zarr in an OCDBT store). What a 
 of stands in layout.py, how it is written in checkpoint.py.
 """
 
+import base64
 import contextlib
 import functools
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
 import tensorstore as ts
 
@@ -45,6 +48,30 @@ def open_stored(directory: Path, leaf_path: str) -> LazyArray:
 
     grid = tuple(store.chunk_layout.read_chunk.shape)
     return LazyArray(tuple(store.shape), np.dtype(store.dtype.numpy_dtype), read, grid)
+
+
+def stored_shardings(directory: Path) -> dict[str, jax.NamedSharding]:
+    """Returns how the leaves of an item were divided when it was saved; no device is needed.
+
+    Args:
+        directory: of the item, as `ROOT/<step>/params`.
+
+    Returns:
+        path -> sharding on an abstract mesh, of the leaves that a mesh held.
+    """
+    file = directory / "_sharding"
+    if not file.is_file():
+        return {}
+    found = {}
+    with damage_as_value_error(directory.parent):
+        for key, text in json.loads(file.read_text()).items():
+            saved = json.loads(text)
+            if saved["sharding_type"] == "NamedSharding":
+                path = base64.b64decode(key).decode().replace(".", "/")
+                mesh = jax.sharding.AbstractMesh(tuple(saved["shape"]), tuple(saved["axis_names"]))
+                spec = [tuple(a) if isinstance(a, list) else a for a in saved["partition_spec"]]
+                found[path] = jax.NamedSharding(mesh, jax.P(*spec))
+    return found
 
 
 @functools.cache

@@ -14,13 +14,8 @@ from ellama_jax.data.tokenizer import load_tokenizer, save_tokenizer, train_byte
 from ellama_jax.model.presets import get_preset
 from ellama_jax.tree import flatten_paths
 from ellama_jax.weights.checkpoint import list_leaves, restore_params
-from ellama_jax.weights.importer import (
-    describe_checkpoint,
-    detect_format,
-    import_weights,
-    main_import,
-    match_preset,
-)
+from ellama_jax.weights.description import describe_checkpoint
+from ellama_jax.weights.importer import detect_format, import_weights, main_import, match_preset
 from ellama_jax.weights.tensors import extract_tensor, tensor_names
 
 
@@ -271,7 +266,7 @@ def test_the_verb_says_in_words_what_was_imported(hf_dir, tmp_path, capsys):
         f"Imported {hf_dir} into {tmp_path / 'base' / '0'}",
         "model: preset tiny",
         "2 layers, 64 wide, MLP 192, 4 heads and 2 KV heads of 16, vocabulary 512, tied head",
-        "131,392 parameters, bfloat16, 0 MiB",
+        "131,392 parameters, bfloat16, 257 KiB",
         f"fingerprint {fingerprint[:12]}",
     ):
         assert words in said

@@ -1,0 +1,115 @@
+"""Where a checkpoint comes from and whether that was checked, in words for a terminal.
+
+Owns the reading of meta's `provenance` and `verification`, older and partial ones too: what is not
+there is not said. The same facts for the reader of an exported model are in model_card.py.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+
+_STEP = "  "
+
+
+def describe_provenance(provenance: Mapping, data: Mapping | None = None) -> Iterator[str]:
+    """Says what made a checkpoint, down to the first files.
+
+    Args:
+        provenance: from meta.
+        data: the data item of a trained step, for the tokens it has consumed.
+    """
+    kind = provenance.get("kind", "import")
+    if kind == "train":
+        yield from _describe_training(provenance, data)
+    else:
+        yield from _KINDS.get(kind, _describe_other)(provenance)
+
+
+def _describe_import(provenance: Mapping) -> Iterator[str]:
+    if "source" in provenance:
+        yield f"made of {provenance['source']}"
+        return
+    files = provenance.get("sources", [])
+    origin = {"huggingface": "a Hugging Face directory", "gguf": "a GGUF file",
+              "meta": "Meta's own format"}.get(provenance.get("format", ""), "files")  # fmt: skip
+    yield f"imported from {origin}" + (":" if files else "")
+    width = max((len(file["name"]) for file in files), default=0)
+    for file in files:
+        size = f"{file['bytes']:>15,} bytes" if "bytes" in file else ""
+        digest = f"sha256 {file['sha256'][:12]}" if "sha256" in file else ""
+        yield f"{_STEP}{file['name']:<{width}}  {size}  {digest}".rstrip()
+
+
+def _describe_training(provenance: Mapping, data: Mapping | None = None) -> Iterator[str]:
+    mixture = str(provenance.get("mixture_fingerprint", "unknown"))[:12]
+    steps = f"{provenance['step']:,}" if "step" in provenance else "an unknown number of"
+    yield f"continually pretrained for {steps} steps on mixture {mixture}"
+    shares = {source["name"]: source["token_share"] for source in provenance.get("data", [])}
+    ledger = (data or {}).get("ledger", {})
+    total = sum(ledger.values())
+    width = max(map(len, [*shares, *ledger]), default=0)
+    for name in ledger or shares:
+        consumed = (
+            f"{ledger[name]:>17,} tokens read, {ledger[name] / (total or 1):6.1%}" if ledger else ""
+        )
+        wanted = f"  (asked for {shares[name]:.1%})" if name in shares else ""
+        yield f"{_STEP}{name:<{width}}{consumed}{wanted}"
+    if total:
+        yield f"{_STEP}{'together':<{width}}{total:>17,} tokens read"
+    if skipped := (data or {}).get("skipped"):
+        yield f"{_STEP}{skipped:,} updates were skipped, their loss or gradient was not finite"
+    base = provenance.get("base_provenance")
+    yield f"from {provenance.get('base', 'an unknown base')}" + (", which was" if base else "")
+    if base:
+        yield from (_STEP + line for line in describe_provenance(base))
+
+
+def _describe_merge(provenance: Mapping) -> Iterator[str]:
+    alpha = provenance.get("alpha")
+    shares = {"base": 1 - alpha, "adapted": alpha} if alpha is not None else {}
+    yield f"merged, method {provenance.get('method', 'unknown')}, alpha {alpha}:"
+    for source in provenance.get("sources", []):
+        share = f"{shares[source['role']]:g} x " if source.get("role") in shares else ""
+        digest = (
+            f", weights sha256 {source['params_sha256'][:12]}" if "params_sha256" in source else ""
+        )
+        place = f"{source.get('name', 'unnamed')}/{source.get('step', '?')}"
+        yield f"{_STEP}{share}{source.get('role', 'input')}, {place}{digest}, which was"
+        yield from (2 * _STEP + line for line in describe_provenance(source.get("provenance", {})))
+
+
+def _describe_other(provenance: Mapping) -> Iterator[str]:
+    facts = (f"{key} {value}" for key, value in provenance.items() if key != "kind")
+    yield f"{provenance['kind']}: {'; '.join(facts)}".removesuffix(": ")
+
+
+_KINDS: dict[str, Callable[[Mapping], Iterator[str]]] = {
+    "import": _describe_import,
+    "merge": _describe_merge,
+}
+
+
+def describe_verification(facts: Mapping) -> Iterator[str]:
+    """Says what the conversion gate found, and which command runs it.
+
+    Args:
+        facts: `verification` and `provenance` of a meta, and the `path` of the checkpoint.
+    """
+    imported = facts["provenance"].get("kind") == "import"
+    command = f"`ellama verify {facts['path'] if imported else 'IMPORT'} SRC`"
+    verification = facts["verification"]
+    if verification is None:
+        what = "never verified" if imported else "never verified, nor was what it was made from"
+        yield f"{what}; {command} compares an import's logits with its source"
+        return
+    status = str(verification.get("status", "of unknown outcome"))
+    date = f" on {str(verification['date'])[:10]}" if verification.get("date") else ""
+    source = verification.get("source")
+    name = source.get("name") if isinstance(source, Mapping) else source
+    against = f" against {name}" if name else ""
+    yield f"{status.upper() if status == 'failed' else status}{date}{against}"
+    if summary := verification.get("summary"):
+        yield from (_STEP + line for line in str(summary).split("; "))
+    if inherited := verification.get("inherited_from"):
+        bases = [inherited] if isinstance(inherited, str) else inherited
+        yield f"{_STEP}inherited from {', '.join(bases)}"
+    if status == "failed":
+        yield f"{_STEP}{command} says more"
