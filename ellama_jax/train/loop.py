@@ -387,6 +387,7 @@ def _meta(run: Run, step: int) -> dict:
         "base": str(base.path) if base else "random weights",
         "base_provenance": base.meta["provenance"] if base else None,
         "mixture_fingerprint": run.loader.mixture_fingerprint,
+        "data": [_describe_source(source) for source in run.loader.sources],
     }
     return make_meta(
         run.model,
@@ -395,6 +396,20 @@ def _meta(run: Run, step: int) -> dict:
         verification=inherit_verification(base) if base else inherit_verification(),
         config=config_to_mapping(run.config),
     )
+
+
+def _describe_source(source) -> dict:
+    """Says of one window set what its manifest says: how much text, of which files."""
+    manifest = source.windows.manifest
+    return {
+        "name": source.name,
+        "domain": source.domain,
+        "language": source.language,
+        "token_share": source.token_share,
+        "num_tokens": manifest.num_tokens,
+        "num_documents": manifest.num_documents,
+        "files": list(manifest.sources),
+    }
 
 
 def _write_config(run: Run) -> None:

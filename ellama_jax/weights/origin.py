@@ -1,7 +1,7 @@
-"""Where a checkpoint comes from and whether that was checked, in words for a terminal.
+"""Where a checkpoint comes from and whether that was checked, in words.
 
 Owns the reading of meta's `provenance` and `verification`, older and partial ones too: what is not
-there is not said. The same facts for the reader of an exported model are in model_card.py.
+there is not said.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -9,21 +9,24 @@ from collections.abc import Callable, Iterator, Mapping
 _STEP = "  "
 
 
-def describe_provenance(provenance: Mapping, data: Mapping | None = None) -> Iterator[str]:
+def describe_provenance(
+    provenance: Mapping, data: Mapping | None = None, digits: int = 12
+) -> Iterator[str]:
     """Says what made a checkpoint, down to the first files.
 
     Args:
         provenance: from meta.
         data: the data item of a trained step, for the tokens it has consumed.
+        digits: how many of each sha256's 64 are shown.
     """
     kind = provenance.get("kind", "import")
     if kind == "train":
-        yield from _describe_training(provenance, data)
+        yield from _describe_training(provenance, data, digits)
     else:
-        yield from _KINDS.get(kind, _describe_other)(provenance)
+        yield from _KINDS.get(kind, _describe_other)(provenance, digits)
 
 
-def _describe_import(provenance: Mapping) -> Iterator[str]:
+def _describe_import(provenance: Mapping, digits: int) -> Iterator[str]:
     if "source" in provenance:
         yield f"made of {provenance['source']}"
         return
@@ -34,24 +37,24 @@ def _describe_import(provenance: Mapping) -> Iterator[str]:
     width = max((len(file["name"]) for file in files), default=0)
     for file in files:
         size = f"{file['bytes']:>15,} bytes" if "bytes" in file else ""
-        digest = f"sha256 {file['sha256'][:12]}" if "sha256" in file else ""
+        digest = f"sha256 {file['sha256'][:digits]}" if "sha256" in file else ""
         yield f"{_STEP}{file['name']:<{width}}  {size}  {digest}".rstrip()
 
 
-def _describe_training(provenance: Mapping, data: Mapping | None = None) -> Iterator[str]:
-    mixture = str(provenance.get("mixture_fingerprint", "unknown"))[:12]
+def _describe_training(provenance: Mapping, data: Mapping | None, digits: int) -> Iterator[str]:
+    mixture = str(provenance.get("mixture_fingerprint", "unknown"))[:digits]
     steps = f"{provenance['step']:,}" if "step" in provenance else "an unknown number of"
     yield f"continually pretrained for {steps} steps on mixture {mixture}"
-    shares = {source["name"]: source["token_share"] for source in provenance.get("data", [])}
+    sources = {source["name"]: source for source in provenance.get("data", [])}
     ledger = (data or {}).get("ledger", {})
     total = sum(ledger.values())
-    width = max(map(len, [*shares, *ledger]), default=0)
-    for name in ledger or shares:
-        consumed = (
+    width = max(map(len, [*sources, *ledger]), default=0)
+    for name in ledger or sources:
+        read = (
             f"{ledger[name]:>17,} tokens read, {ledger[name] / (total or 1):6.1%}" if ledger else ""
         )
-        wanted = f"  (asked for {shares[name]:.1%})" if name in shares else ""
-        yield f"{_STEP}{name:<{width}}{consumed}{wanted}"
+        asked = _describe_source(sources[name]) if name in sources else ""
+        yield f"{_STEP}{name:<{width}}{read}{asked}"
     if total:
         yield f"{_STEP}{'together':<{width}}{total:>17,} tokens read"
     if skipped := (data or {}).get("skipped"):
@@ -59,29 +62,39 @@ def _describe_training(provenance: Mapping, data: Mapping | None = None) -> Iter
     base = provenance.get("base_provenance")
     yield f"from {provenance.get('base', 'an unknown base')}" + (", which was" if base else "")
     if base:
-        yield from (_STEP + line for line in describe_provenance(base))
+        yield from (_STEP + line for line in describe_provenance(base, digits=digits))
 
 
-def _describe_merge(provenance: Mapping) -> Iterator[str]:
+def _describe_source(source: Mapping) -> str:
+    return (
+        f"  (asked for {source['token_share']:.1%}; on disk {source['num_tokens']:,} tokens in "
+        f"{source['num_documents']:,} documents)"
+    )
+
+
+def _describe_merge(provenance: Mapping, digits: int) -> Iterator[str]:
     alpha = provenance.get("alpha")
     shares = {"base": 1 - alpha, "adapted": alpha} if alpha is not None else {}
     yield f"merged, method {provenance.get('method', 'unknown')}, alpha {alpha}:"
     for source in provenance.get("sources", []):
         share = f"{shares[source['role']]:g} x " if source.get("role") in shares else ""
         digest = (
-            f", weights sha256 {source['params_sha256'][:12]}" if "params_sha256" in source else ""
+            f", weights sha256 {source['params_sha256'][:digits]}"
+            if "params_sha256" in source
+            else ""
         )
         place = f"{source.get('name', 'unnamed')}/{source.get('step', '?')}"
         yield f"{_STEP}{share}{source.get('role', 'input')}, {place}{digest}, which was"
-        yield from (2 * _STEP + line for line in describe_provenance(source.get("provenance", {})))
+        made = describe_provenance(source.get("provenance", {}), digits=digits)
+        yield from (2 * _STEP + line for line in made)
 
 
-def _describe_other(provenance: Mapping) -> Iterator[str]:
+def _describe_other(provenance: Mapping, _: int) -> Iterator[str]:
     facts = (f"{key} {value}" for key, value in provenance.items() if key != "kind")
     yield f"{provenance['kind']}: {'; '.join(facts)}".removesuffix(": ")
 
 
-_KINDS: dict[str, Callable[[Mapping], Iterator[str]]] = {
+_KINDS: dict[str, Callable[[Mapping, int], Iterator[str]]] = {
     "import": _describe_import,
     "merge": _describe_merge,
 }

@@ -232,14 +232,15 @@ def test_the_card_names_everything_a_merged_model_was_made_of(
     card = (tmp_path / "hf" / "README.md").read_text()
     for fact in (
         "# Merged Llama model: tiny", "131,392 parameters", "merged, method linear, alpha 0.25",
-        "base: `base` step 0", "adapted: `run` step 7", "continually pretrained for 7 steps",
-        "60.0% ecommerce-de", "4,321 tokens in 56 documents", "mixture fingerprint `abc`",
-        "`seed 0`",
+        "0.75 x base, base/0, weights sha256 ", "0.25 x adapted, run/7, weights sha256 ",
+        "continually pretrained for 7 steps on mixture abc", "asked for 60.0%",
+        "on disk 4,321 tokens in 56 documents", "imported from a GGUF file", "seed 0",
+        "never verified",
     ):  # fmt: skip
         assert fact in card, fact
     export_checkpoint(tmp_path / "run", tmp_path / "adapted")
     card = (tmp_path / "adapted" / "README.md").read_text()
-    assert "# Adapted Llama model: tiny" in card and "- ecommerce-de: 1,234" in card
+    assert "# Adapted Llama model: tiny" in card and "1,234 tokens read, 100.0%" in card
 
 
 def train(root, config, params, tokenizer_dir):
