@@ -77,7 +77,8 @@ def import_weights(
 ) -> CheckpointInfo:
     """Imports a Hugging Face or Meta directory or a GGUF file into a new checkpoint root.
 
-    Weights pass through in pieces, so that memory does not grow with the model. They keep their dtype; quantised GGUF formats become float32.
+    Weights pass through in pieces, so that memory does not grow with the model. They keep their
+    dtype; quantised GGUF formats become float32.
 
     Args:
         src: the directory or file.
@@ -225,6 +226,7 @@ def _compare_configs(config: LlamaConfig, expected: LlamaConfig) -> str:
 @contextlib.contextmanager
 def _open_huggingface(src: Path, preset: str | None) -> Iterator[_Model]:
     config = match_preset(huggingface.read_config(src), preset)
+    check_fits(load_tokenizer(src), config.vocab_size)
     leaves = huggingface.open_directory(src, config)
     with tempfile.TemporaryDirectory() as kept:
         present = [name for name in _TOKENIZER_FILES if (src / name).is_file()]

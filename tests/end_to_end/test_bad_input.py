@@ -145,6 +145,76 @@ def test_a_broken_tokenizer_is_refused(refused, place, content):
     assert refused("import", "hf", "dst").startswith("tokenizer hf: tokenizer.json must be")
 
 
+def edit_tensors(place, edit):
+    """Rewrites the safetensors file of the Hugging Face directory with changed tensors."""
+    from safetensors.numpy import load_file, save_file
+
+    tensors = load_file(place / "hf" / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, place / "hf" / "model.safetensors")
+
+
+UP = "model.layers.0.mlp.up_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (lambda t: t.pop(UP), f"hf: 1 tensors are missing: {UP}; is the directory complete?"),
+        (lambda t: t.update(extra=t[UP]), "hf: 1 tensors have no place in this model: extra."),
+        (lambda t: t.update({UP: t[UP].astype(np.float16)}), "must have the dtype of its other la"),
+        (lambda t: t.update({UP: t[UP].astype(np.int8)}), f"{UP} must be one of F32, F16, BF16, got"),
+        (lambda t: t.update({UP: t[UP].T.copy()}), f"hf: {UP} must be [192, 64] as the config says"),
+    ],
+    ids=["missing", "extra", "another dtype", "quantised", "transposed"],
+)  # fmt: skip
+def test_tensors_that_do_not_make_the_model_are_refused(refused, place, edit, words):
+    edit_tensors(place, edit)
+    assert words in refused("import", "hf", "dst")
+
+
+def test_padded_safetensors_are_refused(refused, place):
+    path = place / "hf" / "model.safetensors"
+    path.write_bytes(path.read_bytes() + b"\0" * 64)
+    line = refused("import", "hf", "dst")
+    assert line.startswith("hf/model.safetensors: must be a whole safetensors file, got")
+
+
+@pytest.mark.parametrize(("key", "value"), [("num_hidden_layers", 3), ("intermediate_size", 256)])
+def test_a_config_that_disagrees_with_the_tensors_is_refused(refused, place, key, value):
+    config = place / "hf" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), key: value}))
+    assert refused("import", "hf", "dst").startswith("hf: ")
+
+
+def test_a_gguf_file_of_another_architecture_is_refused(refused, place):
+    content = (place / "model.gguf").read_bytes()
+    (place / "model.gguf").write_bytes(content.replace(b"llama", b"qwen2", 1))
+    line = refused("import", "model.gguf", "dst")
+    assert line == "model.gguf: general.architecture must be llama, got qwen2."
+
+
+def test_code_in_a_pth_file_is_refused_and_not_run(refused, place):
+    torch = pytest.importorskip("torch", reason="torch parses .pth files")
+    params = {"dim": 64, "n_layers": 1, "n_heads": 4, "multiple_of": 64, "norm_eps": 1e-5}
+    (place / "meta").mkdir()
+    (place / "meta" / "params.json").write_text(json.dumps({**params, "vocab_size": 512}))
+    torch.save({"norm.weight": Payload(place / "ran")}, place / "meta" / "consolidated.00.pth")
+    line = refused("import", "meta", "dst")
+    assert line.startswith("meta/consolidated.00.pth: must hold nothing but tensors, got a pickle")
+    assert not (place / "ran").exists()
+
+
+class Payload:
+    """Would make a file, were it unpickled."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return (open, (self.path, "w"))
+
+
 def test_import_never_replaces_what_is_no_checkpoint(refused, place):
     (place / "dst").mkdir()
     (place / "dst" / "thesis.txt").write_text("three years of work")
@@ -152,6 +222,26 @@ def test_import_never_replaces_what_is_no_checkpoint(refused, place):
     assert "dst: only a checkpoint root is replaced" in refused(
         "import", "hf", "dst", "--overwrite"
     )
+
+
+# --- export --------------------------------------------------------------------------------------
+
+
+def test_an_export_of_a_damaged_checkpoint_leaves_nothing(refused, place):
+    damage(place / "base")
+    assert "the checkpoint is damaged or truncated" in refused("export", "base", "out")
+
+
+def test_an_export_never_replaces_what_is_no_export(refused, place):
+    (place / "out").mkdir()
+    (place / "out" / "thesis.txt").write_text("three years of work")
+    assert "out: must not exist yet" in refused("export", "base", "out")
+    line = refused("export", "base", "out", "--overwrite")
+    assert line == "out: only an earlier export is replaced, got something else."
+
+
+def test_an_export_of_no_checkpoint_says_what_it_found(refused):
+    assert "must hold Orbax steps, got a Hugging Face directory" in refused("export", "hf", "out")
 
 
 # --- text ----------------------------------------------------------------------------------------
@@ -509,6 +599,7 @@ def test_a_demo_does_not_touch_a_directory_of_someone_else(refused, place):
 MERGE = ("merge", "--base", "base", "--adapted", "base", "--alpha", 0.5, "--out")
 WRITERS = {
     "import": ("import", "hf"),
+    "export": ("export", "base"),
     "verify": ("verify", "base", SMOLLM2_REFERENCE, "--json"),
     "verify --write-reference": ("verify", "hf", "--write-reference"),
     "prepare": prepare("--documents", "documents.jsonl")[:-1],
@@ -532,7 +623,7 @@ def test_a_place_where_nobody_can_write_is_refused(refused, verb, path):
     assert " must " in line and not line.startswith("[Errno")
 
 
-@pytest.mark.parametrize("verb", ["import", "merge"])
+@pytest.mark.parametrize("verb", ["import", "export", "merge"])
 def test_a_full_disk_is_said_before_a_checkpoint_is_written(refused, full_disk, verb):
     line = refused(*WRITERS[verb], "out")
     assert re.match(r"out: the disk must have \d+ MiB free, got 1 MiB; make room or choose", line)
