@@ -10,11 +10,11 @@ import sys
 
 VERBS = {
     "demo": ("ellama_jax.demo", "the whole job on this machine, from base model to report"),
-    "import": ("ellama_jax.weights.importer", "HF directory or GGUF file -> Orbax checkpoint"),
-    "export": ("ellama_jax.weights.export", "Orbax checkpoint -> HF directory"),
+    "import": ("ellama_jax.weights.importer", "HF or Meta directory, or GGUF file -> Orbax checkpoint"),
+    "export": ("ellama_jax.weights.export", "Orbax checkpoint -> HF directory that transformers and vLLM load"),
     "verify": ("ellama_jax.weights.verify", "the conversion gate: a checkpoint against its source"),
     "prepare": ("ellama_jax.data.tasks", "documents -> token windows on disk"),
-    "inspect": ("ellama_jax.inspect", "say in words what a checkpoint or window set holds"),
+    "inspect": ("ellama_jax.inspect", "what a checkpoint or window set holds; what differs"),
     "train": ("ellama_jax.train.loop", "continual pretraining from a configuration"),
     "evaluate": ("ellama_jax.evaluate.scorecard", "score a checkpoint on e-commerce and general tasks"),
     "build-benchmark": ("ellama_jax.evaluate.ecommerce", "e-commerce tasks from a catalogue"),

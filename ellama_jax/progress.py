@@ -33,9 +33,9 @@ class Progress:
             self._print_line()
 
     def count_bytes(self, num_bytes: int) -> None:
-        """Counts bytes where the unit is MiB; what is less than one is kept for the next call."""
+        """Counts bytes where the unit is MiB; one that has begun counts as one (see `mebibytes`)."""
         before, self._bytes = self._bytes, self._bytes + num_bytes
-        self.update((self._bytes >> 20) - (before >> 20))
+        self.update(mebibytes(self._bytes) - mebibytes(before))
 
     def note(self, **values) -> None:
         """Shows `values` beside the count; floats with four significant digits."""
@@ -59,6 +59,15 @@ class Progress:
         text = f"{line}, {now - self._started:.0f} s {self._notes}".rstrip()
         print(text, file=sys.stderr, flush=True)
         self._last_line, self._printed = now, (self._done, self._notes)
+
+
+def mebibytes(num_bytes: int) -> int:
+    """Returns a number of bytes in MiB, rounded up.
+
+    >>> mebibytes(0), mebibytes(1), mebibytes(2**21)
+    (0, 1, 2)
+    """
+    return -(-num_bytes // 2**20)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from ellama_jax.data.tokenizer import load_tokenizer
 from ellama_jax.distributed import exchange, leads, on_leader
 from ellama_jax.model.llama import abstract_params
 from ellama_jax.model.presets import LlamaConfig, config_to_dict
-from ellama_jax.progress import Progress, progress
+from ellama_jax.progress import Progress, mebibytes, progress
 from ellama_jax.tree import flatten_paths, unflatten_paths
 from ellama_jax.weights.layout import (
     TOKENIZER_DIR,
@@ -248,7 +248,7 @@ def _write_step_0(root: Path, flat: Mapping, meta: dict) -> None:
     title = f"writing {root.name.removeprefix('.').partition('.partial')[0]}"
     total = sum(leaf.nbytes for leaf in leaves.values())
     options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
-    with progress(title, total >> 20, "MiB") as bar:
+    with progress(title, mebibytes(total), "MiB") as bar:
         handlers = {"params": _lazy_handler(bar), "meta": ocp.JsonCheckpointHandler()}
         tree = unflatten_paths(leaves)
         args = ocp.args.Composite(

@@ -18,7 +18,7 @@ import numpy as np
 
 from ellama_jax.data.tokenizer import Tokenizer, load_tokenizer
 from ellama_jax.model.presets import LlamaConfig
-from ellama_jax.progress import Progress, progress
+from ellama_jax.progress import Progress, mebibytes, progress
 from ellama_jax.weights.checkpoint import CheckpointInfo, find_checkpoint, open_leaves
 from ellama_jax.weights.huggingface import (
     CONFIG_FILE,
@@ -88,7 +88,7 @@ def export_checkpoint(
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir()
-        with progress(f"writing {dst.name}", size >> 20, "MiB") as bar:
+        with progress(f"writing {dst.name}", mebibytes(size), "MiB") as bar:
             write_tensors(partial, tensors, shard_bytes, bar)
         _write_companions(partial, info, tokenizer, tensors)
         replace_directory(partial, dst)
@@ -302,5 +302,6 @@ def main_export(argv: list[str]) -> None:
         allow_unverified=args.allow_unverified,
     )
     files = sorted(dst.glob("*.safetensors"))
-    size = sum(file.stat().st_size for file in files) / 2**20
-    print(f"Exported {args.checkpoint} to {dst}: {len(files)} files of weights, {size:,.0f} MiB")
+    size = mebibytes(sum(file.stat().st_size for file in files))
+    count = "1 file" if len(files) == 1 else f"{len(files)} files"
+    print(f"Exported {args.checkpoint} to {dst}: {count} of weights, {size:,} MiB")

@@ -316,7 +316,7 @@ def test_a_disk_that_fills_up_keeps_nothing(tmp_path, tiny_root, small_disk, mon
 def test_the_verb_says_what_it_wrote(tmp_path, tiny_root, capsys):
     main_export([str(tiny_root), str(tmp_path / "hf"), "--shard-bytes", "100000"])
     out = capsys.readouterr().out
-    assert "Exported" in out and "files of weights, 0 MiB" in out
+    assert "Exported" in out and "files of weights, 1 MiB" in out
     with pytest.raises(ValueError, match="--shard-bytes: must be at least 1, got 0"):
         main_export([str(tiny_root), str(tmp_path / "x"), "--shard-bytes", "0"])
 
