@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ellama_jax.data.tokenizer import load_tokenizer
 from ellama_jax.data.windows import MANIFEST_FILE, PADDING, WindowSet, read_manifest, segments
+from ellama_jax.paths import as_path
 
 
 def main_inspect(argv: list[str]) -> None:
@@ -30,8 +31,8 @@ def main_inspect(argv: list[str]) -> None:
     )
     parser.add_argument("--tokenizer", metavar="DIR", help="tokenizer to decode windows with")
     args, overrides = parser.parse_known_args(argv)
-    path = Path(args.path)
     is_config = args.path.split(":")[0].endswith(".py")
+    path = Path(args.path) if is_config else as_path(args.path)
     if overrides and not is_config:
         parser.error(f"unrecognized arguments: {shlex.join(overrides)}")
     if is_config:
