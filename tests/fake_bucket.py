@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from pathlib import Path
 
 import pytest
 
@@ -38,8 +39,8 @@ def fake_bucket():
         address = f"http://localhost:{port}"
         for name in ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL"):
             patch.setenv(name, address)
-        command = [sys.executable, "-m", "gcp_storage_emulator", "start", f"--port={port}"]
-        command += ["--host=localhost", f"--default-bucket={BUCKET}", "--in-memory", "--quiet"]
+        script = Path(__file__).with_name("bucket_server.py")
+        command = [sys.executable, str(script), str(port), BUCKET]
         with open(os.devnull, "w") as nowhere:
             server = subprocess.Popen(command, stdout=nowhere, stderr=nowhere)
         try:

@@ -59,7 +59,9 @@ def test_a_bucket_that_cannot_be_reached_is_one_line(monkeypatch, capsys, error,
 
 
 def test_what_must_be_on_a_disk_says_so():
-    with pytest.raises(ValueError, match=r"data\.windows_dir: must be on a local disk, got gs://b/w"):
+    with pytest.raises(
+        ValueError, match=r"data\.windows_dir: must be on a local disk, got gs://b/w"
+    ):
         paths.local_path("gs://b/w", "data.windows_dir")
 
 
