@@ -35,8 +35,26 @@ def base(bucket, windows_dir):
     return f"{bucket}/base"
 
 
+@pytest.fixture
+def compiled_once(tmp_path):
+    """Three starts of one run need one compilation."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    for name, value in zip(names, (str(tmp_path / "compiled"), 0.0), strict=True):
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
-    bucket, base, tiny_arguments, tmp_path, monkeypatch, capsys
+    bucket, base, compiled_once, tiny_arguments, tmp_path, monkeypatch, capsys
 ):
     arguments = ["train", *tiny_arguments, f"--config.model.checkpoint={base}"]
     main([*arguments, f"--workdir={tmp_path / 'whole'}"])
