@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_DIR ?= demo
 # torch is only a reference that tests compare with. Its CPU build is taken where pip finds one.
+# Tests of gs:// paths run against a fake bucket; what it needs is installed where pip finds it.
 TORCH := torch==2.13.0+cpu
 
 .PHONY: demo test lock lint clean
@@ -23,9 +24,11 @@ $(VENV)/installed: requirements.lock setup.py
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
-$(VENV)/references: $(VENV)/installed
+$(VENV)/references: $(VENV)/installed tools/bucket-tests.txt
 	$(BIN)/python -m pip install --quiet --no-deps '$(TORCH)' || \
 	  echo "no CPU build of torch for this Python: tests that compare with it will be skipped"
+	$(BIN)/python -m pip install --quiet --no-deps --requirement tools/bucket-tests.txt || \
+	  echo "no fake bucket for this Python: tests with one will be skipped"
 	touch $@
 
 lock:

@@ -424,7 +424,8 @@ def make_tiny_base(dst: Path, texts: list[str], seed: int) -> None:
     from ellama_jax.model.llama import init_params
     from ellama_jax.model.presets import get_preset
     from ellama_jax.weights.checkpoint import write_checkpoint
-    from ellama_jax.weights.layout import inherit_verification, make_meta
+    from ellama_jax.weights.layout import make_meta
+    from ellama_jax.weights.verdict import inherit_verification
 
     config = get_preset("tiny")
     bpe = train_byte_bpe(texts, config.vocab_size)

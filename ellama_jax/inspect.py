@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ellama_jax.data.tokenizer import load_tokenizer
 from ellama_jax.data.windows import MANIFEST_FILE, PADDING, WindowSet, read_manifest, segments
+from ellama_jax.paths import as_path
 
 # Which jobs an option is for; elsewhere it is refused and not passed over in silence.
 _OPTIONS = {
@@ -29,8 +30,8 @@ def main_inspect(argv: list[str]) -> None:
     """Runs the verb `inspect`."""
     parser = _make_parser()
     args, overrides = parser.parse_known_args(argv)
-    path = Path(args.path)
     is_config = args.path.split(":")[0].endswith(".py")
+    path = Path(args.path) if is_config else as_path(args.path)
     if overrides and not is_config:
         parser.error(f"unrecognized arguments: {shlex.join(overrides)}")
     job, run = _find_job(path, args, is_config)
@@ -135,7 +136,7 @@ def _inspect_difference(path: Path, args, overrides: list[str]) -> None:
         raise ValueError(f"--plot: must end in one of {', '.join(SUFFIXES)}, got {plot}.")
     _check_file("--json", args.json)
     _check_file("--plot", args.plot)
-    found = compare(_root_of_run(path), _root_of_run(Path(args.diff)))
+    found = compare(_root_of_run(path), _root_of_run(as_path(args.diff)))
     print(describe_difference(found, by_layer=args.layers))
     _write_json(args.json, difference_to_data(found))
     if plot:

@@ -9,6 +9,7 @@ import os
 import tempfile
 from pathlib import Path
 
+from ellama_jax.paths import local_path
 from ellama_jax.report_page import render_page
 from ellama_jax.report_sections import SECTIONS, RunFiles, make_section, make_tiles
 
@@ -41,7 +42,7 @@ def write_report(workdir: str | Path) -> Path:
 
 def read_run(workdir: str | Path) -> RunFiles:
     """Reads every part of a run directory that is there."""
-    workdir = Path(workdir)
+    workdir = local_path(workdir, "report")
     files = RunFiles(
         workdir,
         _read_json(workdir / "run.json"),

@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "ellama_jax"
 # Lower layers first; a module imports from its own layer's package or from below.
 LAYERS = (
-    ("config", "tree", "sharding", "distributed", "progress"),
+    ("config", "tree", "sharding", "distributed", "progress", "paths"),
     ("model",),
     ("data",),
     ("weights",),
@@ -27,6 +27,7 @@ HOMES = {
     # reference.py asks the source without the code that imports it.
     "gguf": {"weights/gguf.py", "weights/reference.py"},
     "ml_collections": {"config.py"},
+    "fsspec": {"paths.py"},
 }
 # Never needed to run the product: references of tests and benchmarks. The process that computes what
 # a checkpoint's source says is one of those.

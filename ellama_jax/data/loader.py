@@ -18,6 +18,7 @@ import grain
 import numpy as np
 
 from ellama_jax.data.windows import MANIFEST_FILE, WindowSet, read_manifest, to_features
+from ellama_jax.paths import local_path
 
 if TYPE_CHECKING:
     from ellama_jax.config import DataConfig
@@ -69,7 +70,7 @@ def open_sources(data_config: "DataConfig", tokenizer_fingerprint: str | None) -
         ValueError: if shares do not sum to 1, a share has no set, or a set does not fit.
     """
     wanted = _language_shares(data_config)
-    found = _find_sets(Path(data_config.windows_dir))
+    found = _find_sets(local_path(data_config.windows_dir, "data.windows_dir"))
     sources = []
     for key, share in wanted.items():
         if key not in found:

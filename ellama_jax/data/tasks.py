@@ -25,6 +25,7 @@ import numpy as np
 from ellama_jax.data.listings import listing_to_document, load_listings
 from ellama_jax.data.tokenizer import Tokenizer, load_tokenizer
 from ellama_jax.data.windows import Manifest, check_absent, window_set_name, write_windows
+from ellama_jax.paths import local_path
 from ellama_jax.progress import progress
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ def prepare(
     if window_length < 2:
         raise ValueError(f"--window-length: must be at least 2, got {window_length}.")
     tokenizer = load_tokenizer(tokenizer_dir)
-    out = Path(out)
+    out = local_path(out, "--out")
     with _spool_directory(out) as spool_dir:
         groups = _split_into_groups(documents, listings, seed, by_source, spool_dir)
         for name in groups:

@@ -15,6 +15,8 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
+from ellama_jax.paths import as_path
+
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 
@@ -96,7 +98,7 @@ def load_tokenizer(tokenizer_dir: str | os.PathLike) -> Tokenizer:
     Raises:
         ValueError: if a file is missing or broken, or no file names the token that ends a text.
     """
-    directory = Path(tokenizer_dir)
+    directory = as_path(tokenizer_dir)
     path = directory / TOKENIZER_FILE
     if not path.is_file():
         raise ValueError(

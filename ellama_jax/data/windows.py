@@ -22,6 +22,7 @@ from array_record.python import array_record_data_source, array_record_module
 import ellama_jax
 from ellama_jax.data.packing import PADDING, fill_windows, plan_windows
 from ellama_jax.data.tokenizer import Tokenizer
+from ellama_jax.paths import local_path
 
 MANIFEST_FILE = "manifest.json"
 
@@ -90,7 +91,7 @@ class WindowSet:
             ValueError: if the manifest is missing or broken, a shard is missing or has another
                 size, the counts contradict each other, or the tokenizer is another one.
         """
-        self.path = Path(windows_dir)
+        self.path = local_path(windows_dir, "windows")
         self.manifest = read_manifest(self.path)
         if tokenizer_fingerprint not in (None, self.manifest.tokenizer_fingerprint):
             raise ValueError(
@@ -224,7 +225,7 @@ def check_absent(dst: str | os.PathLike, overwrite: bool) -> None:
     Raises:
         ValueError: if it would have to be overwritten. What is not a window set is never removed.
     """
-    dst = Path(dst)
+    dst = local_path(dst, "windows")
     is_set = (dst / MANIFEST_FILE).is_file()
     if is_set and not overwrite:
         raise ValueError(
@@ -260,7 +261,7 @@ def read_manifest(windows_dir: str | os.PathLike) -> Manifest:
     Raises:
         ValueError: if there is none (an unfinished set), it is not ours, or its counts do not fit.
     """
-    directory = Path(windows_dir)
+    directory = local_path(windows_dir, "windows")
     path = directory / MANIFEST_FILE
     if not path.is_file():
         raise ValueError(

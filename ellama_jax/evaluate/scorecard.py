@@ -17,9 +17,7 @@ import difflib
 import hashlib
 import json
 import math
-import os
 import shlex
-import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -32,6 +30,7 @@ from ellama_jax.data.tokenizer import Tokenizer, check_fits, load_tokenizer
 from ellama_jax.evaluate import ecommerce, harness, scorer
 from ellama_jax.evaluate.comparison import print_table
 from ellama_jax.model.presets import LlamaConfig
+from ellama_jax.paths import as_path, write_whole
 from ellama_jax.weights import checkpoint as checkpoints
 from ellama_jax.weights import huggingface
 from ellama_jax.weights.layout import check_writable
@@ -85,7 +84,7 @@ def evaluate_checkpoint(
         The scorecard.
     """
     params, config, tokenizer, origin = load_model(checkpoint, mesh=scoring.mesh)
-    model = model or Path(checkpoint).name
+    model = model or as_path(checkpoint).name
     card = evaluate_params(params, config, tokenizer, items, texts, model=model, scoring=scoring)
     card["checkpoint"] = str(checkpoint)
     card["made_with"].update(origin)
@@ -94,7 +93,7 @@ def evaluate_checkpoint(
 
 def load_model(path: str | Path, *, mesh=None) -> tuple[dict, LlamaConfig, Tokenizer, dict]:
     """Loads parameters, config and tokenizer, and says where they came from."""
-    path = Path(path)
+    path = as_path(path)
     if (path / "config.json").is_file():
         config, tokenizer = huggingface.read_config(path), load_tokenizer(path)
         params = huggingface.load_params(path, config, mesh)
@@ -307,7 +306,7 @@ def limit_each(records: Sequence[dict], limit: int | None, keys: Sequence[str]) 
 def read_scorecard(path: str | Path) -> dict:
     """Reads a scorecard, or says that the file is none."""
     try:
-        card = json.loads(Path(path).read_text(encoding="utf-8"))
+        card = json.loads(as_path(path).read_text(encoding="utf-8"))
         card["model"], card["results"], card["made_with"]
     except (ValueError, LookupError, TypeError) as error:
         raise ValueError(f"{path}: must be a scorecard, got {error}.") from error
@@ -316,15 +315,10 @@ def read_scorecard(path: str | Path) -> dict:
 
 def write_json(path: str | Path, content: dict) -> None:
     """Writes JSON whole or not at all."""
-    path = Path(path)
+    path = as_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=f".{path.name}-", delete=False, encoding="utf-8"
-    ) as partial:
-        partial.write(text)
-    os.chmod(partial.name, 0o644)
-    os.replace(partial.name, path)
+    write_whole(path, text)
 
 
 def main_evaluate(argv: list[str]) -> None:

@@ -25,8 +25,10 @@ from ellama_jax.evaluate.scorecard import (
     load_model,
     write_json,
 )
-from ellama_jax.weights.layout import check_verified, check_writable, find_checkpoint
+from ellama_jax.paths import as_path
+from ellama_jax.weights.layout import check_writable, find_checkpoint
 from ellama_jax.weights.merge import check_alpha, merge_checkpoints, merge_linear
+from ellama_jax.weights.verdict import check_verified
 
 DEFAULT_ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 # What an alpha may cost: a point of general accuracy (two are the whole project's aim), and so
@@ -84,7 +86,8 @@ def sweep_alphas(
         check_alpha(alpha)
     if not any(item["domain"] == "ecommerce" for item in items):
         raise ValueError(_NO_ITEMS)
-    check_writable(Path(workdir) / "sweep.json")
+    workdir = as_path(workdir)
+    check_writable(workdir / "sweep.json")
     known = dict(known or {})
     for alpha, card in known.items():
         _check_same_questions(alpha, card, items, texts)
@@ -92,7 +95,7 @@ def sweep_alphas(
     adapted_params, adapted_config, adapted_tokenizer, _ = load_model(adapted)
     _check_fit(config, tokenizer, adapted_config, adapted_tokenizer)
     for path in (base, adapted):
-        if not (Path(path) / "config.json").is_file():  # a Hugging Face directory needs no gate
+        if not (as_path(path) / "config.json").is_file():  # a Hugging Face directory needs no gate
             check_verified(find_checkpoint(path), allow_unverified=allow_unverified)
     cards = {}
     for alpha in alphas:
@@ -105,12 +108,12 @@ def sweep_alphas(
                 merged, config, tokenizer, items, texts, model=f"alpha {alpha:g}", scoring=scoring
             )
         if keep:
-            out = Path(workdir) / f"merged-{alpha:g}"
+            out = workdir / f"merged-{alpha:g}"
             merge_checkpoints(
                 base, adapted, alpha, out, overwrite=True, allow_unverified=allow_unverified
             )
     sweep = {**choose_alpha(cards), "base": str(base), "adapted": str(adapted), "command": command}
-    write_json(Path(workdir) / "sweep.json", sweep)
+    write_json(workdir / "sweep.json", sweep)
     return sweep
 
 

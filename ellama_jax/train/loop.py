@@ -30,6 +30,7 @@ from ellama_jax.data.tokenizer import Tokenizer, check_fits, load_tokenizer
 from ellama_jax.distributed import exchange, leads, on_leader, start_processes
 from ellama_jax.model.llama import REMAT_POLICIES, abstract_params, count_params, init_params
 from ellama_jax.model.presets import LlamaConfig, config_to_dict, get_preset
+from ellama_jax.paths import as_path, is_remote, local_path, write_whole
 from ellama_jax.progress import progress
 from ellama_jax.sharding import make_mesh, place_batch, row_parts
 from ellama_jax.train.metrics import IntervalMeans, MetricsLog, known_metrics, step_record
@@ -46,11 +47,11 @@ from ellama_jax.weights import checkpoint as checkpoints
 from ellama_jax.weights.layout import (
     CheckpointInfo,
     check_disk_space,
-    check_verified,
+    check_writable,
     find_checkpoint,
-    inherit_verification,
     make_meta,
 )
+from ellama_jax.weights.verdict import check_verified, inherit_verification
 
 EXIT_TERMINATED = 143  # 128 + SIGTERM, what a scheduler expects of a job it ended
 
@@ -79,7 +80,7 @@ def main_train(argv: list[str]) -> None:
     )
     parser.add_argument("--config", metavar="FILE[:ARG]", help="configuration file; required")
     parser.add_argument("--config.SECTION.KEY", metavar="VALUE", help="overrides one key")
-    parser.add_argument("--workdir", required=True, type=Path, help="directory of the run")
+    parser.add_argument("--workdir", required=True, help="directory of the run, local or gs://")
     parser.add_argument(
         "--allow-unverified",
         action="store_true",
@@ -93,17 +94,20 @@ def main_train(argv: list[str]) -> None:
     train(prepare_run(config, args.workdir, allow_unverified=args.allow_unverified))
 
 
-def prepare_run(config: RunConfig, workdir: Path, *, allow_unverified: bool = False) -> Run:
+def prepare_run(
+    config: RunConfig, workdir: str | os.PathLike, *, allow_unverified: bool = False
+) -> Run:
     """Finds and checks everything that needs no device.
 
     Args:
         config: what to train.
-        workdir: where; made if it is not there.
+        workdir: where, on a disk or in a bucket; made if it is not there.
         allow_unverified: start from a checkpoint that failed the conversion gate all the same.
 
     Raises:
         ValueError: naming the key and what must hold.
     """
+    workdir = as_path(workdir)
     model = get_preset(config.model.preset)
     if config.data.seq_len > model.max_seq_len:
         raise ValueError(
@@ -130,7 +134,7 @@ def _find_base(config: RunConfig, model: LlamaConfig):
     """Returns the base checkpoint (None for random weights) and where its tokenizer lies."""
     if not config.model.checkpoint:
         # The tokenizer then comes with the windows: random weights have none of their own.
-        return None, Path(config.data.windows_dir) / "tokenizer"
+        return None, local_path(config.data.windows_dir, "data.windows_dir") / "tokenizer"
     base = find_checkpoint(config.model.checkpoint)
     stored, wanted = config_to_dict(base.config), config_to_dict(model)
     differ = [
@@ -141,7 +145,7 @@ def _find_base(config: RunConfig, model: LlamaConfig):
             f"model.preset: {model.name} does not fit the checkpoint {base.path}, "
             f"which has {', '.join(differ)}."
         )
-    return base, Path(base.tokenizer_dir)
+    return base, base.tokenizer_dir
 
 
 def _check_best_metric(config: RunConfig, loader: Loader) -> None:
@@ -159,6 +163,9 @@ def _source_names(loader: Loader) -> list[str]:
 
 
 def _make_workdir(workdir: Path) -> None:
+    if is_remote(workdir):
+        check_writable(workdir)
+        return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -301,6 +308,7 @@ def _steps(run, mesh, step_fn, schedule, manager, state, so_far, terminated) -> 
             if stopping or due:
                 report.finish(*pending)
                 pending = None
+                report.publish()
                 _save(run, manager, state, so_far, due=due)
             if stopping or (due and report.asked_to_stop):
                 break
@@ -353,6 +361,10 @@ class _StepReport:
                 f"step {step}, batch {fingerprint}: {int(metrics.skipped_in_a_row)} updates in a row "
                 "were not finite; lower schedule.peak_frac, or look at that batch."
             )
+
+    def publish(self) -> None:
+        if self._log is not None:
+            self._log.publish()
 
     def close(self) -> None:
         if self._log is not None:
@@ -424,9 +436,7 @@ def _write_config(run: Run) -> None:
                 print(
                     f"{name}: was {before.get(key)} before, now {after.get(key)}.", file=sys.stderr
                 )
-    temporary = path.with_suffix(".json.tmp")
-    temporary.write_text(json.dumps(now, indent=2) + "\n")
-    os.replace(temporary, path)
+    write_whole(path, json.dumps(now, indent=2) + "\n")
 
 
 def _say_what_runs(run: Run, mesh: Mesh, done: int) -> None:

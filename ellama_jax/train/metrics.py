@@ -7,12 +7,16 @@ import json
 import math
 import os
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from ellama_jax.paths import copy_file, copy_tree, is_remote
 from ellama_jax.train.step import Metrics
+
+METRICS_FILE = "metrics.jsonl"
 
 
 def step_record(
@@ -95,7 +99,12 @@ class IntervalMeans:
 
 
 class MetricsLog:
-    """Appends step records to `metrics.jsonl` and TensorBoard files under a run directory."""
+    """Appends step records to `metrics.jsonl` and TensorBoard files under a run directory.
+
+    Nothing is appended to an object in a bucket. There the files grow in a temporary directory and
+    are sent by `publish`; after a crash the lines since then are missing, those of steps that are
+    in no checkpoint.
+    """
 
     def __init__(self, workdir: Path, first_step: int):
         """Opens the log for steps from `first_step`; lines of later steps are dropped.
@@ -103,10 +112,17 @@ class MetricsLog:
         A run that died after its last checkpoint has logged steps it will repeat; keeping both
         would show them twice.
         """
-        self._path = workdir / "metrics.jsonl"
-        _drop_from(self._path, first_step)
-        self._file = self._path.open("a")
-        self._board = _import_summary_writer()(str(workdir / "tensorboard"), purge_step=first_step)
+        self._workdir, self._folder = workdir, None
+        if is_remote(workdir):
+            self._folder = tempfile.TemporaryDirectory(prefix="ellama-metrics-")
+        self._local = Path(self._folder.name) if self._folder else workdir
+        path = self._local / METRICS_FILE
+        if self._folder and (workdir / METRICS_FILE).exists():
+            copy_file(workdir / METRICS_FILE, path)
+        _drop_from(path, first_step)
+        self._file = path.open("a")
+        board = str(self._local / "tensorboard")
+        self._board = _import_summary_writer()(board, purge_step=first_step)
 
     def write(self, record: dict) -> None:
         """Writes one record; the line is on disk when this returns."""
@@ -116,15 +132,24 @@ class MetricsLog:
             if isinstance(value, (int, float)) and name != "step":
                 self._board.add_scalar(name, value, record["step"])
 
+    def publish(self) -> None:
+        """Sends the files to the bucket, if the run is in one."""
+        if self._folder is not None:
+            self._board.flush()
+            copy_tree(self._local, self._workdir)
+
     def close(self) -> None:
-        """Closes the files."""
+        """Closes the files, and sends them for the last time."""
         self._file.close()
         self._board.close()
+        if self._folder is not None:
+            copy_tree(self._local, self._workdir)
+            self._folder.cleanup()
 
 
 def read_metrics(workdir: Path) -> list[dict]:
     """Returns the records of a run, in order; a half-written last line is left out."""
-    path = workdir / "metrics.jsonl"
+    path = workdir / METRICS_FILE
     if not path.exists():
         return []
     lines = path.read_text().split("\n")

@@ -9,7 +9,6 @@ import contextlib
 import errno
 import functools
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,10 @@ from etils import epath
 from jax.sharding import Mesh, SingleDeviceSharding
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
-from ellama_jax.data.tokenizer import load_tokenizer
 from ellama_jax.distributed import exchange, leads, on_leader
 from ellama_jax.model.llama import abstract_params
 from ellama_jax.model.presets import LlamaConfig, config_to_dict
+from ellama_jax.paths import absolute, as_path, copy_tree, is_remote, remove_tree
 from ellama_jax.progress import Progress, mebibytes, progress
 from ellama_jax.tree import flatten_paths, unflatten_paths
 from ellama_jax.weights.layout import (
@@ -39,9 +38,9 @@ from ellama_jax.weights.layout import (
     latest_step,
     make_meta,
     metric_value,
+    prepare_root,
     read_json_item,
     replace_directory,
-    set_aside_incomplete,
     write_json_item,
 )
 from ellama_jax.weights.lazy import PIECE_BYTES, LazyArray, from_array, split
@@ -142,7 +141,7 @@ def _read_leaf(directory: Path, leaf_path: str, abstract):
     args = ocp.checkpoint_utils.construct_restore_args(item)
     request = ocp.args.PyTreeRestore(item=item, restore_args=args, partial_restore=True)
     with damage_as_value_error(directory.parent):
-        tree = _handler().restore(epath.Path(directory.absolute()), args=request)
+        tree = _handler().restore(epath.Path(absolute(directory)), args=request)
     return flatten_paths(tree)[leaf_path]
 
 
@@ -151,12 +150,12 @@ def _read_tree(directory: Path, abstract) -> Any:
     args = ocp.checkpoint_utils.construct_restore_args(item)
     request = ocp.args.PyTreeRestore(item=item, restore_args=args)
     with damage_as_value_error(directory.parent):
-        return _handler().restore(epath.Path(directory.absolute()), args=request)
+        return _handler().restore(epath.Path(absolute(directory)), args=request)
 
 
 def _list_item(directory: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     with damage_as_value_error(directory.parent):
-        tree = _handler().metadata(epath.Path(directory.absolute())).tree
+        tree = _handler().metadata(epath.Path(absolute(directory))).tree
         leaves = _flatten_any(tree)
         return {name: (tuple(leaf.shape), np.dtype(leaf.dtype)) for name, leaf in leaves.items()}
 
@@ -193,6 +192,9 @@ def write_checkpoint(
 ) -> CheckpointInfo:
     """Writes a root with the single step 0, whole or not at all. All processes must call this.
 
+    In a bucket it is written in place: what is replaced is deleted first, and a step that was not
+    finished is never restored.
+
     Args:
         dst: the root to make.
         params: nested dict of `LazyArray`s (which pass through in pieces, so that memory does not
@@ -208,7 +210,7 @@ def write_checkpoint(
     Raises:
         ValueError: if leaves, tokenizer, place or disk space do not fit; nothing is written then.
     """
-    dst = Path(dst)
+    dst = as_path(dst)
     flat = flatten_paths(params)
     stored = {name: (tuple(leaf.shape),) for name, leaf in flat.items()}
     wanted = flatten_paths(abstract_params(config))
@@ -219,27 +221,29 @@ def write_checkpoint(
     size = tree_bytes(list(flat.values()))
     on_leader(lambda: check_destination(dst, size, overwrite=overwrite))
     # One name in all processes: that of process 0.
-    partial = dst.with_name(f".{dst.name}.partial-{exchange(b'%09d' % os.getpid())()[0].decode()}")
+    name = f".{dst.name}.partial-{exchange(b'%09d' % os.getpid())()[0].decode()}"
+    partial = dst if is_remote(dst) else dst.with_name(name)
     try:
-        on_leader(lambda: _begin_root(partial, Path(tokenizer_dir)))
+        on_leader(lambda: _begin_root(partial, as_path(tokenizer_dir)))
         _write_step_0(partial, flat, meta)
         on_leader(lambda: _finish_root(partial, dst, meta, finish_meta))
-    finally:
+    except BaseException:
         if leads():
-            shutil.rmtree(partial, ignore_errors=True)
+            remove_tree(partial)
+        raise
     return find_checkpoint(dst)
 
 
 def _begin_root(partial: Path, tokenizer_dir: Path) -> None:
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(tokenizer_dir, partial / TOKENIZER_DIR)
+    remove_tree(partial)
+    copy_tree(tokenizer_dir, partial / TOKENIZER_DIR)
 
 
 def _finish_root(partial: Path, dst: Path, meta: dict, finish_meta) -> None:
     if finish_meta is not None:
         write_json_item(partial / "0", "meta", finish_meta(meta))
-    replace_directory(partial, dst)
+    if partial != dst:
+        replace_directory(partial, dst)
 
 
 def _write_step_0(root: Path, flat: Mapping, meta: dict) -> None:
@@ -256,7 +260,7 @@ def _write_step_0(root: Path, flat: Mapping, meta: dict) -> None:
         )
         with (
             _full_disk_as_value_error(root.parent),
-            ocp.CheckpointManager(root.absolute(), options=options, item_handlers=handlers) as m,
+            ocp.CheckpointManager(absolute(root), options=options, item_handlers=handlers) as m,
         ):
             m.save(0, args=args)
 
@@ -341,11 +345,11 @@ def open_manager(
     Raises:
         ValueError: if a number is below 1, the place cannot be written or the tokenizer changed.
     """
-    root = Path(root)
+    root = as_path(root)
     for name, value in (("save_every_steps", save_every_steps), ("keep_last", keep_last)):
         if value is not None and value < 1:
             raise ValueError(f"{name}: must be at least 1, got {value}.")
-    on_leader(lambda: _prepare_root(root, Path(tokenizer_dir)))
+    on_leader(lambda: prepare_root(root, as_path(tokenizer_dir)))
 
     def value_of(metrics) -> float:
         return metric_value(metrics, best_metric)
@@ -370,7 +374,7 @@ def open_manager(
         best_mode="min",
         enable_async_checkpointing=asynchronous,
     )
-    return ocp.CheckpointManager(root.absolute(), options=options)
+    return ocp.CheckpointManager(absolute(root), options=options)
 
 
 def save_training(
@@ -405,7 +409,7 @@ def save_training(
     if step in manager.all_steps() or not (force or manager.should_save(step)):
         return False
     check_meta(meta)
-    directory, size = Path(manager.directory), tree_bytes((params, opt_state))
+    directory, size = as_path(manager.directory), tree_bytes((params, opt_state))
     on_leader(lambda: check_disk_space(f"save {directory / str(step)}", directory, size))
     args = ocp.args.Composite(
         params=ocp.args.StandardSave(params, _chunks(params)),
@@ -451,7 +455,7 @@ def restore_training(
             a run does not change its own on the way), or it is damaged.
     """
     manager.wait_until_finished()
-    root = Path(manager.directory)
+    root = as_path(manager.directory)
     info = find_checkpoint(root if step is None else root / str(step))
     if not (info.path / "opt_state" / "_METADATA").is_file():
         raise ValueError(f"restore {info.path}: must hold an optimizer state, got parameters only.")
@@ -465,23 +469,3 @@ def restore_training(
     params = _read_params(info.path, abstract_params)
     opt_state = _read_tree(info.path / "opt_state", abstract_opt_state)
     return info.step, params, opt_state, read_json_item(info.path, "data"), info.meta
-
-
-def _prepare_root(root: Path, tokenizer_dir: Path) -> None:
-    """Makes a root that can be saved to; for one process of a job."""
-    fingerprint = load_tokenizer(tokenizer_dir).fingerprint
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        probe = root / f".writable-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ValueError(f"{root}: must be a writable directory, got {error.strerror}.") from error
-    kept = root / TOKENIZER_DIR
-    if not kept.exists():
-        partial = root / f".{TOKENIZER_DIR}.partial-{os.getpid()}"
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(tokenizer_dir, partial)
-        os.replace(partial, kept)
-    check_fingerprint(kept, fingerprint)
-    set_aside_incomplete(root)

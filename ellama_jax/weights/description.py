@@ -15,6 +15,7 @@ from jax.sharding import AbstractMesh, AxisType
 from ellama_jax.data.tokenizer import Tokenizer, load_tokenizer
 from ellama_jax.model.llama import count_params, param_dims
 from ellama_jax.model.presets import PRESETS, LlamaConfig, config_from_dict, config_to_dict
+from ellama_jax.paths import as_path, directory_bytes
 from ellama_jax.sharding import MESH_AXES, describe, storage_sharding
 from ellama_jax.weights.checkpoint import list_leaves, open_leaves
 from ellama_jax.weights.layout import (
@@ -57,7 +58,7 @@ def find_facts(path: str | os.PathLike, mesh: AbstractMesh | None = None) -> dic
     Raises:
         ValueError: if there is no complete step, its files are damaged, or `mesh` does not fit.
     """
-    info = _find_quietly(Path(path))
+    info = _find_quietly(as_path(path))
     leaves = _leaf_facts(info, mesh)
     dtypes: dict[str, int] = {}
     for leaf in leaves.values():
@@ -71,7 +72,9 @@ def find_facts(path: str | os.PathLike, mesh: AbstractMesh | None = None) -> dic
         "params_by_dtype": dtypes,
         "params_bytes": sum(leaf["bytes"] for leaf in leaves.values()),
         "disk_bytes": {
-            item.name: _disk_bytes(item) for item in sorted(info.path.iterdir()) if item.is_dir()
+            item.name: directory_bytes(item)
+            for item in sorted(info.path.iterdir())
+            if item.is_dir()
         },
         "best_metric": _best_metric(info.meta),
         "steps": [_step_facts(entry) for entry in list_steps(info.root)],
@@ -185,7 +188,7 @@ def _step_facts(entry: StepEntry) -> dict:
         "name": entry.path.name,
         "problem": entry.problem,
         "saved_at": entry.saved_at.isoformat(timespec="seconds") if entry.saved_at else None,
-        "bytes": _disk_bytes(entry.path),
+        "bytes": directory_bytes(entry.path),
         # What is not finite compares with nothing, and is no JSON.
         "metrics": {n: x for n, x in read_metrics(entry.path).items() if math.isfinite(x)},
     }
@@ -194,10 +197,6 @@ def _step_facts(entry: StepEntry) -> dict:
 def _best_metric(meta: Mapping) -> str | None:
     """Returns the metric by which the run keeps its best steps, None if it names none."""
     return meta.get("config", {}).get("checkpoint", {}).get("best_metric") or None
-
-
-def _disk_bytes(directory: Path) -> int:
-    return sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
 
 
 def _tokenizer_facts(info: CheckpointInfo) -> dict:

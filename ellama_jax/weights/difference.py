@@ -17,6 +17,7 @@ import numpy as np
 
 from ellama_jax.data.tokenizer import load_tokenizer
 from ellama_jax.model.presets import LlamaConfig, config_to_dict
+from ellama_jax.paths import as_path
 from ellama_jax.progress import progress
 from ellama_jax.weights.checkpoint import open_leaves
 from ellama_jax.weights.importer import detect_format, open_source
@@ -162,7 +163,7 @@ def compare(a: str | os.PathLike, b: str | os.PathLike) -> Comparison:
 @contextlib.contextmanager
 def open_weights(path: str | os.PathLike) -> Iterator[Weights]:
     """Opens a checkpoint, or anything that `ellama import` reads, for the time of the context."""
-    path = Path(path)
+    path = as_path(path)
     if _is_foreign(path):
         with open_source(path) as model:
             fingerprint = load_tokenizer(model.tokenizer_dir).fingerprint

@@ -8,8 +8,8 @@ tensors.py; the model card is model_card.py's.
 import argparse
 import json
 import os
-import shutil
 import struct
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import numpy as np
 
 from ellama_jax.data.tokenizer import Tokenizer, load_tokenizer
 from ellama_jax.model.presets import LlamaConfig
+from ellama_jax.paths import as_path, copy_file, file_bytes, is_remote, remove_tree
 from ellama_jax.progress import Progress, mebibytes, progress
 from ellama_jax.weights.checkpoint import CheckpointInfo, find_checkpoint, open_leaves
 from ellama_jax.weights.huggingface import (
@@ -29,13 +30,14 @@ from ellama_jax.weights.huggingface import (
 )
 from ellama_jax.weights.layout import (
     check_destination,
+    check_disk_space,
     check_fingerprint,
-    check_verified,
     replace_directory,
 )
 from ellama_jax.weights.lazy import Box, LazyArray, as_bits, read_ahead, split
 from ellama_jax.weights.model_card import CARD_FILE, write_card
 from ellama_jax.weights.tensors import open_tensors
+from ellama_jax.weights.verdict import check_verified
 
 GENERATION_FILE = "generation_config.json"
 SHARD_BYTES = 5 * 10**9  # as transformers' save_pretrained
@@ -59,6 +61,8 @@ def export_checkpoint(
 ) -> Path:
     """Writes a checkpoint as a Hugging Face directory.
 
+    In a bucket it is written in place, config.json last: what lacks it is no model.
+
     Args:
         path: a root or `ROOT/<step>`.
         dst: the directory to make.
@@ -74,7 +78,7 @@ def export_checkpoint(
         ValueError: if the checkpoint is damaged or failed its gate, its tokenizer is not the one it
             was made with, or `dst` cannot be written. Nothing is left half written then.
     """
-    dst, info = Path(dst), find_checkpoint(path)
+    dst, info = as_path(dst), find_checkpoint(path)
     check_fingerprint(info.tokenizer_dir, info.meta["tokenizer_fingerprint"])
     tokenizer = load_tokenizer(info.tokenizer_dir)
     tensors = open_tensors(info.config, open_leaves(info.path))
@@ -83,17 +87,18 @@ def export_checkpoint(
     size = sum(tensor.nbytes for tensor in tensors.values())
     check_destination(dst, size, overwrite=overwrite, is_replaceable=is_export)
     check_verified(info, allow_unverified=allow_unverified)
-    dst.parent.mkdir(parents=True, exist_ok=True)
-    partial = dst.with_name(f".{dst.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = dst if is_remote(dst) else dst.with_name(f".{dst.name}.partial-{os.getpid()}")
+    remove_tree(partial)
     try:
-        partial.mkdir()
+        partial.mkdir(parents=True)
         with progress(f"writing {dst.name}", mebibytes(size), "MiB") as bar:
             write_tensors(partial, tensors, shard_bytes, bar)
         _write_companions(partial, info, tokenizer, tensors)
-        replace_directory(partial, dst)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if partial != dst:
+            replace_directory(partial, dst)
+    except BaseException:
+        remove_tree(partial)
+        raise
     return dst
 
 
@@ -134,11 +139,34 @@ def write_tensors(
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=shard_bytes,
     )
-    for file, names in plan.filename_to_tensors.items():
-        write_safetensors(directory / file, {name: tensors[name] for name in names}, bar)
+    files = {
+        directory / file: {name: tensors[name] for name in names}
+        for file, names in plan.filename_to_tensors.items()
+    }
+    (_upload_files if is_remote(directory) else _write_files)(files, bar)
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         _write_json(directory / INDEX_FILE, index)
+
+
+def _write_files(files: Mapping[Path, Mapping[str, LazyArray]], bar: Progress | None) -> None:
+    for path, tensors in files.items():
+        write_safetensors(path, tensors, bar)
+
+
+def _upload_files(files: Mapping[Path, Mapping[str, LazyArray]], bar: Progress | None) -> None:
+    """Writes files of a bucket by way of the local disk, which needs room for the largest.
+
+    An object is sent from its first byte to its last, and tensors are written as their boxes come.
+    """
+    sizes = [sum(tensor.nbytes for tensor in tensors.values()) for tensors in files.values()]
+    with tempfile.TemporaryDirectory() as folder:
+        check_disk_space(f"export by way of {folder}", Path(folder), max(sizes))
+        for path, tensors in files.items():
+            local = Path(folder) / path.name
+            write_safetensors(local, tensors, bar)
+            copy_file(local, path)
+            local.unlink()
 
 
 def write_safetensors(
@@ -197,14 +225,14 @@ def _write_companions(
     kept = {entry.name: entry for entry in sorted(info.tokenizer_dir.iterdir())}
     source = read_json(kept.pop(CONFIG_FILE)) if CONFIG_FILE in kept else {}
     for name, entry in kept.items():
-        shutil.copyfile(entry, directory / name)
+        copy_file(entry, directory / name)
     ids = _document_ids(tokenizer, source)
     dtype = tensors["model.embed_tokens.weight"].dtype
-    _write_json(directory / CONFIG_FILE, make_config(info.config, dtype, ids))
     generation = read_json(directory / GENERATION_FILE) if GENERATION_FILE in kept else {}
     named = {key: value for key, value in ids.items() if value is not None}
     _write_json(directory / GENERATION_FILE, {**generation, **named})
     write_card(directory / CARD_FILE, info)
+    _write_json(directory / CONFIG_FILE, make_config(info.config, dtype, ids))
 
 
 def make_config(config: LlamaConfig, dtype: np.dtype, ids: Mapping) -> dict:
@@ -302,6 +330,6 @@ def main_export(argv: list[str]) -> None:
         allow_unverified=args.allow_unverified,
     )
     files = sorted(dst.glob("*.safetensors"))
-    size = mebibytes(sum(file.stat().st_size for file in files))
+    size = mebibytes(sum(map(file_bytes, files)))
     count = "1 file" if len(files) == 1 else f"{len(files)} files"
     print(f"Exported {args.checkpoint} to {dst}: {count} of weights, {size:,} MiB")

@@ -16,8 +16,9 @@ from jax.sharding import Mesh
 
 from ellama_jax.model.llama import abstract_params
 from ellama_jax.model.presets import LlamaConfig, RopeScaling
+from ellama_jax.paths import absolute, as_path, file_bytes, is_remote, read_range
 from ellama_jax.tree import flatten_paths, unflatten_paths
-from ellama_jax.weights.lazy import Box, LazyArray, place, same_bits, whole
+from ellama_jax.weights.lazy import Box, LazyArray, place, same_bits, split, whole
 from ellama_jax.weights.tensors import assemble_leaves, some_of
 
 CONFIG_FILE = "config.json"
@@ -75,14 +76,15 @@ def read_config(directory: str | os.PathLike) -> LlamaConfig:
     Raises:
         ValueError: if the file is missing or broken, or the model has what ours has not.
     """
-    path = Path(directory) / CONFIG_FILE
+    directory = as_path(directory)
+    path = directory / CONFIG_FILE
     raw = read_json(path)
     _check_supported(path, raw)
     raw = {**_DEFAULTS, **raw}
     theta, scaling = _read_rope(path, raw)
     heads = raw["num_attention_heads"]
     return LlamaConfig(
-        name=Path(directory).absolute().name,
+        name=absolute(directory).name,
         vocab_size=raw["vocab_size"],
         embed_dim=raw["hidden_size"],
         mlp_dim=raw["intermediate_size"],
@@ -186,8 +188,8 @@ def load_params(
 def open_safetensors(directory: str | os.PathLike) -> dict[str, LazyArray]:
     """Opens the tensors of a directory by their names; no weight is read yet."""
     tensors: dict[str, LazyArray] = {}
-    for path, names in _find_files(Path(directory)).items():
-        found = _open_file(path)
+    for path, names in _find_files(as_path(directory)).items():
+        found = (_open_remote if is_remote(path) else _open_file)(path)
         if names is not None and (missing := sorted(names - found.keys())):
             raise ValueError(
                 f"{path}: must hold {some_of(missing)} as {INDEX_FILE} says, got none."
@@ -202,7 +204,7 @@ def open_safetensors(directory: str | os.PathLike) -> dict[str, LazyArray]:
 
 def weight_files(directory: str | os.PathLike) -> list[Path]:
     """Returns the safetensors files that the weights of a directory lie in."""
-    return sorted(_find_files(Path(directory)))
+    return sorted(_find_files(as_path(directory)))
 
 
 def _find_files(directory: Path) -> dict[Path, set[str] | None]:
@@ -250,22 +252,17 @@ def _data_starts(path: Path) -> dict[str, int]:
 
 def _open_tensor(path: Path, file, name: str, start: int) -> LazyArray:
     part = file.get_slice(name)
-    shape, kind = tuple(part.get_shape()), part.get_dtype()
-    if kind not in DTYPES:
-        raise ValueError(
-            f"{path}: {name} must be one of {', '.join(DTYPES)}, got {kind}; dequantise the model "
-            "first."
-        )
-    row_bytes = math.prod(shape[1:]) * DTYPES[kind].itemsize
+    shape, dtype = tuple(part.get_shape()), _known_dtype(path, name, part.get_dtype())
+    row_bytes = math.prod(shape[1:]) * dtype.itemsize
 
     def read(box: Box) -> np.ndarray:
         if box[1:] != whole(shape[1:]):
             return _read_part(path, name, box)
         sizes = (box[0].stop - box[0].start, *shape[1:])
         offset = start + box[0].start * row_bytes
-        return np.fromfile(path, DTYPES[kind], math.prod(sizes), offset=offset).reshape(sizes)
+        return np.fromfile(path, dtype, math.prod(sizes), offset=offset).reshape(sizes)
 
-    return LazyArray(shape, DTYPES[kind], read)
+    return LazyArray(shape, dtype, read)
 
 
 def _read_part(path: Path, name: str, box: Box) -> np.ndarray:
@@ -275,6 +272,69 @@ def _read_part(path: Path, name: str, box: Box) -> np.ndarray:
     # in this process's memory until it is closed.
     with safetensors.safe_open(path, framework="numpy") as file:
         return file.get_slice(name)[box]
+
+
+def _open_remote(path: Path) -> dict[str, LazyArray]:
+    """Opens a file in a bucket, which cannot be mapped: what a box needs is fetched by rows.
+
+    Header and size are checked as the library checks them on a disk.
+    """
+    size = file_bytes(path)
+    try:
+        (length,) = struct.unpack("<Q", read_range(path, 0, 8))
+        if length > size - 8:
+            raise ValueError(f"a header of {length} bytes in a file of {size}")
+        header = json.loads(read_range(path, 8, 8 + length))
+        header.pop("__metadata__", None)
+        _check_layout(header, size - 8 - length)
+    except (ValueError, LookupError, TypeError, AttributeError, struct.error) as error:
+        raise ValueError(
+            f"{path}: must be a whole safetensors file, got a truncated or broken one ({error}); "
+            "upload it again."
+        ) from error
+    return {name: _open_rows(path, 8 + length, name, entry) for name, entry in header.items()}
+
+
+def _check_layout(header: dict, data_bytes: int) -> None:
+    """Raises a ValueError unless the tensors fill the data end to end, each as its shape says."""
+    end = 0
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        start, stop = entry["data_offsets"]
+        if start != end or stop < start:
+            raise ValueError(f"{name} at {start} to {stop}, expected to begin at {end}")
+        dtype = DTYPES.get(entry["dtype"])  # others are refused by name when they are opened
+        if dtype is not None and stop - start != math.prod(entry["shape"]) * dtype.itemsize:
+            raise ValueError(f"{name} of {stop - start} bytes for the shape {entry['shape']}")
+        end = stop
+    if end != data_bytes:
+        raise ValueError(f"tensors of {end} bytes in {data_bytes} bytes of data")
+
+
+def _open_rows(path: Path, data_start: int, name: str, entry: dict) -> LazyArray:
+    shape, start = tuple(entry["shape"]), data_start + entry["data_offsets"][0]
+    dtype = _known_dtype(path, name, entry["dtype"])
+    row_bytes = math.prod(shape[1:]) * dtype.itemsize
+
+    def read(box: Box) -> np.ndarray:
+        found = np.empty([part.stop - part.start for part in box], dtype)
+        # Of columns, whole rows are fetched: in pieces, so that they never are the whole tensor.
+        wanted = (found.shape[0], *shape[1:])
+        for rows, *_ in split(wanted, dtype.itemsize, (1, *shape[1:])):
+            first = start + (box[0].start + rows.start) * row_bytes
+            raw = read_range(path, first, first + (rows.stop - rows.start) * row_bytes)
+            found[rows] = np.frombuffer(raw, dtype).reshape(-1, *shape[1:])[:, *box[1:]]
+        return found
+
+    return LazyArray(shape, dtype, read)
+
+
+def _known_dtype(path: Path, name: str, kind: str) -> np.dtype:
+    if kind not in DTYPES:
+        raise ValueError(
+            f"{path}: {name} must be one of {', '.join(DTYPES)}, got {kind}; dequantise the model "
+            "first."
+        )
+    return DTYPES[kind]
 
 
 def drop_tied_head(tensors: dict[str, LazyArray]) -> None:

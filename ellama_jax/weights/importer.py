@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import os
-import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -32,6 +31,7 @@ from ellama_jax.data.tokenizer import (
 from ellama_jax.distributed import leads, on_leader, start_processes
 from ellama_jax.model.llama import abstract_params
 from ellama_jax.model.presets import PRESETS, LlamaConfig, get_preset
+from ellama_jax.paths import as_path, copy_file, is_remote
 from ellama_jax.sharding import make_mesh
 from ellama_jax.tree import flatten_paths
 from ellama_jax.weights import gguf, huggingface, meta
@@ -96,7 +96,7 @@ def import_weights(
         ValueError: if `src` is incomplete, no Llama, or not the preset, if its tokenizer does not
             fit, or `dst` cannot be written. Nothing is written then.
     """
-    src = Path(src)
+    src = as_path(src)
     source_format = detect_format(src)
     on_leader(lambda: check_destination(dst, 0, overwrite=overwrite))
     with _READERS[source_format](src, preset) as model:
@@ -146,9 +146,19 @@ def detect_format(src: str | os.PathLike) -> str:
     """Returns "huggingface", "meta" or "gguf" by what lies at `src`.
 
     Raises:
-        ValueError: if it is neither; the message says what it seems to be.
+        ValueError: if it is neither; the message says what it seems to be. Also if it is in a
+            bucket and not "huggingface": the other formats are mapped into memory.
     """
-    src = Path(src)
+    found = _look_at(as_path(src))
+    if is_remote(src) and found != "huggingface":
+        raise ValueError(
+            f"{src}: must be a Hugging Face directory to be read from a bucket, got the format "
+            f"{found}; copy it to a local disk first, as with `gcloud storage cp -r`."
+        )
+    return found
+
+
+def _look_at(src: Path) -> str:
     if src.is_file():
         with src.open("rb") as file:
             magic = file.read(4)
@@ -231,7 +241,7 @@ def _open_huggingface(src: Path, preset: str | None) -> Iterator[_Model]:
     with tempfile.TemporaryDirectory() as kept:
         present = [name for name in _TOKENIZER_FILES if (src / name).is_file()]
         for name in present:
-            shutil.copyfile(src / name, Path(kept) / name)
+            copy_file(src / name, Path(kept) / name)
         files = [*huggingface.weight_files(src), *(src / name for name in present)]
         yield _Model("huggingface", config, leaves, Path(kept), files)
 
@@ -288,11 +298,12 @@ def _hashing(files: list[Path]) -> Iterator[Callable[[], list[dict]]]:
 
 def _describe_file(path: Path, stop: threading.Event) -> dict:
     # By name, not by path: where it lay on this machine means nothing elsewhere.
-    digest = hashlib.sha256()
+    digest, size = hashlib.sha256(), 0
     with path.open("rb") as file:
         while not stop.is_set() and (block := file.read(2**22)):
             digest.update(block)
-    return {"name": path.name, "bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+            size += len(block)
+    return {"name": path.name, "bytes": size, "sha256": digest.hexdigest()}
 
 
 # --- the verb ------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 Owns the names in a root (`ROOT/<step>/{params,meta[,opt_state,data,metrics]}`, `ROOT/tokenizer`),
 the meta, which step is the best, and the checks before anything is written. It reads and writes no
-weights; checkpoint.py does.
+weights; checkpoint.py does. A root may lie in a bucket, see paths.py.
 
 Words: a *root* holds steps; a step is *complete* once Orbax has committed it and its `params` and
 `meta` can be found. Only complete steps are ever restored.
@@ -17,7 +17,6 @@ import math
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from pathlib import Path
 
 from ellama_jax.data.tokenizer import load_tokenizer
 from ellama_jax.model.presets import LlamaConfig, config_from_dict, config_to_dict
+from ellama_jax.paths import as_path, copy_tree, is_remote, remove_tree, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +35,7 @@ META_KEYS = ("model", "tokenizer_fingerprint", "versions", "commit", "provenance
 # Orbax's own word for a step that is still being written, and ours for one that was set aside.
 _TEMPORARY = ".orbax-checkpoint-tmp"
 _INCOMPLETE = ".incomplete"
+_NEEDED = ("params/_METADATA", "meta/metadata")
 _VERSIONS_OF = ("ellama_jax", "jax", "flax", "orbax-checkpoint", "numpy")
 # Room for metadata and for file systems that count in blocks.
 _SPARE_BYTES = 16 * 2**20
@@ -68,7 +69,7 @@ def find_checkpoint(path: str | os.PathLike) -> CheckpointInfo:
     Raises:
         ValueError: if nothing is there, no step is complete or the meta cannot be read.
     """
-    given = Path(path)
+    given = as_path(path)
     if given.name == BEST and not given.exists() and given.parent.is_dir():
         return _describe_step(given.parent, best_step(given.parent))
     if not given.is_dir():
@@ -92,7 +93,7 @@ def latest_step(root: str | os.PathLike) -> int | None:
     What is incomplete is named on the log and passed over.
     """
     complete = []
-    for step, directory in _step_dirs(Path(root)):
+    for step, directory in _step_dirs(as_path(root)):
         problem = _find_problem(directory)
         if problem is None:
             complete.append(step)
@@ -111,7 +112,7 @@ def best_step(root: str | os.PathLike) -> int:
     """
     newest = find_checkpoint(root)
     name = newest.meta.get("config", {}).get("checkpoint", {}).get("best_metric", "")
-    title = f"checkpoint {Path(root) / BEST}"
+    title = f"checkpoint {newest.root / BEST}"
     if not name:
         raise ValueError(
             f"{title}: must be of a run with a checkpoint.best_metric, got none; name a step."
@@ -146,18 +147,47 @@ def set_aside_incomplete(root: Path) -> None:
 
     Orbax takes every directory named by a number for a step, and refuses to save lower ones. Such
     a one is not deleted: `7` becomes `7.incomplete`. What Orbax had not renamed to a number yet is
-    the rest of an interrupted save, and removed.
+    the rest of an interrupted save, and removed. In a bucket, where nothing can be renamed, such a
+    rest bears the number itself, and is removed too.
     """
     for step, directory in _step_dirs(root):
         problem = _find_problem(directory)
-        if directory.name.endswith(_TEMPORARY):
-            shutil.rmtree(directory)
+        if directory.name.endswith(_TEMPORARY) or (problem and is_remote(directory)):
+            remove_tree(directory)
             log.warning("checkpoint %s: %s, removed", directory, problem)
         elif directory.name == str(step) and problem:
             aside = directory.with_name(directory.name + _INCOMPLETE)
-            shutil.rmtree(aside, ignore_errors=True)
+            remove_tree(aside)
             os.replace(directory, aside)
             log.warning("checkpoint %s: incomplete, set aside as %s", directory, aside.name)
+
+
+def prepare_root(root: Path, tokenizer_dir: Path) -> None:
+    """Makes a root that can be saved to; for one process of a job."""
+    fingerprint = load_tokenizer(tokenizer_dir).fingerprint
+    (check_writable if is_remote(root) else _make_writable)(root)
+    kept = root / TOKENIZER_DIR
+    if is_remote(root):
+        # What an interrupted copy left is no tokenizer, and no run has begun with it.
+        if latest_step(root) is None:
+            copy_tree(tokenizer_dir, kept)
+    elif not kept.exists():
+        partial = root / f".{TOKENIZER_DIR}.partial-{os.getpid()}"
+        remove_tree(partial)
+        copy_tree(tokenizer_dir, partial)
+        os.replace(partial, kept)
+    check_fingerprint(kept, fingerprint)
+    set_aside_incomplete(root)
+
+
+def _make_writable(root: Path) -> None:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        probe = root / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"{root}: must be a writable directory, got {error.strerror}.") from error
 
 
 def _step_dirs(root: Path) -> list[tuple[int, Path]]:
@@ -180,7 +210,9 @@ def _find_problem(directory: Path) -> str | None:
         return "incomplete (not committed)"
     if not isinstance(committed, dict) or not committed.get("commit_timestamp_nsecs"):
         return "incomplete (not committed)"
-    missing = [p for p in ("params/_METADATA", "meta/metadata") if not (directory / p).is_file()]
+    # Orbax commits a step in a bucket by this file, for want of a rename.
+    needed = [*_NEEDED, "commit_success.txt"] if is_remote(directory) else _NEEDED
+    missing = [name for name in needed if not (directory / name).is_file()]
     return f"incomplete ({' and '.join(missing)} missing)" if missing else None
 
 
@@ -223,7 +255,7 @@ class StepEntry:
 def list_steps(root: str | os.PathLike) -> list[StepEntry]:
     """Returns every step directory of a root by its number, those set aside too."""
     entries = []
-    for entry in Path(root).iterdir():
+    for entry in as_path(root).iterdir():
         name = entry.name.removesuffix(_TEMPORARY).removesuffix(_INCOMPLETE)
         if entry.is_dir() and name.isdigit():
             aside = entry.name.endswith(_INCOMPLETE)
@@ -258,13 +290,7 @@ def read_json_item(path: Path, item: str) -> dict:
 
 def write_json_item(path: Path, item: str, content: dict) -> None:
     """Replaces the JSON item (`meta`) of one step, whole or not at all."""
-    file = path / item / "metadata"
-    partial = file.with_name(f".{file.name}.partial-{os.getpid()}")
-    try:
-        partial.write_text(json.dumps(content), encoding="utf-8")
-        os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path / item / "metadata", json.dumps(content))
 
 
 def make_meta(
@@ -306,64 +332,6 @@ def write_meta(info: CheckpointInfo, meta: dict) -> CheckpointInfo:
     return _describe_step(info.root, info.step)
 
 
-def verification_state(meta: dict) -> str:
-    """Returns what the conversion gate said: passed, failed, "not needed" (random weights) or never.
-
-    >>> verification_state({"verification": None})
-    'never'
-    """
-    return (meta["verification"] or {}).get("status", "never")
-
-
-def check_verified(info: CheckpointInfo, *, allow_unverified: bool) -> None:
-    """Warns of a checkpoint that was never verified and refuses one that failed.
-
-    Args:
-        info: what is to be trained, merged or exported.
-        allow_unverified: let a failed one through, with a warning.
-
-    Raises:
-        ValueError: if it failed and is not let through.
-    """
-    name, state = f"checkpoint {info.path}", verification_state(info.meta)
-    if state == "never":
-        _warn(
-            f"{name}: was never verified against its source; run `ellama verify {info.path} SRC`."
-        )
-    elif state == "failed" and allow_unverified:
-        _warn(f"{name}: failed the conversion gate and is used all the same.")
-    elif state == "failed":
-        why = info.meta["verification"].get("summary", "no reason is recorded")
-        raise ValueError(
-            f"{name}: must pass the conversion gate, got: {why}; import it again, or pass "
-            "--allow-unverified."
-        )
-
-
-def _warn(message: str) -> None:
-    # Printed, not logged: who starts the work must read it, whatever becomes of the log.
-    print(f"warning: {message}", file=sys.stderr, flush=True)
-
-
-def inherit_verification(*bases: CheckpointInfo) -> dict | None:
-    """Returns the verification of what is made from `bases`: the worst that one of them has.
-
-    One base hands its own on, with `inherited_from`; several are summed up in a status. Made from
-    nothing is made from random weights.
-    """
-    if not bases:
-        return {"status": "not needed", "summary": "random weights have no source"}
-    if len(bases) == 1:
-        found = bases[0].meta["verification"]
-        return found and {"inherited_from": str(bases[0].path), **found}
-    states = {str(info.path): verification_state(info.meta) for info in bases}
-    worst = next(s for s in ("failed", "never", "passed", "not needed") if s in states.values())
-    if worst == "never":
-        return None
-    summary = "; ".join(f"{path}: {state}" for path, state in states.items())
-    return {"status": worst, "summary": summary, "inherited_from": list(states)}
-
-
 def check_destination(
     dst: str | os.PathLike,
     needed_bytes: int,
@@ -382,7 +350,7 @@ def check_destination(
     Raises:
         ValueError: if `dst` is occupied, cannot be written, or its disk has too little room.
     """
-    dst = Path(dst)
+    dst = as_path(dst)
     if dst.exists() and not (dst.is_dir() and not any(dst.iterdir())):
         if not overwrite:
             raise ValueError(f"{dst}: must not exist yet; pass --overwrite to replace it.")
@@ -398,7 +366,9 @@ def check_writable(dst: str | os.PathLike) -> Path:
     Raises:
         ValueError: if not; so long work is refused before it is done.
     """
-    parent = Path(dst).absolute().parent
+    if is_remote(dst):
+        return _check_bucket_writable(as_path(dst))
+    parent = as_path(dst).absolute().parent
     while not parent.exists():
         parent = parent.parent
     try:
@@ -411,8 +381,26 @@ def check_writable(dst: str | os.PathLike) -> Path:
         ) from error
 
 
+def _check_bucket_writable(dst: Path) -> Path:
+    probe = dst.with_name(f".{dst.name}.writable-{os.getpid()}")
+    try:
+        probe.write_text("")
+        probe.unlink(missing_ok=True)
+    except Exception as error:  # gcsfs has its own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160].rstrip(".")
+        raise ValueError(
+            f"{dst}: must be in a bucket where objects can be made and deleted, got: {reason}."
+        ) from error
+    return dst.parent
+
+
 def check_disk_space(name: str | Path, existing_dir: Path, needed_bytes: int) -> None:
-    """Raises a ValueError if the disk under `existing_dir` has no room for `needed_bytes`."""
+    """Raises a ValueError if the disk under `existing_dir` has no room for `needed_bytes`.
+
+    A bucket has room for anything.
+    """
+    if is_remote(existing_dir):
+        return
     free = shutil.disk_usage(existing_dir).free
     if free < needed_bytes + _SPARE_BYTES:
         raise ValueError(

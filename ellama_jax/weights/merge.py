@@ -27,9 +27,8 @@ from ellama_jax.weights.checkpoint import (
 from ellama_jax.weights.layout import (
     check_destination,
     check_fingerprint,
-    check_verified,
-    inherit_verification,
 )
+from ellama_jax.weights.verdict import check_verified, inherit_verification
 
 log = logging.getLogger(__name__)
 

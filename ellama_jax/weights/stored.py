@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import tensorstore as ts
 
+from ellama_jax.paths import absolute, is_remote
 from ellama_jax.weights.lazy import Box, LazyArray
 
 
@@ -29,11 +30,12 @@ def open_stored(directory: Path, leaf_path: str) -> LazyArray:
     Returns:
         The leaf as stored; reading raises a ValueError where files are damaged.
     """
+    place = f"{absolute(directory)}/"
     spec = {
         "driver": "zarr",
         "kvstore": {
             "driver": "ocdbt",
-            "base": {"driver": "file", "path": f"{directory.absolute()}/"},
+            "base": place if is_remote(directory) else {"driver": "file", "path": place},
             "path": f"{leaf_path.replace('/', '.')}/",
         },
         # What is missing is damage; by default it would read as zeros.

@@ -2,7 +2,7 @@
 
 Owns the comparison, its bounds and the verdict, which it writes into the checkpoint's meta. What the
 source says is computed by reference.py in a process of its own; what the checkpoint says by
-forward.py; which mistake it is by diagnosis.py; what follows from the verdict is layout.py's.
+forward.py; which mistake it is by diagnosis.py; what follows from the verdict is verdict.py's.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import numpy as np
 
 from ellama_jax.data.tokenizer import Tokenizer, load_tokenizer
 from ellama_jax.model.llama import rope_frequencies
+from ellama_jax.paths import as_path, local_path, write_whole
 from ellama_jax.progress import progress
 from ellama_jax.weights.diagnosis import find_faults
 from ellama_jax.weights.forward import Answer, ask
@@ -162,7 +163,7 @@ def open_reference(source: str | os.PathLike) -> Reference:
     Raises:
         ValueError: if it is no reference, or the source cannot be run; in one line.
     """
-    source = Path(source)
+    source = local_path(source, "SRC")
     if source.suffix == ".npz":
         return read_reference(source)
     with tempfile.TemporaryDirectory() as folder:
@@ -203,7 +204,7 @@ def write_reference(
     Raises:
         ValueError: with its one line, if it fails.
     """
-    if not Path(source).exists():
+    if not local_path(source, "SRC").exists():
         raise ValueError(f"{source}: must exist, got no such file or directory.")
     command = [sys.executable, "-P", "-m", "ellama_jax.weights.reference", str(source), str(dst)]
     command += [] if top_k is None else ["--top-k", str(top_k)]
@@ -380,7 +381,7 @@ def _store(parser: argparse.ArgumentParser, args) -> None:
         parser.error("--write-reference takes SRC alone.")
     if not args.write_reference.endswith(".npz"):
         raise ValueError(f"--write-reference: must end in .npz, got {args.write_reference}.")
-    check_writable(args.write_reference)
+    check_writable(local_path(args.write_reference, "--write-reference"))
     write_reference(args.source, args.write_reference, args.top_k)
     reference = read_reference(Path(args.write_reference))
     kept = "all logits" if args.top_k is None else f"the {args.top_k} largest logits"
@@ -397,7 +398,8 @@ def _verify(args) -> None:
     info, result = verify_checkpoint(args.checkpoint, args.source)
     print(describe(info, result))
     if args.json:
-        Path(args.json).write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
+        write_whole(as_path(args.json), text)
     if result["status"] == "failed":
         sys.stdout.flush()
         print(f"ellama verify: failed: {info.path}: {result['summary']}.", file=sys.stderr)

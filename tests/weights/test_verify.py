@@ -24,8 +24,8 @@ from ellama_jax.weights.checkpoint import (
     write_checkpoint,
 )
 from ellama_jax.weights.importer import import_weights
-from ellama_jax.weights.layout import verification_state
 from ellama_jax.weights.merge import merge_checkpoints
+from ellama_jax.weights.verdict import inherit_verification, verification_state
 from ellama_jax.weights.verify import (
     main_verify,
     read_reference,
@@ -375,7 +375,7 @@ def test_a_passed_checkpoint_is_merged_silently_and_hands_its_verdict_on(
     assert verification_state(made.meta) == "passed"
     assert made.meta["verification"]["inherited_from"] == [f"{base}/0"]
     info = find_checkpoint(base)
-    inherited = layout.inherit_verification(info)
+    inherited = inherit_verification(info)
     assert inherited == {**info.meta["verification"], "inherited_from": f"{base}/0"}
 
 
@@ -407,7 +407,7 @@ def test_the_worst_verdict_is_inherited(base, states, expected):
     for number, state in enumerate(states):
         meta = {**info.meta, "verification": state and {"status": state}}
         bases.append(dataclasses.replace(info, meta=meta, path=info.path.with_name(str(number))))
-    inherited = layout.inherit_verification(*bases)
+    inherited = inherit_verification(*bases)
     assert verification_state({"verification": inherited}) == expected
 
 

@@ -1,0 +1,171 @@
+"""What a path is: a place on a local disk, or one in a bucket of Google Cloud Storage (gs://).
+
+Owns telling the two apart and the file operations that differ between them. A local path stays a
+`pathlib.Path`; one in a bucket is an `etils.epath.Path`, which has the same methods. What is kept
+at a path is no business of this module.
+
+A bucket has no directories and renames nothing: an object is replaced whole by writing it, and a
+"directory" exists while an object's name begins with it. So what is renamed into place on a disk
+is written straight into place in a bucket, the part that makes it valid last.
+"""
+
+import functools
+import os
+import shutil
+from pathlib import Path
+
+_SCHEME = "gs://"
+_BLOCK_BYTES = 2**22
+
+# etils would take TensorFlow to reach a bucket where it finds it. A host that trains imports none,
+# and one way to a bucket is tested: gcsfs.
+os.environ.setdefault("EPATH_USE_TF", "false")
+
+
+def as_path(path: str | os.PathLike) -> Path:
+    """Returns `path` as an object with pathlib's methods, wherever it lies.
+
+    The first path in a bucket asks whether the bucket can be reached, so that what is missing in it
+    later is really missing.
+
+    Args:
+        path: local, or `gs://bucket/directory`.
+
+    Returns:
+        A `pathlib.Path`, or an `etils.epath.Path` in a bucket.
+
+    Raises:
+        ValueError: if it is a URL of another kind, names no place in a bucket, or the bucket cannot
+            be reached.
+
+    >>> as_path("runs/base").name
+    'base'
+    """
+    text = os.fspath(path)
+    if not is_remote(text):
+        if "://" in text or text.startswith("gs:/"):
+            raise ValueError(f"{text}: must be a local path or begin with {_SCHEME}, got neither.")
+        return Path(text)
+    bucket, _, place = text.removeprefix(_SCHEME).partition("/")
+    if not bucket or not place.strip("/"):
+        raise ValueError(
+            f"{text}: must name a bucket and a place in it, as gs://bucket/run, got no "
+            f"{'place' if bucket else 'bucket'}."
+        )
+    _reach(bucket)
+    from etils import epath
+
+    return epath.Path(text.rstrip("/"))
+
+
+def is_remote(path: str | os.PathLike) -> bool:
+    """Tells whether a path lies in a bucket.
+
+    >>> is_remote("gs://bucket/run"), is_remote("runs/base")
+    (True, False)
+    """
+    return os.fspath(path).startswith(_SCHEME)
+
+
+def local_path(path: str | os.PathLike, name: str) -> Path:
+    """Returns `path`, which must be on a local disk because it is mapped into memory or written at.
+
+    Raises:
+        ValueError: if it is in a bucket; `name` says what it was given for.
+    """
+    if is_remote(path):
+        raise ValueError(
+            f"{name}: must be on a local disk, got {path}; copy it to one first, as with "
+            "`gcloud storage cp -r`."
+        )
+    return as_path(path)
+
+
+def absolute(path: Path) -> Path:
+    """Returns a path that does not depend on the working directory; in a bucket all are such."""
+    return path if is_remote(path) else path.absolute()
+
+
+@functools.cache
+def _reach(bucket: str) -> None:
+    """Raises a ValueError that says why a bucket cannot be used, if so."""
+    try:
+        _file_system().call("GET", "b/{}/o", bucket, maxResults=1, json_out=True)
+    except ValueError:
+        raise
+    except FileNotFoundError as error:
+        raise ValueError(f"{_SCHEME}{bucket}: must exist, got no such bucket.") from error
+    except Exception as error:  # gcsfs, aiohttp and google-auth each have their own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160].rstrip(".")
+        raise ValueError(
+            f"{_SCHEME}{bucket}: must be a bucket that can be read, got: {reason}; are there "
+            "credentials for it (`gcloud auth application-default login`)?"
+        ) from error
+
+
+@functools.cache
+def _file_system():
+    """Returns gcsfs's file system, the same that etils uses."""
+    import fsspec
+
+    # TensorStore writes too, and so do other hosts: a remembered listing would be a wrong one.
+    fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
+    try:
+        return fsspec.filesystem("gcs")
+    except ImportError as error:
+        raise ValueError(
+            f"{_SCHEME}: paths in a bucket need gcsfs, got none; `pip install gcsfs`."
+        ) from error
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def file_bytes(path: Path) -> int:
+    """Returns the size of a file."""
+    return path.stat().length if is_remote(path) else path.stat().st_size
+
+
+def directory_bytes(path: Path) -> int:
+    """Returns the size of all files below a directory."""
+    entries = path.iterdir() if path.is_dir() else ()
+    return sum(directory_bytes(e) if e.is_dir() else file_bytes(e) for e in entries)
+
+
+def read_range(path: Path, start: int, stop: int) -> bytes:
+    """Reads bytes `start` to `stop` of a file in a bucket, and no others."""
+    return _file_system().cat_file(os.fspath(path), start=start, end=stop)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file whole or not at all, in place of what is there."""
+    if is_remote(path):
+        path.write_text(text)  # an object appears once all of it was sent
+        return
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def copy_file(src: Path, dst: Path) -> None:
+    """Copies a file from anywhere to anywhere."""
+    with src.open("rb") as source, dst.open("wb") as target:
+        shutil.copyfileobj(source, target, _BLOCK_BYTES)
+
+
+def copy_tree(src: Path, dst: Path) -> None:
+    """Copies a directory from anywhere to anywhere, over what is there."""
+    dst.mkdir(parents=True, exist_ok=True)
+    for entry in sorted(src.iterdir()):
+        (copy_tree if entry.is_dir() else copy_file)(entry, dst / entry.name)
+
+
+def remove_tree(path: Path) -> None:
+    """Removes a directory, as far as it is there and can be removed."""
+    if not is_remote(path):
+        shutil.rmtree(path, ignore_errors=True)
+    elif path.exists():
+        path.rmtree(missing_ok=True)

@@ -1,0 +1,96 @@
+"""A run whose directory is in a bucket is the run that it would be on a disk."""
+
+import json
+import os
+import signal
+
+import pytest
+from test_loop import assert_same_state, steady
+
+from ellama_jax.cli import main
+from ellama_jax.paths import as_path
+from ellama_jax.train.metrics import MetricsLog, read_metrics
+from ellama_jax.weights.layout import find_checkpoint, latest_step
+
+
+@pytest.fixture(scope="module")
+def base(bucket, windows_dir):
+    """Random weights of the tiny model in the bucket, with the tokenizer of the windows."""
+    import jax
+
+    from ellama_jax.data.tokenizer import load_tokenizer
+    from ellama_jax.model.llama import init_params
+    from ellama_jax.model.presets import get_preset
+    from ellama_jax.weights.checkpoint import make_meta, write_checkpoint
+
+    tiny, tokenizer_dir = get_preset("tiny"), windows_dir / "tokenizer"
+    meta = make_meta(
+        tiny,
+        tokenizer_fingerprint=load_tokenizer(tokenizer_dir).fingerprint,
+        provenance={"kind": "import", "format": "huggingface", "sources": []},
+        verification={"status": "passed", "summary": "1 check passed"},
+    )
+    params = jax.device_get(init_params(tiny, 0))
+    write_checkpoint(f"{bucket}/base", params, config=tiny, meta=meta, tokenizer_dir=tokenizer_dir)
+    return f"{bucket}/base"
+
+
+@pytest.fixture
+def compiled_once(tmp_path):
+    """Three starts of one run need one compilation."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    for name, value in zip(names, (str(tmp_path / "compiled"), 0.0), strict=True):
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
+    bucket, base, compiled_once, tiny_arguments, tmp_path, monkeypatch, capsys
+):
+    arguments = ["train", *tiny_arguments, f"--config.model.checkpoint={base}"]
+    main([*arguments, f"--workdir={tmp_path / 'whole'}"])
+
+    workdir, write = f"{bucket}/run", MetricsLog.write
+
+    def write_and_stop(self, record):
+        write(self, record)
+        if record["step"] == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(MetricsLog, "write", write_and_stop)
+    with pytest.raises(SystemExit) as stopped:
+        main([*arguments, f"--workdir={workdir}"])
+    assert stopped.value.code == 143
+    stopped_after = latest_step(f"{workdir}/checkpoints")
+    assert read_metrics(as_path(workdir))[-1]["step"] == stopped_after in (3, 4)
+    monkeypatch.setattr(MetricsLog, "write", write)
+    main([*arguments, f"--workdir={workdir}"])
+    assert f"resuming after step {stopped_after}" in capsys.readouterr().out
+
+    assert_same_state(f"{workdir}/checkpoints", tmp_path / "whole" / "checkpoints")
+    whole = read_metrics(tmp_path / "whole")
+    assert steady(read_metrics(as_path(workdir))) == steady(whole)
+    names = {entry.name for entry in as_path(workdir).iterdir()}
+    assert names == {"config.json", "metrics.jsonl", "tensorboard", "checkpoints"}
+    kept = json.loads((as_path(workdir) / "config.json").read_text())
+    assert kept == json.loads((tmp_path / "whole" / "config.json").read_text())
+    assert len(list((as_path(workdir) / "tensorboard").iterdir())) == 2  # one a start
+    meta = find_checkpoint(f"{workdir}/checkpoints").meta
+    assert meta["provenance"]["base"] == f"{base}/0"
+    assert not list(tmp_path.glob("gs:*")) and not as_path(workdir).joinpath("gs:").exists()
+
+
+def test_windows_must_be_on_a_disk(bucket, tiny_arguments, capsys):
+    given = [f"--config.data.windows_dir={bucket}/windows", f"--workdir={bucket}/never"]
+    with pytest.raises(SystemExit):
+        main(["train", *tiny_arguments, *given])
+    assert "data.windows_dir: must be on a local disk" in capsys.readouterr().err
