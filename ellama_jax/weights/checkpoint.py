@@ -62,9 +62,6 @@ __all__ = [
     "tree_bytes",
     "write_checkpoint",
 ]
-# A piece is read, others are encoded and written meanwhile.
-_PIECES_UNDER_WAY = 3
-
 
 # --- reading -------------------------------------------------------------------------------------
 
@@ -293,17 +290,28 @@ class _LazyArrayHandler(ocp.type_handlers.NumpyHandler):
     def __init__(self, bar: Progress):
         super().__init__(deepcopy_host_arrays=False)
         self._bar = bar
-        # Orbax writes all leaves at once. One piece is read while others are on their way to disk.
-        self._slots = asyncio.Semaphore(_PIECES_UNDER_WAY)
+        # Orbax writes all leaves at once; these bound what is in memory of them. A piece waits long
+        # for the disk to have it, so there are more under way than being read.
+        self._readers = asyncio.Semaphore(2)
+        self._pieces = asyncio.Semaphore(6)
 
     async def _open_and_write(self, value: LazyArray, tspec: dict, ts_context: ts.Context) -> None:
         store = await ts.open(ts.Spec(tspec), create=True, open=True, context=ts_context)
         grid = store.chunk_layout.write_chunk.shape
+        writes = []
         for box in split(value.shape, value.dtype.itemsize, grid):
-            async with self._slots:
+            await self._pieces.acquire()
+            async with self._readers:
                 piece = await asyncio.to_thread(value.read, box)
-                await store[box].write(piece, can_reference_source_data_indefinitely=True)
-                self._bar.count_bytes(piece.nbytes)
+            writes.append(asyncio.ensure_future(self._write(store[box], piece)))
+        await asyncio.gather(*writes)
+
+    async def _write(self, place: ts.TensorStore, piece: np.ndarray) -> None:
+        try:
+            await place.write(piece, can_reference_source_data_indefinitely=True)
+        finally:
+            self._pieces.release()
+        self._bar.count_bytes(piece.nbytes)
 
 
 def tree_bytes(tree) -> int:

@@ -11,6 +11,7 @@ import os
 import struct
 import tempfile
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import ml_dtypes
@@ -189,13 +190,18 @@ def write_safetensors(
         }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
+    with path.open("wb") as file, ThreadPoolExecutor(1) as flusher:
         file.write(struct.pack("<Q", len(text)) + text)
+        flushed = flusher.submit(lambda: None)
         for name, tensor in tensors.items():
             start = 8 + len(text) + header[name]["data_offsets"][0]
             boxes = split(tensor.shape, tensor.dtype.itemsize, tensor.grid)
             for box, piece in read_ahead(tensor, boxes):
                 _write_box(file, start, tensor.shape, box, np.ascontiguousarray(piece))
+                # Sent to the disk meanwhile, and not all of it at the end.
+                if flushed.done():
+                    flushed.result()
+                    flushed = flusher.submit(os.fdatasync, file.fileno())
                 if bar is not None:
                     bar.count_bytes(piece.nbytes)
         file.flush()
