@@ -35,7 +35,7 @@ from ellama_jax.weights.layout import (
     check_fingerprint,
     replace_directory,
 )
-from ellama_jax.weights.lazy import Box, LazyArray, as_bits, read_ahead, split
+from ellama_jax.weights.lazy import Box, LazyArray, as_bits, read_ahead
 from ellama_jax.weights.model_card import CARD_FILE, write_card
 from ellama_jax.weights.tensors import open_tensors
 from ellama_jax.weights.verdict import check_verified
@@ -193,17 +193,15 @@ def write_safetensors(
     with path.open("wb") as file, ThreadPoolExecutor(1) as flusher:
         file.write(struct.pack("<Q", len(text)) + text)
         flushed = flusher.submit(lambda: None)
-        for name, tensor in tensors.items():
+        for name, box, piece in read_ahead(tensors):
             start = 8 + len(text) + header[name]["data_offsets"][0]
-            boxes = split(tensor.shape, tensor.dtype.itemsize, tensor.grid)
-            for box, piece in read_ahead(tensor, boxes):
-                _write_box(file, start, tensor.shape, box, np.ascontiguousarray(piece))
-                # Sent to the disk meanwhile, and not all of it at the end.
-                if flushed.done():
-                    flushed.result()
-                    flushed = flusher.submit(os.fdatasync, file.fileno())
-                if bar is not None:
-                    bar.count_bytes(piece.nbytes)
+            _write_box(file, start, tensors[name].shape, box, np.ascontiguousarray(piece))
+            # Sent to the disk meanwhile, and not all of it at the end.
+            if flushed.done():
+                flushed.result()
+                flushed = flusher.submit(os.fdatasync, file.fileno())
+            if bar is not None:
+                bar.count_bytes(piece.nbytes)
         file.flush()
         os.fsync(file.fileno())
 

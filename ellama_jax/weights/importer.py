@@ -51,6 +51,8 @@ _TOKENIZER_FILES = (
     "generation_config.json",
     "config.json",
 )
+# How far hashing may run ahead of reading.
+_LEAD_BYTES = 2**28
 # Names of a model that do not change what it computes.
 _NOT_COMPARED = ("name", "base_peak_learning_rate", "max_seq_len")
 
@@ -116,9 +118,11 @@ def import_weights(
                 "sources": [],
             },
         )
-        # Several processes read onto a mesh of all their devices, each its own parts only.
-        leaves = model.leaves if jax.process_count() == 1 else _place(model)
-        with _hashing(model.files if leads() else []) as sources:
+        pace = _Pace()
+        leaves = {path: pace.follow(leaf) for path, leaf in model.leaves.items()}
+        with _hashing(model.files if leads() else [], pace) as sources:
+            if jax.process_count() > 1:
+                leaves = _place(model.config, leaves)
             return write_checkpoint(
                 dst,
                 leaves,
@@ -133,13 +137,11 @@ def import_weights(
             )
 
 
-def _place(model: _Model) -> dict[str, jax.Array]:
+def _place(config: LlamaConfig, leaves: dict[str, LazyArray]) -> dict[str, jax.Array]:
+    """Reads leaves onto a mesh of all devices of all processes, each process its own parts only."""
     mesh = make_mesh({"data": 1, "fsdp": -1, "context": 1, "tensor": 1})
-    wanted = flatten_paths(abstract_params(model.config, mesh=mesh))
-    return {
-        path: place(leaf, wanted[path].update(dtype=leaf.dtype))
-        for path, leaf in model.leaves.items()
-    }
+    wanted = flatten_paths(abstract_params(config, mesh=mesh))
+    return {p: place(leaf, wanted[p].update(dtype=leaf.dtype)) for p, leaf in leaves.items()}
 
 
 def detect_format(src: str | os.PathLike) -> str:
@@ -284,26 +286,70 @@ def _name_document_tokens(directory: Path, names: dict[str, str | None]) -> None
     path.write_text(json.dumps({**config, **names}, indent=1), encoding="utf-8")
 
 
+class _Pace:
+    """How far the weights have been read, which hashing the same files must not run far ahead of.
+
+    A model may be larger than memory: what is hashed right after it was read comes from the page
+    cache, what is hashed too early is read from the disk twice.
+    """
+
+    def __init__(self):
+        self._moved = threading.Condition()
+        self._read = 0
+
+    def follow(self, leaf: LazyArray) -> LazyArray:
+        """Returns the leaf, reads of which count."""
+
+        def read(box):
+            piece = leaf.read(box)
+            self.advance(piece.nbytes)
+            return piece
+
+        return dataclasses.replace(leaf, read=read)
+
+    def advance(self, num_bytes: float) -> None:
+        """Counts bytes as read; infinity lets everybody go."""
+        with self._moved:
+            self._read += num_bytes
+            self._moved.notify_all()
+
+    def wait(self, position: int) -> None:
+        """Waits until so many bytes have been read, but for a small lead."""
+        with self._moved:
+            self._moved.wait_for(lambda: self._read + _LEAD_BYTES >= position)
+
+
 @contextlib.contextmanager
-def _hashing(files: list[Path]) -> Iterator[Callable[[], list[dict]]]:
+def _hashing(files: list[Path], pace: _Pace) -> Iterator[Callable[[], list[dict]]]:
     """Hashes the source files beside the work enclosed; what `with` returns waits for the result."""
     stop = threading.Event()
     with ThreadPoolExecutor(1) as worker:
-        running = [worker.submit(_describe_file, path, stop) for path in files]
+        running = worker.submit(_describe_files, files, pace, stop)
+
+        def result() -> list[dict]:
+            pace.advance(math.inf)
+            return running.result()
+
         try:
-            yield lambda: [future.result() for future in running]
+            yield result
         finally:
             stop.set()
+            pace.advance(math.inf)
 
 
-def _describe_file(path: Path, stop: threading.Event) -> dict:
-    # By name, not by path: where it lay on this machine means nothing elsewhere.
-    digest, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while not stop.is_set() and (block := file.read(2**22)):
-            digest.update(block)
-            size += len(block)
-    return {"name": path.name, "bytes": size, "sha256": digest.hexdigest()}
+def _describe_files(files: list[Path], pace: _Pace, stop: threading.Event) -> list[dict]:
+    described, position = [], 0
+    for path in files:
+        # By name, not by path: where it lay on this machine means nothing elsewhere.
+        digest, size = hashlib.sha256(), 0
+        with path.open("rb") as file:
+            while not stop.is_set() and (block := file.read(2**22)):
+                digest.update(block)
+                size += len(block)
+                pace.wait(position + size)
+        position += size
+        described.append({"name": path.name, "bytes": size, "sha256": digest.hexdigest()})
+    return described
 
 
 # --- the verb ------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ others) and where they go (a checkpoint, a file, a mesh). It knows no format.
 import functools
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -140,18 +140,26 @@ def split(
 
 
 def read_ahead(
-    array: LazyArray, boxes: Iterable[Box], workers: int = 2
-) -> Iterator[tuple[Box, np.ndarray]]:
-    """Yields boxes of an array with their values, in order, the next ones being read meanwhile."""
+    arrays: Mapping[str, LazyArray], workers: int = 3
+) -> Iterator[tuple[str, Box, np.ndarray]]:
+    """Yields all boxes of arrays with their values, in order, the next ones being read meanwhile.
+
+    Boxes are those of `split`. An array smaller than one does not hold up the reading of the next.
+    """
+    jobs = (
+        (name, box)
+        for name, array in arrays.items()
+        for box in split(array.shape, array.dtype.itemsize, array.grid)
+    )
     with ThreadPoolExecutor(workers) as pool:
-        waiting: deque[tuple[Box, Future]] = deque()
-        for box in boxes:
-            waiting.append((box, pool.submit(array.read, box)))
+        waiting: deque[tuple[str, Box, Future]] = deque()
+        for name, box in jobs:
+            waiting.append((name, box, pool.submit(arrays[name].read, box)))
             if len(waiting) > workers:
-                done, piece = waiting.popleft()
-                yield done, piece.result()
-        for done, piece in waiting:
-            yield done, piece.result()
+                done, at, piece = waiting.popleft()
+                yield done, at, piece.result()
+        for done, at, piece in waiting:
+            yield done, at, piece.result()
 
 
 def transpose(matrix: np.ndarray) -> np.ndarray:
