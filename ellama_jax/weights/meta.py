@@ -10,7 +10,6 @@ sku_list.py).
 """
 
 import dataclasses
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ import numpy as np
 
 from ellama_jax.model.presets import LlamaConfig, RopeScaling
 from ellama_jax.weights.gguf import unpermuted
+from ellama_jax.weights.huggingface import read_json
 from ellama_jax.weights.lazy import Box, LazyArray, as_bits, same_bits
 from ellama_jax.weights.rankfile import convert_tokenizer as convert_tokenizer
 from ellama_jax.weights.torchfile import open_torch_file
@@ -116,14 +116,7 @@ def read_config(directory: str | os.PathLike) -> LlamaConfig:
 
 
 def _read_params(path: Path) -> dict:
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}: must be a readable file, got {error.strerror}.") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: must be JSON, got {error}.") from error
-    if not isinstance(raw, dict):
-        raise ValueError(f"{path}: must be a JSON object, got {type(raw).__name__}.")
+    raw = read_json(path)
     given = {key: value for key, value in raw.items() if value is not None and value != -1}
     _check_params(path, given)
     return given

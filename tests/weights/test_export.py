@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from ellama_jax.data.tokenizer import load_tokenizer
-from ellama_jax.model.llama import hidden_states, project_logits
-from ellama_jax.model.presets import RopeScaling, config_to_dict
+from ellama_jax.model.llama import abstract_params, hidden_states, project_logits
+from ellama_jax.model.presets import RopeScaling, config_to_dict, get_preset
 from ellama_jax.tree import flatten_paths
 from ellama_jax.weights import layout
 from ellama_jax.weights.checkpoint import (
@@ -29,8 +29,9 @@ from ellama_jax.weights.checkpoint import (
 from ellama_jax.weights.export import export_checkpoint, main_export, make_config, write_tensors
 from ellama_jax.weights.huggingface import open_safetensors, read_config
 from ellama_jax.weights.importer import import_weights
-from ellama_jax.weights.lazy import LazyArray, from_array
+from ellama_jax.weights.lazy import PIECE_BYTES, LazyArray, from_array, split
 from ellama_jax.weights.merge import merge_checkpoints
+from ellama_jax.weights.tensors import open_tensors
 
 SCALING = RopeScaling(8.0, 1.0, 4.0, 8192)
 
@@ -194,6 +195,23 @@ def test_another_dtype_is_rounded_to_the_nearest(tmp_path, tiny, make_checkpoint
     expected = params["embed"]["table"].astype(ml_dtypes.bfloat16)
     assert table.load().tobytes() == expected.tobytes()
     assert json.loads((tmp_path / "hf" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float32])
+@pytest.mark.parametrize("preset", ["llama3.1-8b", "llama3.1-70b", "llama3.1-405b"])
+def test_no_piece_grows_with_the_model(preset, dtype):
+    """The chunks that Orbax chooses for the real shapes, and the boxes of import and export."""
+    from orbax.checkpoint._src.arrays.subchunking import choose_chunk_shape
+
+    config, dtype, leaves = get_preset(preset), np.dtype(dtype), {}
+    for path, leaf in flatten_paths(abstract_params(config)).items():
+        layers = (0,) if path.startswith("layers/") else ()
+        grid = choose_chunk_shape(leaf.shape, leaf.shape, dtype, PIECE_BYTES, shard_axes=layers)
+        leaves[path] = LazyArray(leaf.shape, dtype, None, grid)
+    for array in (*leaves.values(), *open_tensors(config, leaves).values()):
+        box = next(split(array.shape, dtype.itemsize, array.grid))
+        elements = np.prod([part.stop - part.start for part in box])
+        assert elements * dtype.itemsize <= PIECE_BYTES
 
 
 # --- what lies beside the weights ----------------------------------------------------------------
