@@ -107,6 +107,17 @@ def test_an_unknown_leaf_is_named(tiny_root):
         restore_leaf(tiny_root, "layers/attn/wx")
 
 
+def test_a_chunk_that_is_missing_is_damage_and_not_zeros(tiny_root):
+    import tensorstore as ts
+
+    base = {"driver": "file", "path": f"{tiny_root}/0/params/"}
+    store = ts.KvStore.open({"driver": "ocdbt", "base": base}).result()
+    chunk = next(key for key in store.list().result() if key.startswith(b"layers.attn.wq/1"))
+    store.delete_range(ts.KvStore.KeyRange(chunk, chunk + b"\0")).result()
+    with pytest.raises(ValueError, match="the checkpoint is damaged or truncated"):
+        restore_leaf(tiny_root, "layers/attn/wq")
+
+
 def test_leaves_are_listed_with_shape_and_dtype(tiny_root):
     leaves = list_leaves(tiny_root)
     assert leaves["layers/attn/wk"] == ((2, 64, 2, 16), np.dtype(ml_dtypes.bfloat16))
