@@ -113,7 +113,7 @@ def config_from_mapping(values: Mapping) -> RunConfig:
     Raises:
         ValueError: for unknown or missing keys, wrong types and sizes that do not fit each other.
     """
-    config = _build(RunConfig, values, "")
+    config = build_dataclass(RunConfig, values)
     _check(config)
     return config
 
@@ -136,6 +136,12 @@ def load_config(argv: list[str], verb: str) -> tuple[RunConfig, list[str]]:
     Raises:
         ValueError: for a missing file, an unknown key or a value of the wrong type.
     """
+    loaded, others = load_values(argv, verb)
+    return config_from_mapping(loaded), others
+
+
+def load_values(argv: list[str], verb: str) -> tuple[dict, list[str]]:
+    """Reads a configuration file and its overrides as nested plain values, see `load_config`."""
     from absl import flags
     from ml_collections import config_flags
 
@@ -161,7 +167,7 @@ def load_config(argv: list[str], verb: str) -> tuple[RunConfig, list[str]]:
         # The text of a KeyError is in its argument; str() would quote it once more.
         text = error.args[0] if isinstance(error, KeyError) else error
         raise ValueError(f"--config: {' '.join(str(text).split())}") from error
-    return config_from_mapping(loaded), others
+    return loaded, others
 
 
 def configs_dir() -> Path:
@@ -194,8 +200,17 @@ def _split_arguments(argv: list[str]) -> tuple[list[str], list[str]]:
     return mine, others
 
 
-def _build(cls, values: Mapping, path: str):
-    """Builds dataclass `cls` from `values`, naming every key that does not fit."""
+def build_dataclass(cls, values: Mapping, path: str = ""):
+    """Builds dataclass `cls` from nested `values`.
+
+    Args:
+        cls: a dataclass whose fields are annotated by plain types or dataclasses.
+        values: key -> value.
+        path: what stands before the keys in messages, as `data.`.
+
+    Raises:
+        ValueError: names every key that is unknown, missing or of another type.
+    """
     fields = {field.name: field for field in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
     for key in values:
@@ -215,7 +230,7 @@ def _convert(value, hint, name: str):
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise ValueError(f"{name}: must be a section, got {value!r}.")
-        return _build(hint, value, f"{name}.")
+        return build_dataclass(hint, value, f"{name}.")
     if origin is types.UnionType:
         return None if value is None else _convert(value, arguments[0], name)
     if origin is dict and isinstance(value, Mapping):

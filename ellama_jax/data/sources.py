@@ -96,6 +96,15 @@ def gather_sources(
     return reports
 
 
+def source_file(name: str, cache_dir: str | Path) -> Path:
+    """Returns where a fetched source's records lie, JSONL.
+
+    Raises:
+        ValueError: if the name is unknown.
+    """
+    return _cached_file(_find_source(name), Path(cache_dir))
+
+
 def load_taxonomy_documents(cache_dir: str | Path) -> list[dict]:
     """Loads the e-commerce text records of the category tree; empty if it was not fetched."""
     return _load_documents(_find_source("shopify-taxonomy"), Path(cache_dir))

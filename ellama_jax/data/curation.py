@@ -1,0 +1,460 @@
+"""The pipeline of `ellama curate`, in Apache Beam: raw records to clean, split, deduplicated documents.
+
+Owns the graph: what is grouped by what, and in which order. What happens to one record stands in
+data/curation_records.py, what is a duplicate or a leak in duplicates.py, contamination.py and
+splits.py, and the bytes on disk in curation_output.py. The graph is the same on a laptop and on a
+cluster; Beam's own options choose the runner.
+
+    records -> items -> variants of a product as one listing -> split by product -> documents
+            -> without evaluation text -> without exact, then near duplicates -> sorted shards
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from ellama_jax.data.contamination import load_index
+from ellama_jax.data.curation_output import shard_of, sort_key, to_line, write_shard
+from ellama_jax.data.curation_records import (
+    Dropped,
+    Item,
+    SourceReader,
+    count_outcome,
+    place_id,
+)
+from ellama_jax.data.duplicates import Signer, drop_in_bucket, exact_key
+from ellama_jax.data.listings import choose_template, listing_to_document
+from ellama_jax.data.readers import BadRecord, Part, bad_to_json
+from ellama_jax.data.recipe import Recipe
+from ellama_jax.data.reviews import review_to_document
+from ellama_jax.data.splits import split_of
+from ellama_jax.data.variants import collapse_variants
+
+TRAIN, HELDOUT = "train", "heldout"
+# Parts that the workers of this process have read, for a progress bar.
+PARTS_READ: Counter = Counter()
+# Rounds of label propagation: products that share an identifier within so many steps are one.
+_ROUNDS = 3
+
+
+def run_pipeline(
+    recipe: Recipe, parts: Sequence[tuple[str, Part]], out: str, index_path: str, options: list[str]
+) -> None:
+    """Runs the pipeline to its end.
+
+    Args:
+        recipe: what is to be done.
+        parts: (source, part of a file) of everything to be read.
+        out: directory of what is written: documents/, listings/, dead_letters/ and work/ with the
+            counts, the files, examples of what was dropped, and evaluation text that was found.
+        index_path: n-grams of the evaluation sets, or "".
+        options: Beam's own, as --runner=DataflowRunner.
+
+    Raises:
+        Exception: whatever the runner raises.
+    """
+    with beam.Pipeline(options=PipelineOptions(options)) as pipeline:
+        build_pipeline(pipeline, recipe, parts, out, index_path)
+
+
+def build_pipeline(
+    pipeline: beam.Pipeline, recipe: Recipe, parts: Sequence, out: str, index_path: str
+) -> None:
+    """Adds the graph to a pipeline, see `run_pipeline`."""
+    read = (
+        pipeline
+        | "parts" >> beam.Create(list(parts))
+        | "spread" >> beam.Reshuffle()
+        | "read" >> beam.ParDo(_Read(recipe)).with_outputs("bad", "dropped", "counts", main="items")
+    )
+    shop, loose = (
+        read.items
+        | "about a product?" >> beam.Partition(lambda item, _: 0 if item[1].product else 1, 2)
+    )  # fmt: skip
+    listings = shop | "listings" >> beam.Filter(lambda item: "aspects" in item[1].fields)
+    reviews = shop | "reviews" >> beam.Filter(lambda item: "aspects" not in item[1].fields)
+    products = (
+        listings
+        | "by product" >> beam.Map(_product_key, recipe.listings.collapse_variants)
+        | "variants" >> beam.GroupByKey()
+        | "one listing" >> beam.MapTuple(_collapse)
+    )
+    variants = products | "count variants" >> beam.FlatMap(_count_variants)
+    counts, dropped = [read.counts, variants], [read.dropped]
+    labels = _label_products(products, recipe)
+    documents = _write_documents(products, reviews, loose, labels, recipe)
+
+    if index_path:
+        clean = documents | "evaluation text" >> beam.ParDo(
+            _Decontaminate(index_path, recipe.decontamination.min_overlap)
+        ).with_outputs("dropped", "matches", main="documents")
+        documents = clean.documents
+        dropped.append(clean.dropped)
+        _write_single(clean.matches, out, "matches")
+    documents, repeated = _drop_exact(documents)
+    dropped.append(repeated)
+    if recipe.duplicates.near:
+        documents, near = _drop_near(documents, recipe)
+        dropped.append(near)
+
+    files = _write_sets(documents, out, recipe.output.shard_bytes)
+    bad = read.bad | "bad line" >> beam.MapTuple(
+        lambda source, bad: (f"dead_letters/{source}", bad.place, bad_to_json(bad).encode() + b"\n")
+    )
+    letters = _write_shards(bad, out, recipe.output.shard_bytes, "dead letters")
+    _write_single((files, letters) | "all files" >> beam.Flatten(), out, "files")
+    left_out = dropped | "all dropped" >> beam.Flatten()
+    counts.append(left_out | "count dropped" >> beam.FlatMap(_count_late))
+    counts.append(documents | "count kept" >> beam.FlatMap(_count_kept))
+    _write_counts(counts, out)
+    _write_examples(left_out, out, recipe.output.examples)
+
+
+class _Read(beam.DoFn):
+    """Parts to (source, item), with what is bad or dropped and the counts on the side."""
+
+    def __init__(self, recipe: Recipe):
+        self._recipe = recipe
+        self._readers: dict[str, SourceReader] = {}
+
+    def process(self, element: tuple[str, Part]) -> Iterator:
+        source, part = element
+        if source not in self._readers:
+            self._readers[source] = SourceReader(source, self._recipe)
+        counts: dict = {}
+        for outcome in self._readers[source].read(part):
+            for key, count in count_outcome(outcome).items():
+                counts[key] = counts.get(key, 0) + count
+            if isinstance(outcome, BadRecord):
+                yield beam.pvalue.TaggedOutput("bad", (source, outcome))
+            elif isinstance(outcome, Dropped):
+                # Counted here already; only for the examples.
+                yield beam.pvalue.TaggedOutput("dropped", (source, outcome, 0))
+            else:
+                yield source, outcome
+        PARTS_READ[source] += 1
+        for (language, what), count in sorted(counts.items()):
+            yield beam.pvalue.TaggedOutput("counts", ((source, language, what), count))
+
+    def teardown(self) -> None:
+        self._readers.clear()
+
+    def __getstate__(self) -> dict:
+        return {"_recipe": self._recipe, "_readers": {}}
+
+
+def _product_key(element: tuple[str, Item], collapse: bool) -> tuple:
+    source, item = element
+    return (source, item.product, item.language, "" if collapse else item.place), item
+
+
+def _collapse(key: tuple, items: Iterable[Item]) -> tuple[str, Item]:
+    """Makes one listing of the variants of a product, whatever their order."""
+    source, product, language, _ = key
+    ordered = sorted(items, key=lambda item: item.place)
+    listing = collapse_variants([item.fields for item in ordered])
+    names = tuple(sorted({name for item in ordered for name in item.identifiers}))
+    return source, Item(
+        ordered[0].place, language, product, names, listing, {"variants": len(ordered)}
+    )
+
+
+def _count_variants(element: tuple[str, Item]) -> list:
+    source, item = element
+    more = item.changes["variants"] - 1
+    return [((source, item.language, "variant: joined with another"), more)] if more else []
+
+
+def _label_products(products: beam.PCollection, recipe: Recipe) -> beam.PCollection:
+    """Returns (product, label) of the products that share an identifier with another.
+
+    Products that are one and the same, sold by others or described in another language, come to
+    one label: the smallest product within a few steps. An identifier of very many products, as
+    "does not apply", links none.
+    """
+    most = recipe.split.max_products_per_identifier
+    links = (
+        products
+        | "identifiers"
+        >> beam.FlatMap(lambda p: [(name, p[1].product) for name in p[1].identifiers])
+        | "distinct links" >> beam.Distinct()
+        | "by identifier" >> beam.GroupByKey()
+        | "links" >> beam.FlatMapTuple(_links, most)
+    )  # (product, identifier)
+    labels = (
+        links
+        | "own label" >> beam.MapTuple(lambda product, _: (product, product))
+        | "distinct products" >> beam.Distinct()
+    )
+    for number in range(_ROUNDS):
+        labels = (
+            {"labels": labels, "links": links}
+            | f"spread labels {number}" >> beam.CoGroupByKey()
+            | f"to identifiers {number}" >> beam.FlatMapTuple(_to_identifiers)
+            | f"smallest {number}" >> beam.GroupByKey()
+            | f"to products {number}" >> beam.FlatMapTuple(_to_products)
+            | f"label {number}" >> beam.CombinePerKey(min)
+        )
+    return labels
+
+
+def _links(name: str, products: Iterable[str], most: int) -> list[tuple[str, str]]:
+    products = list(products)
+    return [(product, name) for product in products] if 1 < len(products) <= most else []
+
+
+def _to_identifiers(product: str, groups: Mapping) -> Iterator[tuple[str, tuple[str, str]]]:
+    label = min(groups["labels"])
+    for name in groups["links"]:
+        yield name, (product, label)
+
+
+def _to_products(name: str, members: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    members = list(members)
+    smallest = min(label for _, label in members)
+    for product, _ in members:
+        yield product, smallest
+
+
+def _write_documents(products, reviews, loose, labels, recipe: Recipe) -> beam.PCollection:
+    """Gives every listing and review its split and writes everything as documents."""
+    about_products = {
+        "listings": products | "listing of" >> beam.Map(lambda p: (p[1].product, p)),
+        "reviews": reviews | "review of" >> beam.Map(lambda r: (r[1].product, r)),
+        "labels": labels,
+    }
+    shop = (
+        about_products
+        | "with label" >> beam.CoGroupByKey()
+        | "shop documents" >> beam.FlatMapTuple(_shop_documents, recipe)
+    )
+    texts = loose | "documents" >> beam.MapTuple(_loose_document, recipe)
+    return (shop, texts) | "all documents" >> beam.Flatten()
+
+
+def _shop_documents(product: str, groups: Mapping, recipe: Recipe) -> Iterator[dict]:
+    label = min(groups["labels"], default=product)
+    split = split_of(label, recipe.split.heldout_frac, recipe.seed)
+    for source, item in groups["listings"]:
+        listing = {**item.fields, "product_id": label}
+        template = choose_template(listing, recipe.seed, recipe.listings.templates)
+        text = listing_to_document(listing, seed=recipe.seed, template=template)
+        yield _document(source, item, text, "ecommerce", label, split) | {"listing": listing}
+    for source, item in groups["reviews"]:
+        text = review_to_document(item.fields, seed=recipe.seed)
+        yield _document(source, item, text, "ecommerce", label, split)
+
+
+def _loose_document(source: str, item: Item, recipe: Recipe) -> dict:
+    """Writes text about no product; it is held out by what it says."""
+    domain = item.fields.get("domain", "ecommerce")
+    text = item.fields.get("text") if "rating" not in item.fields else None
+    if text is None:
+        text = review_to_document(item.fields, seed=recipe.seed)
+    split = split_of(exact_key(text).hex(), recipe.split.heldout_texts_frac, recipe.seed)
+    return _document(source, item, text, domain, None, split)
+
+
+def _document(source, item: Item, text: str, domain: str, product: str | None, split: str) -> dict:
+    return {
+        "id": f"{source}-{place_id(item.place)}",
+        "text": text,
+        "domain": domain,
+        "language": item.language,
+        "source": source,
+        "product_id": product,
+        "split": split,
+    }
+
+
+class _Decontaminate(beam.DoFn):
+    """Leaves out training documents that hold text of an evaluation set."""
+
+    def __init__(self, index_path: str, min_overlap: float):
+        self._index_path, self._min_overlap = index_path, min_overlap
+        self._index = None
+
+    def setup(self) -> None:
+        self._index = load_index(self._index_path)
+
+    def process(self, document: dict) -> Iterator:
+        found = []
+        if document["split"] == TRAIN:
+            found = [
+                m
+                for m in self._index.match(document["text"])
+                if m.overlap_frac >= self._min_overlap
+            ]
+        if not found:
+            yield document
+            return
+        names = sorted({match.set_name for match in found})
+        yield beam.pvalue.TaggedOutput(
+            "dropped", _drop(document, f"evaluation: {', '.join(names)}")
+        )
+        for match in found:
+            match_of = {
+                "id": document["id"],
+                "source": document["source"],
+                "language": document["language"],
+            }
+            yield beam.pvalue.TaggedOutput("matches", match_of | match._asdict())
+
+
+def _drop(document: dict, reason: str) -> tuple[str, Dropped, int]:
+    dropped = Dropped(document["id"], document["language"], reason, document["text"][:300])
+    return document["source"], dropped, 1
+
+
+def _rank(document: dict) -> tuple[int, str]:
+    """Orders duplicates: what is held out stays, so that its copy is not trained on."""
+    return (0 if document["split"] == HELDOUT else 1), document["id"]
+
+
+def _drop_exact(documents: beam.PCollection) -> tuple[beam.PCollection, beam.PCollection]:
+    found = (
+        documents
+        | "exact key" >> beam.Map(lambda d: (exact_key(d["text"]), d))
+        | "by exact key" >> beam.GroupByKey()
+        | "first of its kind" >> beam.ParDo(_First()).with_outputs("dropped", main="documents")
+    )
+    return found.documents, found.dropped
+
+
+class _First(beam.DoFn):
+    """Keeps the first of equal documents."""
+
+    def process(self, element: tuple[bytes, Iterable[dict]]) -> Iterator:
+        first, *others = sorted(element[1], key=_rank)
+        yield first
+        for other in others:
+            yield beam.pvalue.TaggedOutput("dropped", _drop(other, "duplicate: exact"))
+
+
+def _drop_near(documents, recipe: Recipe) -> tuple[beam.PCollection, beam.PCollection]:
+    settings = recipe.duplicates
+    signer = Signer(num_perm=settings.num_perm, threshold=settings.threshold)
+    drops = (
+        documents
+        | "signature" >> beam.FlatMap(_band_members, signer)
+        | "by band" >> beam.GroupByKey()
+        | "near ones" >> beam.FlatMapTuple(
+            lambda _, members: [(dropped, kept) for dropped, kept, _ in drop_in_bucket(
+                members, settings.threshold, settings.max_compared)])
+    )  # fmt: skip
+    joined = (
+        {"documents": documents | "by id" >> beam.Map(lambda d: (d["id"], d)), "drops": drops}
+        | "join drops" >> beam.CoGroupByKey()
+        | "without near ones" >> beam.ParDo(_WithoutDrops()).with_outputs("dropped", main="documents")
+    )  # fmt: skip
+    return joined.documents, joined.dropped
+
+
+def _band_members(document: dict, signer: Signer) -> Iterator[tuple]:
+    signature = signer.sign(document["text"])
+    rank, key = _rank(document)
+    for band in signer.band_keys(signature):
+        yield band, (rank, key, signature)
+
+
+class _WithoutDrops(beam.DoFn):
+    """Lets through documents that no other, earlier one resembles."""
+
+    def process(self, element: tuple[str, Mapping]) -> Iterator:
+        _, groups = element
+        for document in groups["documents"]:
+            if not groups["drops"]:
+                yield document
+            else:
+                yield beam.pvalue.TaggedOutput("dropped", _drop(document, "duplicate: near"))
+
+
+def _write_sets(documents: beam.PCollection, out: str, shard_bytes: int) -> beam.PCollection:
+    """Writes documents, and the listings that some were made of, set by set."""
+    lines = documents | "lines" >> beam.FlatMap(_document_lines)
+    return _write_shards(lines, out, shard_bytes, "documents")
+
+
+def _document_lines(document: dict) -> Iterator[tuple[str, str, bytes]]:
+    listing, split = document.get("listing"), document["split"]
+    kept = {key: value for key, value in document.items() if key not in ("listing", "split")}
+    name = f"{document['domain']}-{document['language']}-{document['source']}"
+    yield f"documents/{split}/{name}", document["id"], to_line(kept)
+    if listing is not None:
+        yield (
+            f"listings/{split}/{document['language']}-{document['source']}",
+            document["id"],
+            to_line(listing),
+        )
+
+
+def _write_shards(lines: beam.PCollection, out: str, shard_bytes: int, title: str):
+    """Writes (set, key, line) as files of about `shard_bytes`; returns their descriptions."""
+    sizes = (
+        lines
+        | f"{title}: sizes" >> beam.Map(lambda line: (line[0], len(line[2])))
+        | f"{title}: size of a set" >> beam.CombinePerKey(sum)
+    )
+    return (
+        lines
+        | f"{title}: shard" >> beam.Map(_to_shard, beam.pvalue.AsDict(sizes), shard_bytes)
+        | f"{title}: by shard" >> beam.GroupByKey()
+        | f"{title}: write" >> beam.MapTuple(_write_one, out)
+    )
+
+
+def _to_shard(line: tuple[str, str, bytes], sizes: Mapping[str, int], shard_bytes: int) -> tuple:
+    name, key, content = line
+    num_shards = -(-sizes[name] // shard_bytes)
+    shard = shard_of(key, num_shards)
+    return f"{name}-{shard:05d}-of-{num_shards:05d}.jsonl.gz", (sort_key(key), content)
+
+
+def _write_one(name: str, lines: Iterable[tuple[bytes, bytes]], out: str) -> dict:
+    return {"name": name} | write_shard(f"{out}/{name}", lines)
+
+
+def _write_single(records: beam.PCollection, out: str, name: str) -> None:
+    """Writes few records as the one file work/NAME.jsonl.gz, which is there even if it is empty."""
+    lines = records | f"{name}: line" >> beam.Map(lambda record: (name, to_line(record)))
+    start = records.pipeline | f"{name}: start" >> beam.Create([(name, b"")])
+    _ = (
+        (lines, start)
+        | f"{name}: all" >> beam.Flatten()
+        | f"{name}: together" >> beam.GroupByKey()
+        | f"{name}: write" >> beam.MapTuple(
+            lambda key, lines: write_shard(f"{out}/work/{key}.jsonl.gz", [(line, line) for line in lines]))
+    )  # fmt: skip
+
+
+def _count_late(element: tuple[str, Dropped, int]) -> list:
+    source, dropped, count = element
+    return [((source, dropped.language, dropped.reason), count)] if count else []
+
+
+def _count_kept(document: dict) -> list:
+    key = document["source"], document["language"]
+    kept = f"kept: {document['domain']}, {document['split']}"
+    return [((*key, kept), 1), ((*key, f"{kept}, bytes"), len(document["text"].encode()))]
+
+
+def _write_counts(counts: Sequence[beam.PCollection], out: str) -> None:
+    total = counts | "all counts" >> beam.Flatten() | "count" >> beam.CombinePerKey(sum)
+    _write_single(total | "count record" >> beam.Map(list), out, "counts")
+
+
+def _write_examples(left_out: beam.PCollection, out: str, number: int) -> None:
+    examples = (
+        left_out
+        | "examples by reason" >> beam.Map(lambda d: ((d[0], d[1].language, d[1].reason), d[1]))
+        | "few of each" >> beam.combiners.Top.PerKey(max(number, 1), key=_example_rank)
+        | "one by one" >> beam.FlatMapTuple(lambda key, few: [d._asdict() | {"source": key[0]} for d in few])
+    )  # fmt: skip
+    _write_single(examples, out, "examples")
+
+
+def _example_rank(dropped: Dropped) -> str:
+    return hashlib.sha256(dropped.place.encode()).hexdigest()

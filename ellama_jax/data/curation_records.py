@@ -1,0 +1,199 @@
+"""From one raw record to a clean listing, review or document: `curate`, record by record.
+
+Owns the order of the steps for each kind of source, and the words for what is left out. It knows no
+Beam: data/curation.py runs this in its workers, and tests run it alone.
+"""
+
+import hashlib
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+from ellama_jax.data.classifier import load_classifier
+from ellama_jax.data.language import identify_language
+from ellama_jax.data.listings import clean_listing, normalise_listing
+from ellama_jax.data.privacy import mask_private
+from ellama_jax.data.quality import judge_quality, page_text
+from ellama_jax.data.readers import BadRecord, Part, Record, parse_mapping, read_part
+from ellama_jax.data.recipe import DOMAINS, Recipe
+from ellama_jax.data.reviews import normalise_review
+from ellama_jax.data.splits import identifiers
+from ellama_jax.data.variants import product_of
+
+UNKNOWN_LANGUAGE = "und"
+_PAGES_PER_BATCH = 256  # that the classifier scores at one time
+_RAW_CHARS = 2000
+_EXAMPLE_CHARS = 300
+
+
+def place_id(place: str) -> str:
+    """Returns a short name of a place that tells no path."""
+    return hashlib.blake2b(place.encode(), digest_size=8).hexdigest()
+
+
+class Dropped(NamedTuple):
+    """A readable record that is left out: `reason` names the rule, `text` begins like it."""
+
+    place: str
+    language: str
+    reason: str
+    text: str
+
+
+class Item(NamedTuple):
+    """A record on its way to a document.
+
+    Attributes:
+        place: where it was read, the same in every run.
+        language: code.
+        product: shop and product, or "" for text about none.
+        identifiers: what else names the product, in any shop and language.
+        fields: a listing, a review, or text and domain of a document.
+        changes: what was masked or left out of it, and how often.
+    """
+
+    place: str
+    language: str
+    product: str
+    identifiers: tuple[str, ...]
+    fields: dict
+    changes: dict[str, int]
+
+
+class SourceReader:
+    """Reads parts of one source as items; made once per worker.
+
+    Args:
+        name: of the source.
+        recipe: what is to be done.
+
+    Raises:
+        ValueError: if the mapping of the fields cannot be understood, or there is no classifier
+            where the recipe names one.
+    """
+
+    def __init__(self, name: str, recipe: Recipe):
+        self.name, self.recipe, self.source = name, recipe, recipe.sources[name]
+        self._mapping = parse_mapping(self.source.fields) if self.source.fields else None
+        handlers = {"listings": self._listing, "reviews": self._review, "pages": self._page,
+                    "documents": self._document}  # fmt: skip
+        self._handle = handlers[self.source.kind]
+        scored = self.source.kind == "pages" and not self.source.domain
+        self._classifier = load_classifier(recipe.pages.classifier) if scored else None
+
+    def read(self, part: Part) -> Iterator[Item | Dropped | BadRecord]:
+        """Yields what became of each record, in the order of the part."""
+        outcomes = (self._outcome(record) for record in read_part(part))
+        return self._classify(outcomes) if self._classifier else outcomes
+
+    def _outcome(self, record: Record | BadRecord) -> Item | Dropped | BadRecord:
+        if isinstance(record, BadRecord):
+            return record
+        try:
+            fields = self._mapping.apply(record.fields) if self._mapping else record.fields
+            return self._handle(record.place, fields)
+        except (ValueError, RecursionError) as error:
+            raw = json.dumps(record.fields, ensure_ascii=True, default=str)[:_RAW_CHARS]
+            return BadRecord(record.place, str(error), raw)
+
+    def _listing(self, place: str, fields: Mapping) -> Item | Dropped:
+        language = self._language(fields, ("title", "description"))
+        if language not in self.recipe.languages:
+            return self._foreign(place, language, str(fields.get("title")))
+        listing = normalise_listing(fields, source=self.name, language=language)
+        listing, changes = clean_listing(
+            listing, mask=self.recipe.listings.mask_private, seller=fields.get("seller")
+        )
+        if not listing["title"]:
+            return Dropped(place, language, "empty: no title is left", "")
+        product = product_of(listing, self.source.product_pattern) or place_id(place)
+        names = tuple(identifiers(listing, fields))
+        return Item(place, language, self._product(product), names, listing, dict(changes))
+
+    def _review(self, place: str, fields: Mapping) -> Item | Dropped:
+        language = self._language(fields, ("title", "text"))
+        if language not in self.recipe.languages:
+            return self._foreign(place, language, str(fields.get("text")))
+        review = normalise_review(fields, source=self.name, language=language)
+        product = product_of(review, self.source.product_pattern)
+        product = self._product(product) if product else ""
+        return Item(place, language, product, (), review, {})
+
+    def _page(self, place: str, fields: Mapping) -> Item | Dropped:
+        text = page_text(_require_text(fields))
+        language = self._language({"text": text}, ("text",), detect=True)
+        if language not in self.recipe.languages:
+            return self._foreign(place, language, text)
+        reason = judge_quality(text, language) if self.recipe.pages.quality else None
+        if reason:
+            return Dropped(place, language, f"quality: {reason}", text[:_EXAMPLE_CHARS])
+        return self._text(place, language, text, self.source.domain)
+
+    def _document(self, place: str, fields: Mapping) -> Item | Dropped:
+        text = _require_text(fields)
+        language = self._language(fields, ("text",))
+        if language not in self.recipe.languages:
+            return self._foreign(place, language, text)
+        if not text.strip():
+            return Dropped(place, language, "empty", "")
+        domain = self.source.domain or fields.get("domain")
+        if domain not in DOMAINS:
+            raise ValueError(f"domain: must be one of {', '.join(DOMAINS)}, got {domain!r}.")
+        return self._text(place, language, text, domain)
+
+    def _text(self, place: str, language: str, text: str, domain: str) -> Item:
+        changes: Mapping = {}
+        if self.recipe.listings.mask_private:
+            text, changes = mask_private(text, language)
+        return Item(place, language, "", (), {"text": text, "domain": domain}, dict(changes))
+
+    def _product(self, product: str) -> str:
+        return f"{self.recipe.product_space(self.name)}/{product}"
+
+    def _language(self, fields: Mapping, names: tuple[str, ...], detect: bool = False) -> str:
+        """Returns the language of a record, as its source says that it is to be found."""
+        wanted = self.source.language
+        if wanted == "detect" or (detect and wanted == "field"):
+            text = "\n".join(str(fields[name]) for name in names if fields.get(name))
+            code, score = identify_language(text)
+            return code if score >= self.recipe.pages.min_language_score else UNKNOWN_LANGUAGE
+        code = (fields.get("language") or fields.get("lang")) if wanted == "field" else wanted
+        if not isinstance(code, str) or not code.strip():
+            raise ValueError(f"language: must be a code such as 'de', got {code!r}.")
+        return code.strip().replace("_", "-").split("-")[0].lower()
+
+    def _foreign(self, place: str, language: str, text: str) -> Dropped:
+        return Dropped(place, language, "language", text[:_EXAMPLE_CHARS])
+
+    def _classify(self, outcomes: Iterable) -> Iterator[Item | Dropped | BadRecord]:
+        """Gives pages their domain, some hundred at a time."""
+        outcomes = iter(outcomes)
+        while batch := list(itertools.islice(outcomes, _PAGES_PER_BATCH)):
+            places = [n for n, outcome in enumerate(batch) if isinstance(outcome, Item)]
+            texts = [batch[n].fields["text"] for n in places]
+            scores = self._classifier.scores(texts) if texts else ()
+            for n, score in zip(places, scores, strict=True):
+                shop = score >= self._classifier.threshold(batch[n].language)
+                domain = "ecommerce" if shop else "general"
+                batch[n] = batch[n]._replace(fields={**batch[n].fields, "domain": domain})
+            yield from batch
+
+
+def count_outcome(outcome: Item | Dropped | BadRecord) -> Counter:
+    """Returns (language, what happened) -> records, as curation.json counts them."""
+    if isinstance(outcome, BadRecord):
+        return Counter({("", "read"): 1, ("", "bad"): 1})
+    if isinstance(outcome, Dropped):
+        return Counter({(outcome.language, "read"): 1, (outcome.language, outcome.reason): 1})
+    changes = {(outcome.language, f"changed: {name}"): n for name, n in outcome.changes.items()}
+    return Counter({(outcome.language, "read"): 1, **changes})
+
+
+def _require_text(fields: Mapping) -> str:
+    text = fields.get("text")
+    if not isinstance(text, str):
+        raise ValueError(f"text: must be a string, got {text!r:.80}.")
+    text.encode("utf-8")  # half a surrogate pair is valid JSON, but no text
+    return text
