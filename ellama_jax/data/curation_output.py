@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ellama_jax.paths import as_path, is_remote
+from ellama_jax.paths import as_path, file_bytes, is_remote
 
 REPORT_FILE = "curation.json"  # written last: a directory without it was never finished
 
@@ -57,3 +57,38 @@ def write_shard(path: str, lines: Iterable[tuple[bytes, bytes]]) -> dict:
 def read_shard(path: Path) -> list[dict]:
     """Returns the records of a file that `write_shard` wrote."""
     return [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+
+
+def is_curated(directory: Path) -> bool:
+    """Tells whether a directory is a finished one of `ellama curate`."""
+    return (directory / REPORT_FILE).is_file()
+
+
+def curated_files(directory: Path, kind: str, split: str) -> list[Path]:
+    """Returns the files of a curation, sorted.
+
+    Args:
+        directory: of `ellama curate`.
+        kind: documents | listings.
+        split: train | heldout.
+
+    Raises:
+        ValueError: if the curation was never finished, or a file has another size than it had.
+    """
+    if not is_curated(directory):
+        raise ValueError(
+            f"{directory}: must hold {REPORT_FILE}, got none; a curation without it was never "
+            "finished: curate again."
+        )
+    report = json.loads((directory / REPORT_FILE).read_text(encoding="utf-8"))
+    names = {file["name"]: file["bytes"] for file in report["files"]}
+    chosen = sorted(name for name in names if name.startswith(f"{kind}/{split}/"))
+    for name in chosen:
+        path = directory / name
+        size = file_bytes(path) if path.is_file() else None
+        if size != names[name]:
+            raise ValueError(
+                f"{path}: must have {names[name]} bytes, got {size or 'no such file'}; was it "
+                "copied completely?"
+            )
+    return [directory / name for name in chosen]

@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ellama_jax.data.curation_output import curated_files, read_shard
 from ellama_jax.data.tokenizer import Tokenizer, check_fits, load_tokenizer
 from ellama_jax.evaluate import ecommerce, harness, scorer
 from ellama_jax.evaluate.comparison import print_table
@@ -274,10 +275,16 @@ def bits_per_byte(bits: np.ndarray, sizes: np.ndarray) -> dict:
 def read_texts(path: str | Path) -> list[dict]:
     """Reads held-out documents: JSONL with text, domain and language.
 
+    Args:
+        path: a file, or a directory of `ellama curate`, whose held-out documents are meant.
+
     Raises:
         ValueError: naming the first line that is none.
         OSError: if the file cannot be read.
     """
+    if Path(path).is_dir():
+        files = curated_files(Path(path), "documents", "heldout")
+        return [record for file in files for record in read_shard(file)]
     texts = []
     with Path(path).open("rb") as lines:  # what is no UTF-8 is then the error of one line
         for number, line in enumerate(lines, start=1):

@@ -7,12 +7,12 @@ import shutil
 import numpy as np
 import pytest
 
-from ellama_jax.data.catalogue import generate_listings
+from ellama_jax.data.catalogue import generate_listings, split_products
 from ellama_jax.data.listings import listing_to_text_record
 from ellama_jax.data.tokenizer import load_tokenizer
 from ellama_jax.data.windows import write_windows
 from ellama_jax.demo import make_tiny_base, write_jsonl
-from ellama_jax.evaluate.ecommerce import write_benchmark
+from ellama_jax.evaluate.benchmark import write_benchmark
 from ellama_jax.model.llama import init_params
 from ellama_jax.model.presets import get_preset
 from ellama_jax.tree import flatten_paths
@@ -103,7 +103,7 @@ def good(tmp_path_factory):
         )  # fmt: skip
     write_jsonl(root / "listings.jsonl", LISTINGS)
     write_benchmark(
-        root / "benchmark", LISTINGS, heldout_frac=0.5, validation_frac=0.5, seed=0,
+        root / "benchmark", *split_products(LISTINGS, 0.5, seed=0), validation_frac=0.5, seed=0,
         items_per_task=1, source={}, command="test",
     )  # fmt: skip
     documents = [{"text": t, "domain": "general", "language": "en", "source": "s"} for t in TEXTS]

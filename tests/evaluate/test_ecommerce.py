@@ -6,7 +6,7 @@ import json
 import pytest
 
 from ellama_jax.data import catalogue, listings
-from ellama_jax.evaluate import ecommerce
+from ellama_jax.evaluate import benchmark, ecommerce
 
 LISTINGS = list(catalogue.generate_listings(0, 60))
 TRAIN, HELDOUT = catalogue.split_products(LISTINGS, 0.4, 0)
@@ -211,7 +211,7 @@ def write_catalogue(tmp_path, records=LISTINGS):
 def test_the_verb_writes_items_listings_report_and_lm_eval_tasks(tmp_path, capsys):
     dst = tmp_path / "bench"
     arguments = [str(write_catalogue(tmp_path)), str(dst), "--items-per-task", "8"]
-    ecommerce.main_build_benchmark([*arguments, "--validation-frac", "0.3"])
+    benchmark.main_build_benchmark([*arguments, "--validation-frac", "0.3"])
     said = capsys.readouterr().out
     assert "12 products held out, 48 left for training." in said
     assert "price_prediction: en 8, de 8, fr 8, it 8, es 8" in said
@@ -234,12 +234,12 @@ def test_the_verb_writes_items_listings_report_and_lm_eval_tasks(tmp_path, capsy
 def test_an_existing_benchmark_is_not_replaced_unasked(tmp_path):
     dst = tmp_path / "bench"
     arguments = [str(write_catalogue(tmp_path)), str(dst), "--items-per-task", "2"]
-    ecommerce.main_build_benchmark(arguments)
+    benchmark.main_build_benchmark(arguments)
     before = (dst / "items.jsonl").read_text()
     with pytest.raises(ValueError, match="DST: must not exist yet"):
-        ecommerce.main_build_benchmark([*arguments, "--seed", "5"])
+        benchmark.main_build_benchmark([*arguments, "--seed", "5"])
     assert (dst / "items.jsonl").read_text() == before
-    ecommerce.main_build_benchmark([*arguments, "--seed", "5", "--overwrite"])
+    benchmark.main_build_benchmark([*arguments, "--seed", "5", "--overwrite"])
     assert (dst / "items.jsonl").read_text() != before
 
 
@@ -247,9 +247,9 @@ def test_a_failed_build_leaves_nothing_behind(tmp_path, monkeypatch):
     def fail(folder, items):
         raise OSError("disk full")
 
-    monkeypatch.setattr(ecommerce, "_write_lm_eval_tasks", fail)
+    monkeypatch.setattr(benchmark, "_write_lm_eval_tasks", fail)
     with pytest.raises(OSError, match="disk full"):
-        ecommerce.main_build_benchmark([str(write_catalogue(tmp_path)), str(tmp_path / "bench")])
+        benchmark.main_build_benchmark([str(write_catalogue(tmp_path)), str(tmp_path / "bench")])
     assert [p.name for p in tmp_path.iterdir()] == ["catalogue.jsonl"]
 
 
@@ -257,7 +257,7 @@ def test_a_catalogue_that_gives_no_item_is_an_error(tmp_path):
     bare = [make_listing(str(n), price=None, category=[], aspects={}) for n in range(5)]
     path = write_catalogue(tmp_path, bare)
     with pytest.raises(ValueError, match="must give at least one item, dropped all"):
-        ecommerce.main_build_benchmark([str(path), str(tmp_path / "bench")])
+        benchmark.main_build_benchmark([str(path), str(tmp_path / "bench")])
 
 
 def test_reading_names_what_is_no_benchmark(tmp_path):
@@ -272,7 +272,7 @@ def test_reading_names_what_is_no_benchmark(tmp_path):
 def test_lm_eval_itself_loads_the_written_tasks(tmp_path, monkeypatch):
     tasks = pytest.importorskip("lm_eval.tasks", reason="lm-eval reads its own task files")
     dst = tmp_path / "bench"
-    ecommerce.main_build_benchmark(
+    benchmark.main_build_benchmark(
         [str(write_catalogue(tmp_path)), str(dst), "--items-per-task", "4"]
     )
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))

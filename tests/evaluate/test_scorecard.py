@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ellama_jax.data import catalogue, listings
-from ellama_jax.evaluate import ecommerce, harness, scorecard, scorer
+from ellama_jax.evaluate import benchmark, ecommerce, harness, scorecard, scorer
 
 RECORDS = list(catalogue.generate_listings(0, 60))
 
@@ -202,7 +202,7 @@ def test_tasks_say_which_file_they_need():
 def test_the_verb_scores_prints_and_writes(tmp_path, checkpoints, capsys):
     source = tmp_path / "catalogue.jsonl"
     source.write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
-    ecommerce.main_build_benchmark(
+    benchmark.main_build_benchmark(
         [str(source), str(tmp_path / "bench"), "--items-per-task", "2", "--heldout-frac", "0.2"]
     )
     capsys.readouterr()

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from ellama_jax.data import catalogue, listings
-from ellama_jax.evaluate import ecommerce, scorecard, tradeoff
+from ellama_jax.evaluate import benchmark, ecommerce, scorecard, tradeoff
 from ellama_jax.weights import checkpoint
 
 RECORDS = list(catalogue.generate_listings(0, 15))
@@ -142,7 +142,7 @@ def test_the_verb_prints_the_curve_and_the_choice(checkpoints, tmp_path, capsys)
     source = tmp_path / "catalogue.jsonl"
     source.write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
     bench = tmp_path / "bench"
-    ecommerce.main_build_benchmark([str(source), str(bench), "--heldout-frac", "0.6"])
+    benchmark.main_build_benchmark([str(source), str(bench), "--heldout-frac", "0.6"])
     tradeoff.main_merge_sweep([
         "--base", str(checkpoints["base"]), "--adapted", str(checkpoints["adapted"]),
         "--workdir", str(tmp_path / "run"), "--tasks", "ecommerce", "--benchmark", str(bench),
