@@ -33,7 +33,7 @@ def make_shop(values, **changes):
 
 
 def test_every_task_in_every_language(built):
-    counts = ecommerce._count_items(built.items)
+    counts = benchmark._count_items(built.items)
     assert set(counts) == set(ecommerce.TASKS)
     for by_language in counts.values():
         assert set(by_language) == set(ecommerce.LANGUAGES)
