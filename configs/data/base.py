@@ -15,12 +15,15 @@ def get_config() -> ConfigDict:
     config.seed = 0  # of templates, aspect order and splits
     config.languages = LANGUAGES  # documents of others are dropped and counted
     config.cache_dir = ""  # where package: and synthetic: sources are kept; "": beside OUT
+    config.mask_private = True  # e-mails, phone numbers, addresses, cards
     config.sources = ConfigDict()  # name -> source(...)
 
     listings = config.listings = ConfigDict()
     listings.templates = ("lines", "compact", "page", "prose")  # text forms, one a product
     listings.collapse_variants = True  # sizes and colours of a product become one document
-    listings.mask_private = True  # e-mails, phones, addresses, cards in listings and reviews
+    listings.boilerplate_products = (
+        50  # a sentence in descriptions of so many products goes; 0: none
+    )
 
     pages = config.pages = ConfigDict()
     pages.min_language_score = 0.5  # below it the language is unknown and the page dropped

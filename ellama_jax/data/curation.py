@@ -9,7 +9,6 @@ cluster; Beam's own options choose the runner.
             -> without evaluation text -> without exact, then near duplicates -> sorted shards
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -17,13 +16,23 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from ellama_jax.data.contamination import load_index
-from ellama_jax.data.curation_output import shard_of, sort_key, to_line, write_shard
 from ellama_jax.data.curation_records import (
     Dropped,
     Item,
     SourceReader,
     count_outcome,
     place_id,
+    sentence_key,
+    split_sentences,
+)
+from ellama_jax.data.curation_sinks import (
+    count_kept,
+    count_late,
+    write_counts,
+    write_examples,
+    write_sets,
+    write_shards,
+    write_single,
 )
 from ellama_jax.data.duplicates import Signer, drop_in_bucket, exact_key
 from ellama_jax.data.listings import choose_template, listing_to_document
@@ -82,6 +91,8 @@ def build_pipeline(
         | "variants" >> beam.GroupByKey()
         | "one listing" >> beam.MapTuple(_collapse)
     )
+    if recipe.listings.boilerplate_products:
+        products = _drop_boilerplate(products, recipe.listings.boilerplate_products)
     variants = products | "count variants" >> beam.FlatMap(_count_variants)
     counts, dropped = [read.counts, variants], [read.dropped]
     labels = _label_products(products, recipe)
@@ -93,24 +104,24 @@ def build_pipeline(
         ).with_outputs("dropped", "matches", main="documents")
         documents = clean.documents
         dropped.append(clean.dropped)
-        _write_single(clean.matches, out, "matches")
+        write_single(clean.matches, out, "matches")
     documents, repeated = _drop_exact(documents)
     dropped.append(repeated)
     if recipe.duplicates.near:
         documents, near = _drop_near(documents, recipe)
         dropped.append(near)
 
-    files = _write_sets(documents, out, recipe.output.shard_bytes)
+    files = write_sets(documents, out, recipe.output.shard_bytes)
     bad = read.bad | "bad line" >> beam.MapTuple(
         lambda source, bad: (f"dead_letters/{source}", bad.place, bad_to_json(bad).encode() + b"\n")
     )
-    letters = _write_shards(bad, out, recipe.output.shard_bytes, "dead letters")
-    _write_single((files, letters) | "all files" >> beam.Flatten(), out, "files")
+    letters = write_shards(bad, out, recipe.output.shard_bytes, "dead letters")
+    write_single((files, letters) | "all files" >> beam.Flatten(), out, "files")
     left_out = dropped | "all dropped" >> beam.Flatten()
-    counts.append(left_out | "count dropped" >> beam.FlatMap(_count_late))
-    counts.append(documents | "count kept" >> beam.FlatMap(_count_kept))
-    _write_counts(counts, out)
-    _write_examples(left_out, out, recipe.output.examples)
+    counts.append(left_out | "count dropped" >> beam.FlatMap(count_late))
+    counts.append(documents | "count kept" >> beam.FlatMap(count_kept))
+    write_counts(counts, out)
+    write_examples(left_out, out, recipe.output.examples)
 
 
 class _Read(beam.DoFn):
@@ -162,10 +173,46 @@ def _collapse(key: tuple, items: Iterable[Item]) -> tuple[str, Item]:
     )
 
 
+def _drop_boilerplate(products: beam.PCollection, most: int) -> beam.PCollection:
+    """Leaves out sentences that the descriptions of very many products of a source share."""
+    common = (
+        products
+        | "sentences" >> beam.FlatMap(_sentence_keys)
+        | "sentence of a product" >> beam.Distinct()
+        | "sentence" >> beam.Map(lambda found: (found[0], 1))
+        | "products of a sentence" >> beam.CombinePerKey(sum)
+        | "boilerplate" >> beam.Filter(lambda counted: counted[1] >= most)
+    )
+    return products | "without boilerplate" >> beam.Map(
+        _without_sentences, beam.pvalue.AsDict(common)
+    )
+
+
+def _sentence_keys(element: tuple[str, Item]) -> Iterator[tuple[bytes, str]]:
+    source, item = element
+    for sentence in split_sentences(item.fields["description"]):
+        if sentence.strip():
+            yield sentence_key(source, sentence), item.product
+
+
+def _without_sentences(element: tuple[str, Item], common: Mapping[bytes, int]) -> tuple[str, Item]:
+    source, item = element
+    sentences = split_sentences(item.fields["description"])
+    kept = [text for text in sentences if sentence_key(source, text) not in common]
+    if len(kept) == len(sentences):
+        return element
+    changes = {**item.changes, "boilerplate sentence": len(sentences) - len(kept)}
+    fields = {**item.fields, "description": "".join(kept).strip()}
+    return source, item._replace(fields=fields, changes=changes)
+
+
 def _count_variants(element: tuple[str, Item]) -> list:
     source, item = element
-    more = item.changes["variants"] - 1
-    return [((source, item.language, "variant: joined with another"), more)] if more else []
+    found = {
+        "variant: joined with another": item.changes["variants"] - 1,
+        "changed: boilerplate sentence": item.changes.get("boilerplate sentence", 0),
+    }
+    return [((source, item.language, what), number) for what, number in found.items() if number]
 
 
 def _label_products(products: beam.PCollection, recipe: Recipe) -> beam.PCollection:
@@ -370,91 +417,3 @@ class _WithoutDrops(beam.DoFn):
                 yield document
             else:
                 yield beam.pvalue.TaggedOutput("dropped", _drop(document, "duplicate: near"))
-
-
-def _write_sets(documents: beam.PCollection, out: str, shard_bytes: int) -> beam.PCollection:
-    """Writes documents, and the listings that some were made of, set by set."""
-    lines = documents | "lines" >> beam.FlatMap(_document_lines)
-    return _write_shards(lines, out, shard_bytes, "documents")
-
-
-def _document_lines(document: dict) -> Iterator[tuple[str, str, bytes]]:
-    listing, split = document.get("listing"), document["split"]
-    kept = {key: value for key, value in document.items() if key not in ("listing", "split")}
-    name = f"{document['domain']}-{document['language']}-{document['source']}"
-    yield f"documents/{split}/{name}", document["id"], to_line(kept)
-    if listing is not None:
-        yield (
-            f"listings/{split}/{document['language']}-{document['source']}",
-            document["id"],
-            to_line(listing),
-        )
-
-
-def _write_shards(lines: beam.PCollection, out: str, shard_bytes: int, title: str):
-    """Writes (set, key, line) as files of about `shard_bytes`; returns their descriptions."""
-    sizes = (
-        lines
-        | f"{title}: sizes" >> beam.Map(lambda line: (line[0], len(line[2])))
-        | f"{title}: size of a set" >> beam.CombinePerKey(sum)
-    )
-    return (
-        lines
-        | f"{title}: shard" >> beam.Map(_to_shard, beam.pvalue.AsDict(sizes), shard_bytes)
-        | f"{title}: by shard" >> beam.GroupByKey()
-        | f"{title}: write" >> beam.MapTuple(_write_one, out)
-    )
-
-
-def _to_shard(line: tuple[str, str, bytes], sizes: Mapping[str, int], shard_bytes: int) -> tuple:
-    name, key, content = line
-    num_shards = -(-sizes[name] // shard_bytes)
-    shard = shard_of(key, num_shards)
-    return f"{name}-{shard:05d}-of-{num_shards:05d}.jsonl.gz", (sort_key(key), content)
-
-
-def _write_one(name: str, lines: Iterable[tuple[bytes, bytes]], out: str) -> dict:
-    return {"name": name} | write_shard(f"{out}/{name}", lines)
-
-
-def _write_single(records: beam.PCollection, out: str, name: str) -> None:
-    """Writes few records as the one file work/NAME.jsonl.gz, which is there even if it is empty."""
-    lines = records | f"{name}: line" >> beam.Map(lambda record: (name, to_line(record)))
-    start = records.pipeline | f"{name}: start" >> beam.Create([(name, b"")])
-    _ = (
-        (lines, start)
-        | f"{name}: all" >> beam.Flatten()
-        | f"{name}: together" >> beam.GroupByKey()
-        | f"{name}: write" >> beam.MapTuple(
-            lambda key, lines: write_shard(f"{out}/work/{key}.jsonl.gz", [(line, line) for line in lines]))
-    )  # fmt: skip
-
-
-def _count_late(element: tuple[str, Dropped, int]) -> list:
-    source, dropped, count = element
-    return [((source, dropped.language, dropped.reason), count)] if count else []
-
-
-def _count_kept(document: dict) -> list:
-    key = document["source"], document["language"]
-    kept = f"kept: {document['domain']}, {document['split']}"
-    return [((*key, kept), 1), ((*key, f"{kept}, bytes"), len(document["text"].encode()))]
-
-
-def _write_counts(counts: Sequence[beam.PCollection], out: str) -> None:
-    total = counts | "all counts" >> beam.Flatten() | "count" >> beam.CombinePerKey(sum)
-    _write_single(total | "count record" >> beam.Map(list), out, "counts")
-
-
-def _write_examples(left_out: beam.PCollection, out: str, number: int) -> None:
-    examples = (
-        left_out
-        | "examples by reason" >> beam.Map(lambda d: ((d[0], d[1].language, d[1].reason), d[1]))
-        | "few of each" >> beam.combiners.Top.PerKey(max(number, 1), key=_example_rank)
-        | "one by one" >> beam.FlatMapTuple(lambda key, few: [d._asdict() | {"source": key[0]} for d in few])
-    )  # fmt: skip
-    _write_single(examples, out, "examples")
-
-
-def _example_rank(dropped: Dropped) -> str:
-    return hashlib.sha256(dropped.place.encode()).hexdigest()

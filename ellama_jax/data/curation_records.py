@@ -7,6 +7,7 @@ Beam: data/curation.py runs this in its workers, and tests run it alone.
 import hashlib
 import itertools
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
@@ -104,7 +105,7 @@ class SourceReader:
             return self._foreign(place, language, str(fields.get("title")))
         listing = normalise_listing(fields, source=self.name, language=language)
         listing, changes = clean_listing(
-            listing, mask=self.recipe.listings.mask_private, seller=fields.get("seller")
+            listing, mask=self.recipe.mask_private, seller=fields.get("seller")
         )
         if not listing["title"]:
             return Dropped(place, language, "empty: no title is left", "")
@@ -145,7 +146,7 @@ class SourceReader:
 
     def _text(self, place: str, language: str, text: str, domain: str) -> Item:
         changes: Mapping = {}
-        if self.recipe.listings.mask_private:
+        if self.recipe.mask_private:
             text, changes = mask_private(text, language)
         return Item(place, language, "", (), {"text": text, "domain": domain}, dict(changes))
 
@@ -189,6 +190,21 @@ def count_outcome(outcome: Item | Dropped | BadRecord) -> Counter:
         return Counter({(outcome.language, "read"): 1, (outcome.language, outcome.reason): 1})
     changes = {(outcome.language, f"changed: {name}"): n for name, n in outcome.changes.items()}
     return Counter({(outcome.language, "read"): 1, **changes})
+
+
+def split_sentences(text: str) -> list[str]:
+    """Cuts a description where its sentences and lines end; joined, the pieces are the text.
+
+    >>> split_sentences("Solid oak. Ships in 2.5 days!\\nNo returns")
+    ['Solid oak. ', 'Ships in 2.5 days!\\n', 'No returns']
+    """
+    return re.findall(r".+?(?:[.!?](?=\s)\s+|\n+|$)", text, re.DOTALL)
+
+
+def sentence_key(source: str, sentence: str) -> bytes:
+    """Returns what equal sentences of a source have in common, however they are spaced."""
+    words = " ".join(sentence.lower().split())
+    return hashlib.blake2b(f"{source}\0{words}".encode(), digest_size=12).digest()
 
 
 def _require_text(fields: Mapping) -> str:

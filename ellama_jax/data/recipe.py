@@ -33,7 +33,7 @@ class SourceConfig:
 class ListingsConfig:
     templates: tuple[str, ...]
     collapse_variants: bool
-    mask_private: bool
+    boilerplate_products: int
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,7 @@ class Recipe:
     seed: int
     languages: tuple[str, ...]
     cache_dir: str
+    mask_private: bool
     sources: dict[str, SourceConfig]
     listings: ListingsConfig
     pages: PagesConfig
@@ -116,6 +117,8 @@ def _check(recipe: Recipe) -> None:
              duplicates.threshold)  # fmt: skip
     _require(0 < decontamination.min_overlap <= 1, "decontamination.min_overlap",
              "must lie in (0, 1]", decontamination.min_overlap)  # fmt: skip
+    most = recipe.listings.boilerplate_products
+    _require(most == 0 or most > 1, "listings.boilerplate_products", "must be 0 or above 1", most)
     at_least_one = {
         "duplicates.num_perm": duplicates.num_perm,
         "duplicates.max_compared": duplicates.max_compared,
