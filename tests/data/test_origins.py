@@ -1,6 +1,7 @@
 """Sources that are no files yet become files in the cache, or are refused in words."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +14,7 @@ def test_an_ordinary_path_stays_as_it_is(tmp_path):
 
 def test_the_synthetic_catalogue_is_written_once(tmp_path):
     path, note = origins.resolve_origin("synthetic:listings:3", tmp_path / "cache")
-    lines = open(path, encoding="utf-8").read().splitlines()
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
     assert len(lines) == 15 and note == ""
     assert {json.loads(line)["language"] for line in lines} == {"en", "de", "fr", "it", "es"}
     assert origins.resolve_origin("synthetic:listings:3", tmp_path / "cache")[0] == path
