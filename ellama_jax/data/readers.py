@@ -13,8 +13,8 @@ reading. What the fields of a record mean is said by data/mapping.py.
 | tfrecord | .tfrecord, of tf.train.Example | the file | `f.tfrecord:3`, from 1 |
 | tfds | `name/config:1.0.0[split]` | a shard | `name/config:1.0.0[split]:3`, from 1 |
 
-The first four may be compressed (.gz .bz2 .xz .zst); bytes are then counted in what was compressed,
-and the file is one part. A record's place does not depend on how its file was cut.
+All files but Parquet may be compressed (.gz .bz2 .xz .zst .zlib); bytes are then counted in what
+was compressed, and the file is one part. A record's place does not depend on how its file was cut.
 """
 
 import bz2
@@ -44,12 +44,14 @@ from ellama_jax.data.records import (
     read_json_lines,
     reason_of,
 )
-from ellama_jax.paths import as_path, copy_file, file_bytes, is_remote
+from ellama_jax.paths import as_path, file_bytes, is_remote
 
 FORMATS = ("jsonl", "json", "csv", "tsv", "parquet", "tfrecord", "tfds")
 PART_BYTES = 2**26
 _BATCH_BYTES = 2**23
 _BLOCK_BYTES = 2**16
+# What is decompressed at once can be a thousand times as long.
+_PACKED_BYTES = 2**14
 _SUFFIXES = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv",
     ".parquet": "parquet", ".tfrecord": "tfrecord", ".tfrecords": "tfrecord",
@@ -205,7 +207,9 @@ def _glob_below(base: Path, steps: list[str]) -> Iterator[Path]:
     roots = base.glob("/".join(steps[:at])) if at else [base]
     for root in roots:
         for folder, _, _ in root.walk():
-            yield from _glob_below(folder, steps[at + 1 :] or ["*"])
+            # etils gives the folders of a bucket without their scheme.
+            place = as_path(f"gs://{os.fspath(folder).removeprefix('gs://')}")
+            yield from _glob_below(place, steps[at + 1 :] or ["*"])
 
 
 def _kind(name: str, format: str, compression: str) -> tuple[str, str]:
@@ -220,9 +224,8 @@ def _kind(name: str, format: str, compression: str) -> tuple[str, str]:
             raise ValueError(f"{name}: must end in one of {' '.join(_SUFFIXES)} (and then perhaps "
                              f"{' '.join(_COMPRESSIONS)}), got {suffix or 'no suffix'}; or name "
                              "the format.")  # fmt: skip
-    fits = {"parquet": ("none",), "tfrecord": ("none", "gz", "zlib")}
-    if format in fits:
-        _check_choice(f"compression of {name}", compression, fits[format])
+    if format == "parquet":
+        _check_choice(f"compression of {name}, outside it", compression, ("none",))
     return format, compression
 
 
@@ -306,7 +309,7 @@ class _Decompressed(io.RawIOBase):
 
     def readinto(self, target: memoryview) -> int:
         while not self._ready:
-            block = self._rest or self._file.read(_BLOCK_BYTES)
+            block = self._rest or self._file.read(_PACKED_BYTES)
             if not block:
                 if self._stream is not None:
                     raise Damaged(f"must be whole, got a {self._name} stream that ends early")
@@ -407,10 +410,14 @@ def _batch_records(path: str, first: int, batch: Any) -> Iterator[Record | BadRe
 
 def _column_values(column: Any) -> list:
     import pyarrow.types as kinds
+    from pyarrow import ArrowException
 
     kind = column.type
     if kinds.is_string(kind) or kinds.is_large_string(kind):
-        return column.to_numpy(zero_copy_only=False).tolist()
+        try:
+            return column.to_numpy(zero_copy_only=False).tolist()
+        except ArrowException:  # it does not say which row is no UTF-8; the other way does
+            return column.to_pylist()
     if (kinds.is_integer(kind) or kinds.is_floating(kind)) and not column.null_count:
         return [None if value != value else value for value in column.to_numpy().tolist()]
     return [plain_value(value) for value in column.to_pylist()]
@@ -419,28 +426,39 @@ def _column_values(column: Any) -> list:
 def _read_tfrecord(part: Part) -> Iterator[Record | BadRecord]:
     from ellama_jax.data.tasks import read_tfrecord_examples
 
-    name = {"none": "", "gz": "GZIP", "zlib": "ZLIB"}[part.compression]
-    with _on_disk(part.path) as path:
+    with _unpacked(part) as (path, damage):
         try:
-            for number, fields in enumerate(read_tfrecord_examples(path, name), 1):
+            for number, fields in enumerate(read_tfrecord_examples(path), 1):
                 place = f"{part.path}:{number}"
                 if isinstance(fields, bytes):
                     yield bad_record(place, "must be a tf.train.Example, got other bytes", fields)
                 else:
                     yield Record(place, fields)
         except ValueError as error:
-            raise Damaged(f"must be TFRecord, got: {_first_line(error)}") from error
+            damage = damage or Damaged(f"must be TFRecord, got: {_first_line(error)}")
+        if damage:
+            raise damage
 
 
 @contextlib.contextmanager
-def _on_disk(path: str) -> Iterator[str]:
-    """Gives a path on a local disk: of the file, or of a copy that lasts as long as it is needed."""
-    if not is_remote(path):
-        yield path
+def _unpacked(part: Part) -> Iterator[tuple[str, Damaged | None]]:
+    """Gives a plain file on a local disk, a copy if need be, and why it is not all of it, if so.
+
+    TensorFlow has its own ways to buckets and to what is compressed, but is silent where a
+    compressed file ends early.
+    """
+    if part.compression == "none" and not is_remote(part.path):
+        yield part.path, None
         return
     with tempfile.TemporaryDirectory() as folder:
-        copy_file(as_path(path), Path(folder, "copy"))
-        yield os.path.join(folder, "copy")
+        path, damage = os.path.join(folder, "copy"), None
+        with _open(part) as source, open(path, "wb") as target:
+            try:
+                while block := source.read1(2**20):
+                    target.write(block)
+            except Damaged as error:
+                damage = error
+        yield path, damage
 
 
 def _read_tfds(part: Part) -> Iterator[Record | BadRecord]:

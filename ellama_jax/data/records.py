@@ -124,7 +124,7 @@ def _lines(file: io.BufferedReader, start: int, stop: int | None) -> Iterator[tu
     """
     if start == 0:
         refuse_wide(file)
-    at = _skip_to(file, start)
+    at = _skip_to(file, start, stop)
     while stop is None or at < stop:
         line = file.readline(_MAX_RECORD_BYTES)
         if not line:
@@ -136,19 +136,21 @@ def _lines(file: io.BufferedReader, start: int, stop: int | None) -> Iterator[tu
             at += _skip_line(file)
 
 
-def _skip_to(file: io.BufferedReader, start: int) -> int:
-    """Moves to the first line that begins at `start` or later; returns where that is."""
+def _skip_to(file: io.BufferedReader, start: int, stop: int | None) -> int:
+    """Moves to the first line that begins at `start` or later, as far as one does before `stop`."""
     if start == 0:
         return 0
     file.seek(start - 1)
-    return start - 1 + _skip_line(file)
+    return start - 1 + _skip_line(file, None if stop is None else stop - start + 1)
 
 
-def _skip_line(file: io.BufferedReader) -> int:
+def _skip_line(file: io.BufferedReader, at_most: int | None = None) -> int:
+    """Passes over the rest of a line, or over enough of it; returns how many bytes that were."""
     count = 0
-    while piece := file.readline(_BLOCK_BYTES):
+    while at_most is None or count < at_most:
+        piece = file.readline(_BLOCK_BYTES)
         count += len(piece)
-        if piece.endswith(b"\n"):
+        if not piece or piece.endswith(b"\n"):
             break
     return count
 
@@ -217,14 +219,17 @@ def _elements(read: Callable[[int], str], constants: list[str]) -> Iterator[tupl
             constants.clear()
             fields, end, flaw = _try(decode, text, at)
             if flaw and not _is_cut_off(flaw, text):
-                raise Damaged(reason_of(flaw))
-            if not flaw and end < len(text):
+                raise Damaged(_place_flaw(flaw, text))
+            whole = not flaw and end < len(text)
+            more = "" if whole else read(max(_BLOCK_BYTES, len(text) - at))
+            if not more and flaw:
+                raise Damaged(_place_flaw(flaw, text))
+            if not more:
                 yield fields, text[at:end]
                 at = end
                 continue
-            more = read(max(_BLOCK_BYTES, len(text) - at))
-            if not more or len(text) - at > _MAX_RECORD_BYTES:
-                raise Damaged("must end in ], got an array that ends early or has a huge element")
+            if len(text) - at > _MAX_RECORD_BYTES:
+                raise Damaged(f"must have elements shorter than {_MAX_RECORD_BYTES:,} characters")
             text, at = text[at:] + more, 0
 
 
@@ -233,6 +238,13 @@ def _try(decode: Callable, text: str, at: int) -> tuple[Any, int, Exception | No
         return *decode(text, at), None
     except (ValueError, RecursionError) as error:
         return None, at, error
+
+
+def _place_flaw(error: Exception, text: str) -> str:
+    if not isinstance(error, json.JSONDecodeError):
+        return reason_of(error)
+    around = text[max(0, error.pos - 20) : error.pos + 20].encode("utf-8", "replace").decode()
+    return f"must be JSON, got: {error.msg} in {around!r}"
 
 
 def _is_cut_off(error: Exception, text: str) -> bool:

@@ -429,11 +429,8 @@ def _describe(manifest: Manifest) -> str:
 # --- records of TFRecord files and TFDS datasets, for data/readers.py ----------------------------
 
 
-def read_tfrecord_examples(path: str | os.PathLike, compression: str) -> Iterator[dict | bytes]:
-    """Yields the fields of each tf.train.Example of a TFRecord file on a local disk.
-
-    Args:
-        compression: "" or "GZIP" or "ZLIB", as TensorFlow names it.
+def read_tfrecord_examples(path: str | os.PathLike) -> Iterator[dict | bytes]:
+    """Yields the fields of each tf.train.Example of a TFRecord file, on a local disk and plain.
 
     Yields:
         The fields by name: single values as they are, several as a list, none as None; bytes as
@@ -444,24 +441,20 @@ def read_tfrecord_examples(path: str | os.PathLike, compression: str) -> Iterato
     """
     _quiet_tensorflow()
     import tensorflow as tf
-    from google.protobuf.message import DecodeError
 
-    def fields(record: bytes) -> dict | bytes:
-        try:
-            features = tf.train.Example.FromString(record).features.feature
-        except DecodeError:
-            return record
-        return {name: _feature_value(features[name]) for name in sorted(features)}
-
-    records = tf.data.TFRecordDataset(os.fspath(path), compression).as_numpy_iterator()
+    records = tf.data.TFRecordDataset(os.fspath(path)).as_numpy_iterator()
+    missing = os.path.getsize(path)
     while True:
         try:
             record = next(records)
         except StopIteration:
-            return
+            break
         except (tf.errors.DataLossError, tf.errors.InvalidArgumentError) as error:
-            raise ValueError(error.message.split(" [Op:")[0].splitlines()[0]) from error
-        yield fields(record)
+            raise ValueError(str(error.message).split("} ")[-1].split(" [Op:")[0]) from error
+        missing -= len(record) + 16  # with its length and two checksums
+        yield _example_fields(record)
+    if missing:  # TensorFlow takes a file that ends inside a length for one that ends before it
+        raise ValueError(f"{missing} bytes after the last record")
 
 
 def tfds_parts(name: str, split: str, data_dir: str | None) -> list[tuple[str, int, int]]:
@@ -538,6 +531,17 @@ def _tfds_builder(name: str, data_dir: str | None):
         reason = str(error).strip().splitlines()[0].rstrip(".")
         where = data_dir or "TFDS's own folder; is data_dir missing"
         raise ValueError(f"{name}: must be a dataset of {where}, got: {reason}.") from error
+
+
+def _example_fields(record: bytes) -> dict | bytes:
+    import tensorflow as tf
+    from google.protobuf.message import DecodeError
+
+    try:
+        features = tf.train.Example.FromString(record).features.feature
+    except DecodeError:
+        return record
+    return {name: _feature_value(features[name]) for name in sorted(features)}
 
 
 def _feature_value(feature) -> object:

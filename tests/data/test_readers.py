@@ -114,7 +114,7 @@ def test_what_is_no_record_is_named_and_the_rest_is_read(tmp_path):
     found = read(path)
     assert [one.fields["n"] for one in found if isinstance(one, Record)] == [0, 4, 7, "😀", 13]
     assert [bad.reason.split(" (")[0] for bad in only_bad(found)] == [
-        "must be JSON, got: Expecting ',' delimiter, at character 7",
+        "must be JSON, got: Expecting ',' delimiter, at character 8",
         "must be UTF-8, got byte 0xff at byte 7",
         "must have numbers that JSON knows, got NaN",
         "must be a JSON object, got list",
@@ -415,6 +415,18 @@ def test_a_wrong_checksum_of_tfrecord_ends_the_file_and_is_said(tfrecords, tmp_p
         assert last.place == f"{path}@end" and "must be TFRecord, got:" in last.reason
 
 
+@pytest.mark.parametrize("suffix", PACKERS)
+def test_tfrecord_compressed_and_cut_off_is_said(tfrecords, tmp_path, suffix):
+    # TensorFlow alone takes the first and the last of these for whole files.
+    packed = PACKERS[suffix]((tfrecords / "f.tfrecord").read_bytes())
+    for cut, kept in ((len(packed) - 2, None), (len(packed) // 2, None), (12, 0)):
+        path = write(tmp_path / f"f.tfrecord{suffix}", packed[:cut])
+        *found, last = read(path)
+        assert "stream that ends early" in last.reason and last.place == f"{path}@end"
+        assert kept is None or len(found) == kept
+    assert len(fields(read(write(path, packed)))) == 5
+
+
 def test_records_that_are_no_examples_are_named(tmp_path):
     tf = pytest.importorskip("tensorflow")
     path = tmp_path / "f.tfrecord"
@@ -428,6 +440,8 @@ def test_records_that_are_no_examples_are_named(tmp_path):
 @pytest.fixture(scope="module", params=["tfrecord", "array_record", "parquet"])
 def tfds_dir(request, tmp_path_factory):
     tfds = pytest.importorskip("tensorflow_datasets")
+    import numpy as np
+
     folder = tmp_path_factory.mktemp("tfds")
 
     class MyDataset(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -439,14 +453,14 @@ def tfds_dir(request, tmp_path_factory):
                 "text": tfds.features.Text(),
                 "label": tfds.features.ClassLabel(names=["bad", "good"]),
                 "tags": tfds.features.Sequence(tfds.features.Text()),
-                "n": "int64",
+                "n": np.int64,
             }
             return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
 
         def _split_generators(self, manager):
-            return {"train": self._make(20), "test": self._make(3)}
+            return {"train": self._generate_examples(20), "test": self._generate_examples(3)}
 
-        def _make(self, count):
+        def _generate_examples(self, count):
             for n in range(count):
                 row = {"text": f"Stück {n}", "label": n % 2, "tags": ["x"] * (n % 3), "n": n}
                 yield n, row
@@ -537,7 +551,7 @@ def test_globs_give_each_file_once_in_order(tmp_path):
         (
             "note.parquet.gz",
             {},
-            r"compression of .*note\.parquet\.gz: must be one of none, got 'gz'",
+            r"compression of .*note.parquet.gz, outside it: must be one of none, got 'gz'",
         ),
         ("note.txt", {"format": "xml"}, "format: must be one of auto, jsonl, .* got 'xml'"),
         ("note.txt", {"compression": "rar"}, "compression: must be one of auto, none, gz"),
@@ -563,16 +577,17 @@ def test_parts_pickle_and_name_what_they_are(tmp_path):
     parts = find_parts(path, part_bytes=100)
     assert parts == pickle.loads(pickle.dumps(parts))
     assert parts[0] == Part(str(path), "jsonl", "none", 0, 100, None)
-    assert fields(one for part in parts for one in read_part(part)) == LISTINGS
+    assert fields([one for part in parts for one in read_part(part)]) == LISTINGS
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path):
     import tracemalloc
 
-    line = (json.dumps({"text": "x" * 1000}) + "\n").encode() * 1000
+    text = random.Random(0).randbytes(5_000).hex()
+    line = (json.dumps({"text": text}) + "\n").encode() * 100
     plain, packed = tmp_path / "f.jsonl", tmp_path / "f.jsonl.gz"
     with open(plain, "wb") as one, gzip.open(packed, "wb", 1) as two:
-        for _ in range(40):
+        for _ in range(20):
             one.write(line)
             two.write(line)
     for path in (plain, packed):
@@ -580,7 +595,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
         count = sum(1 for _ in read_part(find_parts(path)[0]))
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert count == 40_000 and peak < 2**23, peak
+        assert count == 2000 and peak < 2**22, peak
 
 
 def test_values_of_other_libraries_become_plain():
