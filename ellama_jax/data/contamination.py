@@ -13,8 +13,9 @@ section 5.1.4) also judges by the share of 8-grams found, with a threshold per e
 
 import csv
 import json
+import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ellama_jax.data.duplicates import hash_words, run_hashes, split_words
+from ellama_jax.paths import as_path
 
 # A text of fewer words is found whole or not at all, and below MIN_WORDS not looked for:
 # "Color: black" stands in half of all listings.
@@ -31,6 +33,8 @@ MIN_WORDS = 8
 MIN_OVERLAP_FRAC = 0.5
 # An n-gram of more items of one set is its template, its few-shot examples or a licence.
 MAX_ITEMS_PER_NGRAM = 10
+
+_PUNCTUATION = re.compile(r"[^\w\s]")
 
 
 class EvalText(NamedTuple):
@@ -62,6 +66,7 @@ class NgramIndex:
 
     Attributes:
         lengths: words of the n-grams held, rising: n, and those of shorter texts.
+        prefixes: [<= H] uint64, sorted and distinct hashes of the first lengths[0] words of each.
         hashes: [H] uint64, sorted and distinct.
         starts: [H + 1] int64; the texts that hold hashes[i] are texts[starts[i] : starts[i + 1]].
         texts: [P] int32, numbers of texts.
@@ -70,6 +75,7 @@ class NgramIndex:
     """
 
     lengths: tuple[int, ...]
+    prefixes: np.ndarray
     hashes: np.ndarray
     starts: np.ndarray
     texts: np.ndarray
@@ -85,8 +91,9 @@ class NgramIndex:
         words = split_words(text)
         word_hashes = hash_words(words)
         first_places: dict[int, tuple[int, int]] = {}
-        for length in self.lengths:
-            for place, number in self._find(run_hashes(word_hashes, length)):
+        places = self._candidate_places(word_hashes)
+        for length in self.lengths if len(places) else ():
+            for place, number in self._find(run_hashes(word_hashes, length), places):
                 first_places.setdefault(number, (place, length))
         best: dict[tuple[str, str], Match] = {}
         for number, overlap, place, length in self._overlaps(first_places):
@@ -97,21 +104,26 @@ class NgramIndex:
 
     @cached_property
     def _filter(self) -> np.ndarray:
-        """A table of the hashes' low bits: most n-grams of a document are told apart by it."""
-        bits = min(max(int(len(self.hashes) * 16).bit_length(), 10), 28)
+        """A table of the prefixes' low bits, which tells most places of a document apart."""
+        bits = min(max(int(len(self.prefixes) * 32).bit_length(), 10), 30)
         table = np.zeros(1 << bits, bool)
-        table[self.hashes & np.uint64(len(table) - 1)] = True
+        table[self.prefixes & np.uint64(len(table) - 1)] = True
         return table
 
-    def _find(self, runs: np.ndarray) -> Iterator[tuple[int, int]]:
-        """Yields (place, number in `hashes`) of the runs that the index holds, in order."""
+    def _candidate_places(self, word_hashes: np.ndarray) -> np.ndarray:
+        """Returns the places of [W] words at which an n-gram of the index begins, rising."""
+        if not len(self.prefixes):
+            return np.empty(0, np.int64)
+        runs = run_hashes(word_hashes, self.lengths[0])
         places = np.flatnonzero(self._filter[runs & np.uint64(len(self._filter) - 1)])
-        if not len(places) or not len(self.hashes):
-            return
-        numbers = np.searchsorted(self.hashes, runs[places])
-        numbers = np.minimum(numbers, len(self.hashes) - 1)
-        equal = self.hashes[numbers] == runs[places]
-        yield from zip(places[equal].tolist(), numbers[equal].tolist(), strict=True)
+        return places[_find_sorted(self.prefixes, runs[places]) >= 0]
+
+    def _find(self, runs: np.ndarray, places: np.ndarray) -> Iterator[tuple[int, int]]:
+        """Yields (place, number in `hashes`) of the runs at `places` that the index holds."""
+        places = places[places < len(runs)]
+        numbers = _find_sorted(self.hashes, runs[places])
+        held = numbers >= 0
+        yield from zip(places[held].tolist(), numbers[held].tolist(), strict=True)
 
     def _overlaps(self, first_places: dict) -> Iterator[tuple[int, float, int, int]]:
         """Yields (text, overlap, place, length) of each text with an n-gram in the document."""
@@ -131,6 +143,12 @@ class NgramIndex:
             if size:
                 findable[set_name].add(item_id)
         return {name: (len(ids), len(findable[name])) for name, ids in sorted(everything.items())}
+
+
+def _find_sorted(values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Returns where each of `wanted` stands in sorted, non-empty `values`, or -1."""
+    places = np.minimum(np.searchsorted(values, wanted), len(values) - 1)
+    return np.where(values[places] == wanted, places, -1)
 
 
 def build_index(
@@ -159,31 +177,51 @@ def build_index(
     """
     if not 1 <= min_words <= n:
         raise ValueError(f"min_words: must be between 1 and n ({n}), got {min_words}.")
-    items, lengths, hashes, texts = [], set(), [np.empty(0, np.uint64)], [np.empty(0, np.int32)]
+    items, runs, sizes = [], [], []
     for set_name, item_id, text in eval_texts:
-        words = split_words(text)
-        if len(words) >= min_words:
-            length = min(n, len(words))
-            lengths.add(length)
-            hashes.append(np.unique(run_hashes(hash_words(words), length)))
-            texts.append(np.full(len(hashes[-1]), len(items), np.int32))
-        items.append((set_name, item_id))
-    pairs = np.concatenate(hashes), np.concatenate(texts)
-    return _pack_index(*_drop_common(*pairs, items, max_items), items, tuple(sorted(lengths)))
+        for words in _spellings(text):
+            items.append((set_name, item_id))
+            runs.append(hash_words(words) if len(words) >= min_words else np.empty(0, np.uint64))
+            sizes.append(min(n, len(words)))
+    # Prefixes are as long as the shortest text, so that one look at a place covers all lengths.
+    lengths = sorted({size for size in sizes if size >= min_words}) or [n]
+    triples = [
+        _text_runs(word_hashes, size, lengths[0], number)
+        for number, (word_hashes, size) in enumerate(zip(runs, sizes, strict=True))
+    ]
+    hashes, prefixes, texts = np.concatenate([*triples, np.empty((3, 0), np.uint64)], axis=1)
+    texts = texts.astype(np.int32)
+    rare = _is_rare(hashes, texts, items, max_items)
+    return _pack_index(tuple(lengths), prefixes[rare], hashes[rare], texts[rare], items)
 
 
-def _drop_common(hashes, texts, items, max_items) -> tuple[np.ndarray, np.ndarray]:
-    """Drops the (hash, text) pairs whose hash stands in too many items of the text's set."""
-    if not items:
-        return hashes, texts
+def _spellings(text: str) -> list[list[str]]:
+    """Returns the words of a text, and those it has when punctuation was deleted or made spaces.
+
+    "3.50", "350" and "3 50", "l'eau" and "l eau" are other words; a copy may have any of them.
+    """
+    spellings = [text, _PUNCTUATION.sub("", text), _PUNCTUATION.sub(" ", text)]
+    return [list(words) for words in dict.fromkeys(tuple(split_words(s)) for s in spellings)]
+
+
+def _text_runs(word_hashes, length: int, prefix_length: int, number: int) -> np.ndarray:
+    """Returns [3, K] uint64: hashes of distinct runs, of their prefixes, the text's number."""
+    hashes, firsts = np.unique(run_hashes(word_hashes, length), return_index=True)
+    prefixes = run_hashes(word_hashes, prefix_length)[firsts]
+    return np.stack([hashes, prefixes, np.full(len(hashes), number, np.uint64)])
+
+
+def _is_rare(hashes, texts, items, max_items) -> np.ndarray:
+    """Tells of each (hash, text) pair whether few enough items of the text's set hold the hash."""
+    if not len(hashes):
+        return np.zeros(0, bool)
     set_numbers = _number(set_name for set_name, _ in items)[texts]
     item_numbers = _number(items)[texts]
     _, hash_numbers = np.unique(hashes, return_inverse=True)
-    in_set = hash_numbers.astype(np.int64) * (set_numbers.max(initial=0) + 1) + set_numbers
-    distinct = np.unique(np.stack([in_set, item_numbers]), axis=1)
-    groups, counts = np.unique(distinct[0], return_counts=True)
-    rare = np.isin(in_set, groups[counts <= max_items])
-    return hashes[rare], texts[rare]
+    in_set = hash_numbers * (set_numbers.max() + 1) + set_numbers
+    num_items = item_numbers.max() + 1
+    held = np.unique(in_set * num_items + item_numbers) // num_items
+    return np.bincount(held, minlength=in_set.max() + 1)[in_set] <= max_items
 
 
 def _number(values: Iterable) -> np.ndarray:
@@ -191,31 +229,32 @@ def _number(values: Iterable) -> np.ndarray:
     return np.array([numbers.setdefault(value, len(numbers)) for value in values], np.int64)
 
 
-def _pack_index(hashes, texts, items, lengths) -> NgramIndex:
+def _pack_index(lengths, prefixes, hashes, texts, items) -> NgramIndex:
     order = np.lexsort((texts, hashes))
     distinct, firsts = np.unique(hashes[order], return_index=True)
     starts = np.append(firsts, len(hashes)).astype(np.int64)
     sizes = np.bincount(texts, minlength=len(items)).astype(np.int32)
-    return NgramIndex(lengths, distinct, starts, texts[order], sizes, items)
+    return NgramIndex(lengths, np.unique(prefixes), distinct, starts, texts[order], sizes, items)
 
 
 def items_to_eval_texts(items: Iterable[dict], set_name: str) -> Iterator[EvalText]:
     """Yields the texts of evaluation items with `id`, `context` and `choices`."""
     for item in items:
-        yield from _texts_of(set_name, str(item["id"]), [item["context"], *item["choices"]])
+        fields = {"context": item["context"], "choices": list(item["choices"])}
+        yield from _texts_of(set_name, str(item["id"]), fields)
 
 
-def _texts_of(set_name: str, item_id: str, fields: list[str]) -> Iterator[EvalText]:
-    """Yields all fields as one text, and each that is long enough alone.
+def _texts_of(set_name: str, item_id: str, record: object) -> Iterator[EvalText]:
+    """Yields all strings of a record as one text, and each that is long enough alone.
 
-    A document may hold the question without its answers, or in another order.
+    A document may hold the question without its answers, or in another order. What stands in a
+    list is an answer: a category path of ten words is one, and stands in hundreds of listings.
     """
-    fields = [text for text in fields if text.strip()]
-    yield EvalText(set_name, item_id, "\n".join(fields))
-    if len(fields) > 1:
-        for text in fields:
-            if len(split_words(text)) >= MIN_WORDS:
-                yield EvalText(set_name, item_id, text)
+    strings = [(text, alone) for text, alone in _strings_in(record) if text.strip()]
+    yield EvalText(set_name, item_id, "\n".join(text for text, _ in strings))
+    for text, alone in strings if len(strings) > 1 else ():
+        if alone and len(split_words(text)) >= MIN_WORDS:
+            yield EvalText(set_name, item_id, text)
 
 
 def read_eval_texts(path: str | Path, name: str | None = None) -> list[EvalText]:
@@ -232,7 +271,7 @@ def read_eval_texts(path: str | Path, name: str | None = None) -> list[EvalText]
     Raises:
         ValueError: if the file cannot be read so, or holds no item of `MIN_WORDS` words.
     """
-    path = Path(path)
+    path = as_path(path)
     if path.suffix not in _READERS:
         endings = ", ".join(_READERS)
         raise ValueError(f"evaluation file: must end in one of {endings}, got {path}.")
@@ -245,7 +284,7 @@ def read_eval_texts(path: str | Path, name: str | None = None) -> list[EvalText]
     set_name = path.stem if name is None else name
     texts = []
     for number, record in enumerate(records, start=1):
-        texts += _texts_of(set_name, _find_id(record, number), list(_strings_in(record)))
+        texts += _texts_of(set_name, _find_id(record, number), record)
     if not any(len(split_words(text.text)) >= MIN_WORDS for text in texts):
         raise ValueError(
             f"evaluation file: must hold texts of at least {MIN_WORDS} words, got none in {path}."
@@ -264,9 +303,10 @@ def _read_json(text: str) -> Iterator[object]:
         yield from part if isinstance(part, list) else [part]
 
 
-def _read_table(delimiter: str):
-    def read(text: str) -> Iterator[list[str]]:
-        return csv.reader(text.splitlines(keepends=True), delimiter=delimiter)
+def _read_table(delimiter: str) -> Callable[[str], Iterator[object]]:
+    def read(text: str) -> Iterator[dict]:
+        for row in csv.reader(text.splitlines(keepends=True), delimiter=delimiter):
+            yield dict(enumerate(row))
 
     return read
 
@@ -284,27 +324,28 @@ _READERS = {
     ".tsv": _read_table("\t"),
     ".txt": _read_paragraphs,
 }
-_ID_FIELDS = ("id", "idx", "item_id", "question_id", "qid", "doc_id", "uid", "guid", "product_id")
+_ID_FIELDS = ("id", "idx", "item_id", "question_id", "qid", "doc_id", "uid", "guid")
 
 
 def _find_id(record: object, number: int) -> str:
     if isinstance(record, dict):
-        for key in _ID_FIELDS[:-1]:
+        for key in _ID_FIELDS:
             if record.get(key) not in (None, ""):
                 return str(record[key])
     return str(number)
 
 
-def _strings_in(value: object) -> Iterator[str]:
+def _strings_in(value: object, alone: bool = True) -> Iterator[tuple[str, bool]]:
+    """Yields the strings of a record, and whether each is a field of its own."""
     if isinstance(value, str):
-        yield value
+        yield value, alone
     elif isinstance(value, dict):
         for key, part in value.items():
             if key not in _ID_FIELDS:
-                yield from _strings_in(part)
+                yield from _strings_in(part, alone)
     elif isinstance(value, list):
         for part in value:
-            yield from _strings_in(part)
+            yield from _strings_in(part, isinstance(part, dict))
 
 
 class Example(NamedTuple):
