@@ -10,7 +10,6 @@ product is labelled by it.
 """
 
 import hashlib
-import itertools
 import re
 import unicodedata
 from collections import defaultdict
@@ -48,19 +47,17 @@ _PLACEHOLDERS = _words(
     "nonapplicable aucun inconnu sansmarque nonapplicabile nondisponibile nessuno "
     "sconosciuto noaplica noaplicable ninguno desconocido sinmarca"
 )
-# A size, not a model: digits and a unit ("256GB", "1000ml", "12V", "4x4", "1080p", "5G", "3in1").
+# A size, not a model: numbers with units ("256GB", "12X3CM"), or with a word ("500-COUNT").
 _UNITS = (
-    "mm|cm|dm|m|km|in|inch|inches|ft|yd|zoll|pouces|g|kg|mg|lb|lbs|oz|floz|ml|cl|dl|l|ltr|gal|qt|"
-    "kb|mb|gb|tb|gbit|mbit|v|kv|a|ma|mah|ah|w|kw|wh|kwh|watt|volt|hz|khz|mhz|ghz|k|p|i|fps|dpi|mp|"
-    "lm|bar|psi|nm|rpm|c|f|pcs|pc|pk|pack|packs|set|stk|st|x|er|th|nd|rd|yr|y|year|years|yo|mo|"
-    "months|t|d|h|min|s|ct|gsm|den|xl|xxl|xs|eu|us|uk|in1|en1|g4|way|ch|bit|core|iu|mcg|ply|pin"
+    "mm|cm|dm|m|km|in|ft|yd|g|kg|mg|lb|lbs|oz|ml|cl|dl|l|qt|kb|mb|gb|tb|v|kv|a|ma|mah|ah|w|kw|wh|"
+    "kwh|hz|khz|mhz|ghz|k|p|i|mp|lm|nm|c|f|pc|pcs|pk|st|x|er|th|nd|rd|yr|y|yo|iu|mcg|d|h|t|ct|s|eu|us|uk"
 )
-_MEASURE = re.compile(rf"(?:\d+(?:x\d+)*)(?:{_UNITS})?(?:x\d*)*(?:{_UNITS})?")
-_CODE = re.compile(r"(?<![^\W_])[A-Za-z0-9]+(?:[-/._][A-Za-z0-9]+)*(?![^\W_])")
+_MEASURE = re.compile(rf"(?:x?\d+(?:{_UNITS})?)+|\d+[a-z]{{3,}}")
+_CODE = re.compile(r"(?<![^\W_])[A-Z0-9]+(?:-[A-Z0-9]+)*(?![^\W_])")
 # What looks like a code and names a property of thousands of products.
 _STANDARD = re.compile(
-    r"(?:usb|ip|ipx|e|gu|g|b|cr|lr|aa|aaa|ddr|m|din|en|iso|iec|rj|mp|h|ps|r|x|xs|s|w|l|us|uk|eu|"
-    r"spf|upf|vitamin|omega|win|windows|wifi|hdmi|cat|pcie|rtx|gtx|pm|no|nr|type|size|gr)-?\d{1,4}[a-z]?"
+    r"(?:usb|uv|spf|upf|ip|ipx|din|en|iso|iec|rj|ddr|cat|cr|lr|win|wifi|hdmi|pcie|rtx|gtx|pa|size|"
+    r"type|vol|no|pack|model)\d{1,5}(?:pa|[a-z])?"
 )
 _MIN_CODE_CHARS = 5
 
@@ -96,8 +93,8 @@ def identifiers(listing: Mapping, record: Mapping | None = None) -> list[str]:
 
     - `gtin:` any GTIN, EAN, UPC or ISBN-13 with a right check digit, written with 14 digits;
     - `mpn:` brand and manufacturer's number or model, letters and digits only;
-    - `code:` brand and a model code of the title ("WH-1000XM4"): letters and digits mixed, and
-      neither a size ("256GB") nor a standard ("USB3", "E27");
+    - `code:` brand and a model code of the title ("WH-1000XM4"): capitals and digits mixed, and
+      neither a size ("256GB") nor a standard ("UV400");
     - `seller:` ids that a marketplace gives a product (ASIN);
     - `id:` and `parent:` its product_id, and what variants have in common, within one source.
 
@@ -178,15 +175,15 @@ def normalise_gtin(text: str) -> str | None:
 
 
 def title_codes(title: str) -> list[str]:
-    """Finds model codes in a title: letters and digits mixed, at least five of them.
+    """Finds model codes in a title: capitals and digits mixed, at least five of them.
 
-    >>> title_codes("Samsung Galaxy SM-G991B/DS 256GB 5G, 1080p, 40x60cm, USB-C 3.0, EN71, 2021")
-    ['smg991bds']
+    >>> title_codes("Samsung Galaxy SM-G991B/DS 256GB 5G, 1080p, 40X60CM, 16-Ounce, UV400, 2021")
+    ['smg991b']
     """
     codes = []
     for match in _CODE.finditer(title):
         code = _compact(match.group())
-        mixed = any(c.isdigit() for c in code) and any(c.isalpha() for c in code)
+        mixed = not code.isdigit() and not code.isalpha()
         plain = _MEASURE.fullmatch(code) or _STANDARD.fullmatch(code)
         if len(code) >= _MIN_CODE_CHARS and mixed and not plain:
             codes.append(code)
@@ -249,7 +246,17 @@ def propagate(
     >>> list(propagate([("b", "b"), ("c", "a")]))
     [('b', 'a'), ('c', 'a')]
     """
-    ids = set(itertools.islice((product for product, _ in products), max_products + 1))
+    shared_by_too_many = _has_more_products(products, max_products)
     smallest = min((label for _, label in products), default=None)
     for product, label in products:
-        yield product, label if len(ids) > max_products else smallest
+        yield product, label if shared_by_too_many else smallest
+
+
+def _has_more_products(products: Iterable[tuple[str, str]], count: int) -> bool:
+    """Tells whether there are more than `count` different products, holding no more of them."""
+    seen = set()
+    for product, _ in products:
+        seen.add(product)
+        if len(seen) > count:
+            return True
+    return False
