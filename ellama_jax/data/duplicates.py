@@ -431,7 +431,7 @@ def find_duplicates(
         for band in signer.band_keys(signature):
             buckets[band].append(Member(rank, key, signature))
     proposals = defaultdict(list)
-    for members in buckets.values():
+    for members in (bucket for bucket in buckets.values() if len(bucket) > 1):
         for duplicate in drop_in_bucket(members, signer.threshold):
             proposals[duplicate.dropped].append(duplicate)
     dropped += [choose_keeper(found) for found in proposals.values()]

@@ -131,7 +131,7 @@ def test_where_prose_is_wrapped_does_not_matter():
 
 def test_another_number_makes_another_product_and_a_typo_does_not():
     assert jaccard(LISTING, LISTING.replace("40 L", "60 L")) < 0.65
-    assert jaccard(LISTING, LISTING.replace("brushed", "brsuhed")) > 0.8
+    assert jaccard(LISTING, LISTING.replace("brushed", "brsuhed")) > 0.75
 
 
 def test_signatures_do_not_depend_on_process_or_hash_seed():
@@ -185,7 +185,9 @@ def test_bands_find_pairs_as_the_curve_says(threshold):
     bands = (a[:, used] == b[:, used]).reshape(3_000, num_bands, rows).all(2).any(1)
     assert abs(bands.mean() - candidate_recall(threshold, num_bands, rows)) < 0.02
     signer = Signer(num_bands=num_bands, threshold=threshold)
-    keyed = [bool({*signer.band_keys(x)} & {*signer.band_keys(y)}) for x, y in zip(a, b)]
+    keyed = [
+        bool({*signer.band_keys(x)} & {*signer.band_keys(y)}) for x, y in zip(a, b, strict=True)
+    ]
     assert keyed == bands.tolist()
 
 
