@@ -254,7 +254,8 @@ def clean_listing(listing: dict) -> tuple[dict, Counter]:
 
     In this order: markup, the seller's name (`seller`, which is dropped itself), private data,
     empty values, sentences about shipping and service, a description that only repeats the title.
-    Measures get the language's decimal sign, and an aspect called like an empty field ("Category")
+    Measures get the language's decimal sign, names that databases keep ("eco_collection") are
+    written as shops do, bullets begin lines, and an aspect called like an empty field ("Category")
     becomes that field. Cleaning what is clean changes nothing.
 
     Args:
@@ -273,16 +274,18 @@ def clean_listing(listing: dict) -> tuple[dict, Counter]:
         seller = ""  # a maker that sells its own goods is their brand
 
     def tidy(text: str) -> str:
-        stripped = strip_markup(text)
-        done["markup"] += text_lines(stripped) != text
-        return text_lines(_mask(stripped, seller, language, done))
+        plain = strip_markup(text)
+        if plain is not text:
+            plain = text_lines(plain)
+            done["markup"] += plain != text
+        return _mask(plain, seller, language, done)
 
     cleaned = {key: value for key, value in listing.items() if key != "seller"}
     cleaned["title"] = one_line(tidy(listing["title"]))
     if not cleaned["title"]:
         raise ValueError(f"title: must hold text beside markup, got {listing['title'][:60]!r}.")
     levels = [level for level in listing["category"] if not _drop_empty(level, language, done)]
-    cleaned["category"] = _category_levels(map(tidy, levels))
+    cleaned["category"] = [_unslug(level, "_-") for level in _category_levels(map(tidy, levels))]
     cleaned["aspects"] = _clean_aspects(listing["aspects"], tidy, language, done)
     cleaned["description"] = _clean_description(tidy(listing["description"]), cleaned, done)
     return _fill_fields(cleaned, done), +done
@@ -293,34 +296,52 @@ def _mask(text: str, seller: str, language: str, done: Counter) -> str:
         text, count = mask_name(text, seller, "seller", language)
         done["seller"] += count
     text, found = mask_private(text, language)
-    done.update(found)
+    if found:
+        done.update(found)
     return text
 
 
 def _drop_empty(text: str, language: str, done: Counter) -> bool:
     empty = is_empty_value(text, language)
-    done["empty_value"] += empty
+    if empty:
+        done["empty_value"] += 1
     return empty
 
 
 def _clean_aspects(aspects: dict, tidy: Callable, language: str, done: Counter) -> dict[str, str]:
     cleaned = {}
     for name, value in aspects.items():
-        name, value = aspect_name(tidy(name)), one_line(tidy(value))
+        name, value = _unslug(aspect_name(tidy(name)), "_"), one_line(tidy(value))
         parts = value.split(", ")
         kept = [part for part in parts if not _drop_empty(part, language, done)]
         value = ", ".join(kept) if len(kept) < len(parts) else value
         local = localise_units(value, language)
-        done["units"] += local != value
+        if local is not value:
+            done["units"] += local != value
         if name and local:
-            cleaned[name] = local
+            cleaned.setdefault(name, local)
     return cleaned
+
+
+def _unslug(name: str, separators: str) -> str:
+    """Writes a name as a shop does that a database keeps: eco_collection, mens-shirts.
+
+    >>> _unslug("eco_collection", "_"), _unslug("mens-shirts", "_-"), _unslug("t-shirts", "_-")
+    ('Eco collection', 'Mens shirts', 'T-shirts')
+    """
+    if not name.isascii() or not name[:1].islower() or name.lower() != name or " " in name:
+        return name
+    parts = re.split(f"[{separators}]", name)
+    name = " ".join(parts) if all(len(part) > 1 for part in parts) else name
+    return name[0].upper() + name[1:]
 
 
 def _clean_description(text: str, cleaned: dict, done: Counter) -> str:
     if not text or _drop_empty(text, cleaned["language"], done):
         return ""
     text = _without_boilerplate(text, cleaned["language"], done)
+    if text.count(" • ") > 1:
+        text = text.replace(" • ", "\n• ")
     if _letters(text) == _letters(cleaned["title"]):
         done["repeated_title"] += bool(text)
         return ""

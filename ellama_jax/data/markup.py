@@ -18,7 +18,7 @@ _INLINE = (
     "strike|strong|sub|sup|svg|textarea|time|tt|u|var|video|wbr|[a-z]{1,10}:[a-z]{1,20}"
 )
 # Possessive repeats: a text of a million "<b" costs no more than its length.
-_ATTRIBUTES = r"""(?:[\s/](?:[^<>"']|"[^"<>]{0,2000}"|'[^'<>]{0,2000}')*+)?+"""
+_ATTRIBUTES = r"""(?:[\s/](?:[^<>"']|"[^"<]{0,2000}"|'[^'<]{0,2000}')*+)?+"""
 _TAG = re.compile(rf"<(/?)({_BLOCKS}|{_INLINE})({_ATTRIBUTES})>", re.IGNORECASE)
 _HAS_BLOCK = re.compile(rf"</?(?:{_BLOCKS})[\s/>]", re.IGNORECASE)
 # The tag that a cut text ends in.

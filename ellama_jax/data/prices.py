@@ -8,7 +8,7 @@ extra tokens. Exchange rates and price comparison are nobody's business here.
 import math
 import re
 from decimal import ROUND_HALF_UP, Decimal
-from functools import cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 from ellama_jax.data.wording import LABELS, NO_PRICE, check_language
@@ -31,6 +31,7 @@ _SURE_SIGNS = {"€": "EUR", "£": "GBP", "zł": "PLN", "₹": "INR", "₺": "TR
                "₪": "ILS", "₫": "VND", "฿": "THB", "Kč": "CZK", "Ft": "HUF", "R$": "BRL",
                "US$": "USD", "C$": "CAD", "CA$": "CAD", "A$": "AUD", "AU$": "AUD", "NZ$": "NZD",
                "HK$": "HKD", "S$": "SGD", "Fr.": "CHF"}  # fmt: skip
+MAX_PRICE = 10**12
 _DOLLARS = {"USD", "CAD", "AUD", "NZD", "HKD", "SGD", "CLP", "MXN", "ARS", "COP", "UYU", "TWD"}
 
 
@@ -120,6 +121,7 @@ def _amount_pattern(language: str) -> re.Pattern:
 _AROUND_A_NUMBER = re.compile(r"([^\d]*?)\s*(\d[\d.,’'\s]*?)\s*([^\d]*)")
 
 
+@lru_cache(maxsize=10_000)  # a document is read once more than it is written
 def parse_price(text: str, language: str) -> tuple[float, str | None]:
     """Reads an amount written as `format_price` writes it; a missing currency gives None.
 
@@ -148,7 +150,8 @@ def normalise_price(
     A text may be written in any locale's style. One separator with exactly three digits after it
     groups thousands ("12.990", "1,263"), unless the currency has three decimals or the amount
     begins with 0. Of a range the lower end counts, as for variants of one product; unit prices in
-    brackets do not. "On request", "free" and the like are no price.
+    brackets do not. 0, "free", "on request" and the like are no price: shops write them where the
+    price is elsewhere.
 
     Args:
         value: number, text or None.
@@ -176,8 +179,11 @@ def normalise_price(
         return None, None
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         raise ValueError(f"price: must be a number, got {value!r}.")
-    if not math.isfinite(value) or value < 0:
-        raise ValueError(f"price: must be a number that is not negative, got {value}.")
+    if not 0 <= value < MAX_PRICE:
+        limit = "not negative" if not value >= MAX_PRICE else f"below {MAX_PRICE:,}"
+        raise ValueError(f"price: must be a number that is {limit}, got {value}.")
+    if value == 0:
+        return None, None
     if not isinstance(currency, str) or not re.fullmatch("[A-Za-z]{3}", currency):
         raise ValueError(f"currency: must be a three-letter code, got {currency!r}.")
     return float(value), currency.upper()
@@ -188,6 +194,8 @@ _SPACES = re.compile(r"[\s\u00a0\u2009\u202f]+")
 _BRACKETS = re.compile(r"\([^()]*\)|\[[^\[\]]*\]")
 # "12,-", "12.-- €", "12,– EUR": a dash for no cents.
 _NO_CENTS = re.compile(r"(?<=\d)[.,]\s?[-–—]+")
+_CENTS = re.compile(r"\s?(?:cents?\b|ct\b|¢|centimes\b|céntimos\b)", re.IGNORECASE)
+_SPACED_CENTS = re.compile(r"(?<=\d)([.,]) (?=\d\d(?![\d.,]))")  # "118, 99 €"
 _SIGN_FOR_DECIMAL = re.compile(r"(?<=\d)\s?([€$£])\s?(?=\d\d(?!\d))")
 _NUMBER = re.compile(
     r"\d+(?:[.,'’ ]\d{3})+(?!\d)(?:[.,]\d+)?|\d+(?:[.,]\d+)*|(?<!\d)[.,]\d{1,2}(?!\d)"
@@ -204,13 +212,15 @@ def _read_text(text: str, currency: object, language: str) -> tuple[float | None
     spaced = _SPACES.sub(" ", text).strip()
     if _NO_PRICE.fullmatch(spaced):
         return None, None
-    plain = _NO_CENTS.sub("", _BRACKETS.sub(" ", spaced))
+    plain = _SPACED_CENTS.sub(r"\1", _NO_CENTS.sub("", _BRACKETS.sub(" ", spaced)))
     marked_decimal = _SIGN_FOR_DECIMAL.search(plain)
     plain = _SIGN_FOR_DECIMAL.sub(".", plain)
-    found = list(_NUMBER.finditer(plain))
+    found = [number for number in _NUMBER.finditer(plain) if plain[number.end() :][:1] != "%"]
     if not found:
         raise ValueError(f"price: must be an amount as {language} writes it, got {text!r}.")
     number = _the_one(found, plain, text)
+    if _CENTS.match(plain, number.end()):
+        raise ValueError(f"price: must be in the main unit, got {text!r}.")
     if re.fullmatch(r"(?:\D*\s)?[-−]\s?(?:\D{0,4}\s?)?", plain[: number.start()]) and (
         number is found[0]
     ):
@@ -269,6 +279,10 @@ def _one_currency(given: object, marked: str | None) -> object:
     raise ValueError(f"currency: must be the one of the price ({marked}), got {given!r}.")
 
 
+# "1,23,456" is how India groups.
+_GROUPED = re.compile(r"\d{1,3}(?:([.,])\d{2,3})?(?:\1\d{2,3})*(?<=[.,]\d{3})")
+
+
 def _read_number(digits: str, currency: str | None, language: str) -> float:
     digits = re.sub(r"['’ ]", "", digits)
     signs = re.findall("[.,]", digits)
@@ -281,9 +295,9 @@ def _read_number(digits: str, currency: str | None, language: str) -> float:
             grouped = False
         if len(signs) > 1 or grouped:
             decimal = None
-    if decimal is None:
-        return float(re.sub("[.,]", "", digits))
-    whole, cents = digits.rsplit(decimal, 1)
+    whole, cents = digits.rsplit(decimal, 1) if decimal else (digits, "0")
+    if re.search("[.,]", whole) and not _GROUPED.fullmatch(whole):
+        raise ValueError(f"price: must be an amount, got {digits!r}.")
     return float(f"{re.sub('[.,]', '', whole) or '0'}.{cents}")
 
 

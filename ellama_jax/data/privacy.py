@@ -35,7 +35,7 @@ _PROFILE = re.compile(
     r"(?<![\w.])(?:https?://)?(?:www\.|m\.|[a-z]{2}\.)?(?:(?:facebook|fb|instagram|twitter|x|tiktok|"
     r"pinterest|snapchat|threads|vk)\.com/|linkedin\.com/in/|youtube\.com/(?:@|c/|user/|channel/)|"
     r"(?:t|wa|m)\.me/|instagr\.am/|ebay\.[a-z.]{2,6}/(?:usr|str)/|etsy\.com/(?:shop|people)/)"
-    r"(?!share|sharer|intent)[^\s<>\"')\]]{1,200}",
+    r"(?!share|sharer|intent)[^\s<>\"')\]]{0,200}[^\s<>\"')\].,;:!?]",
     re.IGNORECASE,
 )
 _HANDLE = re.compile(r"(?<![\w@./])@[A-Za-z_][\w.]{1,28}\w")
@@ -61,13 +61,17 @@ _ISSUER = re.compile(
     r"4|5[1-5]|2(?:22[1-9]|2[3-9]|[3-6]|7[01]|720)|6(?:011|4[4-9]|5|2)|35(?:2[89]|[3-8])|3[47]"
 )
 _ARTICLE = re.compile(
-    r"(?:ean|gtin|upc|isbn|asin|sku|mpn|imei|serial|art(?:icle|ikel)?|model|modell|ref|part|nr|no|n°)\W{0,4}(?:nr|no|num\w*|code)?\W{0,3}$",
+    r"\b(?:ean|gtin|upc|isbn|asin|sku|mpn|imei|oem?|serial|art(?:icle|ikel|[íi]culo|icolo)?|"
+    r"modell?o?|modèle|ref|réf|part|pièce|item)\b\W{0,4}(?:nr|no|num\w*|code|n°)?\W{0,3}$",
     re.IGNORECASE,
 )
 _PHONE_LIKE = re.compile(r"(?<![\w.,/#$€£-])(?:\+|\()?\d[\d\s()./-]{6,22}\d(?![\w$€£%]|[.,]\d)")
+# Words before a number that make it one to call; our own masks are among them, so that the second
+# number of two is found as well.
 _CALL = re.compile(
-    r"(?:\btel|phone|\bfon\b|\bfax|call|mobil|handy|whats ?app|hotline|\bsms\b|ruf(?:en|nummer)|télé|"
-    r"appel|portable|chiama|cell|llam|móvil|teléf|☎|📞|📱|✆)[^\d\n+]{0,20}$",
+    r"(?:\btel\w*|\btél\w*|\b(?:tele)?phone|\bfon\b|\bfax|\bcall|\bmobil\w*|\bhandy\b|whats ?app|"
+    r"hotline|\bsms\b|\bruf(?:en|nummer)|\bappel\w*|\bportable|\bchiam\w*|\bcell\b|\bcellulare|"
+    r"\bll[aá]m\w*|\bmóvil|☎|📞|📱|✆)[^\d\n+]{0,20}$",
     re.IGNORECASE,
 )
 _CITY = r"[A-ZÄÖÜÀ-Ý][\w'.-]{1,30}(?:[ -][A-ZÄÖÜÀ-Ýadsl][\w'.-]{1,20}){0,3}"
@@ -82,11 +86,11 @@ ADDRESSES = {
           r"[Ww]eg|[Pp]latz|[Aa]llee|[Gg]asse|[Rr]ing|[Dd]amm|[Uu]fer) \d{1,4} ?[a-zA-Z]?,? "
           rf"(?:(?:D|A|CH)[- ])?\d{{4,5}} {_CITY}",
     "fr": r"\d{1,4}(?: ?(?:bis|ter))?,? (?:rue|avenue|av\.|boulevard|bd|place|chemin|allée|impasse|"
-          rf"quai|route|cours) (?:{_NAME} ?){{1,5}},? (?:F-)?\d{{5}} {_CITY}",
+          rf"quai|route|cours) (?:{_NAME} ){{0,4}}{_NAME},? (?:F-)?\d{{5}} {_CITY}",
     "it": r"(?:[Vv]ia|[Vv]iale|[Pp]iazza|[Cc]orso|[Ll]argo|[Vv]icolo|[Ss]trada) "
-          rf"(?:{_NAME} ?){{1,4}},? (?:n\. ?)?\d{{1,4}}(?:/?[a-zA-Z])?,? (?:I-)?\d{{5}} {_CITY}",
+          rf"(?:{_NAME} ){{0,3}}{_NAME},? (?:n\. ?)?\d{{1,4}}(?:/?[a-zA-Z])?,? (?:I-)?\d{{5}} {_CITY}",
     "es": r"(?:[Cc]alle|C/|[Aa]venida|[Aa]vda\.?|[Pp]laza|[Pp]aseo|[Cc]arrer) ?"
-          rf"(?:{_NAME} ?){{1,5}},? (?:n[º°.] ?)?\d{{1,4}}(?:,? [\wº.ª]{{1,6}}){{0,2}},? \d{{5}} {_CITY}",
+          rf"(?:{_NAME} ){{0,4}}{_NAME},? (?:n[º°.] ?)?\d{{1,4}}(?:,? [\wº.ª]{{1,6}}){{0,2}},? \d{{5}} {_CITY}",
 }  # fmt: skip
 
 
@@ -107,24 +111,28 @@ def mask_private(text: str, language: str) -> tuple[str, Counter]:
     'EAN 4006381333931, 10.5 x 20 cm, model 800-1234'
     """
     found: Counter = Counter()
-    lower = text.lower() if "@" in text or ".com/" in text or ".me/" in text or "/" in text else ""
-    if "@" in lower or "://" in lower or ".com/" in lower or ".me/" in lower or "/usr/" in lower:
+    if not _SUSPECT.search(text):
+        return text, found
+    if "@" in text or "/" in text or _AT.search(text):
         text = _mask_web(text, language, found)
-    elif "(at)" in text or "[at]" in text:
-        text = _replace(_EMAIL, "email", text, language, found)
     if _HAS_NUMBER.search(text):
         text = _mask_numbers(text, language, found)
     return text, found
 
 
+_SUSPECT = re.compile(r"[@\d/]|[\[(]\s?[aä]t\s?[\])]", re.IGNORECASE)
+_AT = re.compile(r"[\[(]\s?[aä]t\s?[\])]", re.IGNORECASE)
+_HAS_PROFILE = re.compile(r"://|\.(?:com|me|am)/|/(?:usr|str)/", re.IGNORECASE)
 # Four digits with little between them: nothing below is shorter.
 _HAS_NUMBER = re.compile(r"\d(?:[\s()./:-]{0,3}\d){3}|:[0-9a-fA-F]{0,4}:")
 
 
 def _mask_web(text: str, language: str, found: Counter) -> str:
-    text = _replace(_URL_USER, "url", text, language, found)
-    text = _replace(_PROFILE, "url", text, language, found)
-    text = _replace(_EMAIL, "email", text, language, found)
+    if "/" in text and _HAS_PROFILE.search(text):
+        text = _replace(_URL_USER, "url", text, language, found)
+        text = _replace(_PROFILE, "url", text, language, found)
+    if "@" in text or _AT.search(text):
+        text = _replace(_EMAIL, "email", text, language, found)
     if "@" not in text:
         return text
     return _replace(_HANDLE, "handle", text, language, found,
@@ -139,8 +147,7 @@ def _mask_numbers(text: str, language: str, found: Counter) -> str:
     if digits >= 5 and _POSTCODE.search(text):
         text = _replace(_address(), "address", text, language, found)
     if digits >= 7:
-        text = _replace(_PHONE_LIKE, "phone", text, language, found,
-                        lambda m: _is_phone(m, language))  # fmt: skip
+        text = _mask_phones(text, language, found)
     if text.count(".") >= 3:
         text = _replace(_IPV4, "ip", text, language, found, _is_public_ip)
     if text.count(":") >= 3:
@@ -182,7 +189,7 @@ def _passes_97(iban: str) -> bool:
 def _is_card(match: re.Match) -> bool:
     digits = _solid(match[0])
     before = match.string[max(0, match.start() - 24) : match.start()]
-    if not _ISSUER.match(digits) or _ARTICLE.search(before) or len(set(digits)) < 4:
+    if not _ISSUER.match(digits) or _ARTICLE.search(before) or len(set(digits)) == 1:
         return False
     doubled = [int(sign) * 2 for sign in digits[-2::-2]]
     total = sum(map(int, digits[-1::-2])) + sum(n - 9 if n > 9 else n for n in doubled)
@@ -197,25 +204,33 @@ def _address() -> re.Pattern:
     return re.compile(r"(?<!\w)(?:" + "|".join(ADDRESSES.values()) + ")")
 
 
+def _mask_phones(text: str, language: str, found: Counter) -> str:
+    """Masks until nothing changes: a number behind a masked one is one as well."""
+    before = None
+    while text != before:
+        before = text
+        text = _replace(_PHONE_LIKE, "phone", text, language, found,
+                        lambda m: _is_phone(m, language))  # fmt: skip
+    return text
+
+
 def _is_phone(match: re.Match, language: str) -> bool:
     """Accepts a valid number that looks like one: with a country code, called one, or grouped."""
     span = match[0]
-    digits = sum(map(str.isdigit, span))
     before = match.string[max(0, match.start() - 32) : match.start()]
-    called = bool(_CALL.search(before))
-    if not 7 <= digits <= 15 or (not called and _ARTICLE.search(before)):
+    if not 7 <= sum(map(str.isdigit, span)) <= 15 or _ARTICLE.search(before):
         return False
-    international = span.startswith("+") or (span.startswith("00") and digits >= 10)
-    if not (international or called or _GROUPED.fullmatch(span)):
+    international = span.startswith(("+", "00"))
+    if not (international or _GROUPED.fullmatch(span) or _CALL.search(before)):
         return False
-    return any(_valid_phone(span, region, international or called) for region in _regions(language))
+    return any(_is_valid_phone(span, region) for region in _regions(language))
 
 
-# Without a word like "call": an area code in brackets, the American 3-3-4 groups, or a European
-# number with its leading 0 in groups set apart by spaces or dashes.
+# Without a word like "call": an area code in brackets, or set apart by a slash as Germans do, the
+# American 3-3-4, the French pairs. Other groups with a leading 0 are part numbers as often.
 _GROUPED = re.compile(
     r"\(0?\d{2,5}\)[\s-]?\d{2,4}(?:[\s-]?\d{2,4}){1,3}|[2-9]\d\d([-. ])[2-9]\d\d\1\d{4}|"
-    r"0\d{1,5}(?:[ /-]{1,3}\d{2,8}){1,5}"
+    r"0[1-79](?:([ .])\d\d)(?:\2\d\d){3}|0\d{2,4} ?/ ?\d{5,8}"
 )
 
 
@@ -224,17 +239,14 @@ def _regions(language: str) -> tuple[str | None, ...]:
     return PHONE_REGIONS.get(language, (home_territory(language),))
 
 
-def _valid_phone(span: str, region: str | None, loosely: bool) -> bool:
+def _is_valid_phone(span: str, region: str | None) -> bool:
     import phonenumbers
 
     text = "+" + span[2:] if span.startswith("00") else span
     try:
-        number = phonenumbers.parse(text, region)
+        return phonenumbers.is_valid_number(phonenumbers.parse(text, region))
     except phonenumbers.NumberParseException:
         return False
-    if loosely and phonenumbers.is_possible_number(number):
-        return True
-    return phonenumbers.is_valid_number(number)
 
 
 _VERSION = re.compile(r"(?:\bv|version|firmware|release|fw|build|sw)\W{0,3}$", re.IGNORECASE)

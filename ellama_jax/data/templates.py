@@ -400,17 +400,19 @@ def _read_title_last(lines: list[str], language: str) -> dict | None:
         end -= 1
     aspects = _bullets(body[end:], "- ", mark)
     body = body[:end]
-    if not aspects:
-        return None
     if body and body[0].startswith(LABELS[language]["category"] + mark):
         category = body.pop(0).partition(mark)[2]
+    if not aspects and not category:
+        return None
     return _fields(title, category, aspects, price, "\n".join(body), language)
 
 
 def _write_sentences(content: _Content, language: str, key: str) -> str:
     """One running text: a sentence per field in words drawn from `SENTENCES`, the description."""
     rng = random.Random(f"sentences {key}")
-    aspects = "; ".join(f"{line_prompt(name, language)} {value}" for name, value in content.aspects)
+    aspects = _semicolon(language).join(
+        f"{line_prompt(name, language)} {value}" for name, value in content.aspects
+    )
     values = (content.title, content.category, content.price, aspects)
     said = [
         rng.choice(patterns).replace("{}", value)
@@ -418,6 +420,10 @@ def _write_sentences(content: _Content, language: str, key: str) -> str:
         if value
     ]
     return " ".join([*said, one_line(content.description)]).rstrip()
+
+
+def _semicolon(language: str) -> str:
+    return " ; " if language == "fr" else "; "
 
 
 @cache
@@ -428,7 +434,7 @@ def _sentences_pattern(language: str) -> re.Pattern:
         for field, patterns in SENTENCES[language]._asdict().items()
     )  # fmt: skip
     rest = "".join(rf"(?:\ (?:{other}))?(?=\ |$)" for other in others)
-    return re.compile(rf"(?:{title}){rest}(?:\ (?P<description>.+))?")
+    return re.compile(rf"(?:{title}){rest}(?:\ (?P<description>.*))?")
 
 
 def _read_sentences(lines: list[str], language: str) -> dict | None:
@@ -438,7 +444,11 @@ def _read_sentences(lines: list[str], language: str) -> dict | None:
     if not found:
         return None
     said = {name.rstrip("0123456789"): text for name, text in found.groupdict().items() if text}
-    pairs = [_pair(part, _mark(language)) for part in said.get("aspects", "").split("; ") if part]
+    pairs = [
+        _pair(part, _mark(language))
+        for part in said.get("aspects", "").split(_semicolon(language))
+        if part
+    ]
     price = said.get("price", "")
     if None in pairs or (price and not _is_price(price, language)):
         return None
@@ -485,6 +495,6 @@ _WRITERS: dict[str, Callable[[_Content, str, str], str]] = {
 TEMPLATES = ("lines", *_WRITERS)
 # The order matters only for texts that no writer lets through: each is read before it is written.
 _READERS = (
-    _read_lines, _read_questions, _read_page, _read_table, _read_sentences, _read_compact,
-    _read_title_last,
+    _read_lines, _read_questions, _read_page, _read_table, _read_sentences, _read_title_last,
+    _read_compact,
 )  # fmt: skip

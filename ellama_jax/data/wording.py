@@ -60,7 +60,7 @@ SENTENCES = {
         ("Caratteristiche – {}.", "In breve – {}.", "Dettagli – {}."),
     ),
     "es": Sentences(
-        ("Le ofrecemos «{}».", "Le presentamos «{}».", "Este anuncio es sobre «{}»."),
+        ("Le ofrecemos «{}».", "Le presentamos «{}».", "Este anuncio trata de «{}»."),
         ("El artículo se encuentra en {}.", "Está en la categoría {}.", "Sección: {}."),
         ("El artículo cuesta {}.", "Su precio es de {}.", "A la venta por {}."),
         ("Características – {}.", "De un vistazo – {}.", "Detalles – {}."),
@@ -81,15 +81,15 @@ class Questions(NamedTuple):
 
 QUESTIONS = {
     "en": Questions("Q: ", "A: ", "{}?", "Which category is it in?", "How much is it?",
-                    "What is it like?"),
+                    "How is it described?"),
     "de": Questions("F: ", "A: ", "{}?", "In welcher Kategorie ist der Artikel?",
-                    "Was kostet der Artikel?", "Wie ist der Artikel?"),
+                    "Was kostet der Artikel?", "Wie wird der Artikel beschrieben?"),
     "fr": Questions("Q : ", "R : ", "{} ?", "Dans quelle catégorie est l'article ?",
-                    "Combien coûte l'article ?", "Comment est l'article ?"),
+                    "Combien coûte l'article ?", "Comment l'article est-il décrit ?"),
     "it": Questions("D: ", "R: ", "{}?", "In quale categoria è l'articolo?",
-                    "Quanto costa l'articolo?", "Com'è l'articolo?"),
+                    "Quanto costa l'articolo?", "Com'è descritto l'articolo?"),
     "es": Questions("P: ", "R: ", "¿{}?", "¿En qué categoría está el artículo?",
-                    "¿Cuánto cuesta el artículo?", "¿Cómo es el artículo?"),
+                    "¿Cuánto cuesta el artículo?", "¿Cómo se describe el artículo?"),
 }  # fmt: skip
 
 
@@ -117,20 +117,20 @@ REVIEW_WORDS = {
                       ("Muy malo", "Malo", "Regular", "Bueno", "Excelente")),
 }  # fmt: skip
 
-# Values that say that there is no value, compared without case and outer punctuation. "Unbranded"
-# and "no name" are left in: they are what a buyer is told about the brand.
+# Values that say that there is no value, compared without case and outer punctuation. "Unbranded",
+# "no name" and "none" are left in: they tell a buyer something ("Coating: None", "Brand: No name").
 EMPTY_VALUES = {
     "en": {"n/a", "na", "not applicable", "does not apply", "not available", "not specified",
-           "unspecified", "unknown", "null", "none", "tbd", "see description", "not provided"},
+           "unspecified", "unknown", "null", "nan", "tbd", "see description", "not provided"},
     "de": {"nicht zutreffend", "trifft nicht zu", "keine angabe", "keine angaben", "ohne angabe",
            "k.a", "k. a", "unbekannt", "nicht verfügbar", "siehe beschreibung",
            "nicht angegeben"},
     "fr": {"non applicable", "ne s'applique pas", "non spécifié", "non renseigné", "inconnu",
-           "non communiqué", "voir description", "aucun", "n/c", "s/o"},
+           "non communiqué", "voir description", "n/c", "s/o"},
     "it": {"non applicabile", "non specificato", "non disponibile", "sconosciuto", "n/d", "n.d",
-           "vedi descrizione", "nessuno", "nessuna"},
+           "vedi descrizione"},
     "es": {"no aplicable", "no aplica", "no procede", "no especificado", "sin especificar",
-           "desconocido", "no disponible", "ver descripción", "n/d", "ninguno", "ninguna"},
+           "desconocido", "no disponible", "ver descripción", "n/d"},
 }  # fmt: skip
 
 # Sentences about the seller's service, not about the product; each must match from its start.
@@ -247,7 +247,7 @@ def is_empty_value(text: str, language: str) -> bool:
 
     >>> is_empty_value("Nicht zutreffend.", "de"), is_empty_value("--", "fr")
     (True, True)
-    >>> is_empty_value("None", "en"), is_empty_value("Unbranded", "en")
+    >>> is_empty_value("N/A", "it"), is_empty_value("Unbranded", "en")
     (True, False)
     """
     if len(text) > 40:
