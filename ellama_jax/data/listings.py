@@ -1,73 +1,62 @@
-"""Listings as records and as text: read them, write them as documents, find the fields again.
+"""Listings as records: read them, bring them into one form, clean them.
 
-Owns the labels and the number formats of each language, and the one text form that training,
-evaluation and curation share. It makes no listings (`catalogue` does) and tokenises nothing.
-
-A document is one line per field, in this order: title, category, aspects (in an order seeded by
-the product), price, description. Spaces are ordinary ones everywhere, also before a French colon
-and before a currency sign: no-break spaces are lost in most scraped text, and cost extra tokens.
+Owns the record (title, category, aspects, price, currency, description, language, product_id,
+source). Its text forms are made by `templates`, amounts by `prices`; it makes no listings
+(`catalogue` does) and tokenises nothing.
 """
 
 import json
 import logging
 import math
-import random
 import re
-from collections.abc import Iterable
-from decimal import ROUND_HALF_UP, Decimal
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from ellama_jax.data.markup import strip_markup
+from ellama_jax.data.prices import (
+    NUMBER_STYLES,
+    format_price,
+    localise_units,
+    normalise_price,
+    number_text,
+    parse_price,
+)
+from ellama_jax.data.privacy import mask_name, mask_private
+from ellama_jax.data.templates import (
+    CATEGORY_SEPARATOR,
+    TEMPLATES,
+    DocumentLine,
+    aspect_name,
+    choose_template,
+    document_lines,
+    listing_prefix,
+    listing_to_document,
+    parse_document,
+    text_lines,
+)
+from ellama_jax.data.wording import (
+    LABELS,
+    boilerplate_pattern,
+    check_language,
+    is_empty_value,
+    line_prompt,
+    one_line,
+)
+
+# What other modules reach through here: a listing's text forms and amounts.
+__all__ = [
+    "LABELS", "NUMBER_STYLES", "TEMPLATES", "BadLine", "DocumentLine", "choose_template",
+    "clean_listing", "document_lines", "format_price", "line_prompt", "listing_prefix",
+    "listing_to_document", "listing_to_text_record", "load_listings", "normalise_listing",
+    "parse_document", "parse_price", "read_listings",
+]  # fmt: skip
+
 _log = logging.getLogger(__name__)
 
-# A further language is one more row here and in NUMBER_STYLES.
-LABELS: dict[str, dict[str, str]] = {
-    "en": {"title": "Title", "category": "Category", "price": "Price",
-           "description": "Description", "yes": "Yes", "no": "No"},
-    "de": {"title": "Titel", "category": "Kategorie", "price": "Preis",
-           "description": "Beschreibung", "yes": "Ja", "no": "Nein"},
-    "fr": {"title": "Titre", "category": "Catégorie", "price": "Prix",
-           "description": "Description", "yes": "Oui", "no": "Non"},
-    "it": {"title": "Titolo", "category": "Categoria", "price": "Prezzo",
-           "description": "Descrizione", "yes": "Sì", "no": "No"},
-    "es": {"title": "Título", "category": "Categoría", "price": "Precio",
-           "description": "Descripción", "yes": "Sí", "no": "No"},
-}  # fmt: skip
-
-CATEGORY_SEPARATOR = " > "
-
-
-class NumberStyle(NamedTuple):
-    """How a language writes an amount of money."""
-
-    thousands: str
-    decimal: str
-    symbol_first: bool
-
-
-NUMBER_STYLES = {
-    "en": NumberStyle(",", ".", True),
-    "de": NumberStyle(".", ",", False),
-    "fr": NumberStyle(" ", ",", False),
-    "it": NumberStyle(".", ",", False),
-    "es": NumberStyle(".", ",", False),
-}
-
-# Other currencies are written by their ISO code.
-CURRENCY_SYMBOLS = {"USD": "$", "EUR": "€", "GBP": "£", "JPY": "¥"}
-# ISO 4217 minor units where they are not two.
-CURRENCY_DECIMALS = {
-    "JPY": 0, "KRW": 0, "VND": 0, "CLP": 0, "ISK": 0, "KWD": 3, "BHD": 3, "TND": 3, "JOD": 3,
-    "OMR": 3,
-}  # fmt: skip
-
-
-class DocumentLine(NamedTuple):
-    """One line of a document: `field` is title, category, aspect, price or description."""
-
-    field: str
-    name: str
-    text: str
+# Fields of a raw record that name who sells.
+SELLER_FIELDS = ("seller", "seller_name", "shop", "shop_name", "store", "merchant", "vendor")
 
 
 class BadLine(NamedTuple):
@@ -77,189 +66,15 @@ class BadLine(NamedTuple):
     reason: str
 
 
-def format_price(price: float, currency: str, language: str) -> str:
-    """Writes an amount of money as the language does.
-
-    Args:
-        price: the amount in the currency's main unit, not negative; rounded half up.
-        currency: ISO 4217 code.
-        language: a key of `LABELS`.
-
-    >>> format_price(1234.5, "USD", "en"), format_price(1234.5, "EUR", "de")
-    ('$1,234.50', '1.234,50 €')
-    >>> format_price(1234.5, "EUR", "fr"), format_price(1234.5, "CHF", "it")
-    ('1 234,50 €', '1.234,50 CHF')
-    """
-    style = NUMBER_STYLES[_check_language(language)]
-    if not math.isfinite(price) or price < 0:
-        raise ValueError(f"price: must be a number that is not negative, got {price}.")
-    decimals = CURRENCY_DECIMALS.get(currency, 2)
-    exact = Decimal(str(price)).quantize(Decimal(1).scaleb(-decimals), rounding=ROUND_HALF_UP)
-    # Python groups the American way; the signs are swapped through a placeholder.
-    amount = f"{exact:,}".replace(",", "\0").replace(".", style.decimal)
-    amount = amount.replace("\0", style.thousands)
-    if currency not in CURRENCY_SYMBOLS:
-        return f"{currency} {amount}" if style.symbol_first else f"{amount} {currency}"
-    symbol = CURRENCY_SYMBOLS[currency]
-    return f"{symbol}{amount}" if style.symbol_first else f"{amount} {symbol}"
-
-
-def parse_price(text: str, language: str) -> tuple[float, str | None]:
-    """Reads an amount written as `format_price` writes it; a missing currency gives None.
-
-    >>> parse_price("1.234,50 €", "de"), parse_price("CHF 80.00", "en"), parse_price("12", "fr")
-    ((1234.5, 'EUR'), (80.0, 'CHF'), (12.0, None))
-    """
-    style = NUMBER_STYLES[_check_language(language)]
-    number = re.fullmatch(r"([^\d]*?)\s*(\d[\d.,\s]*?)\s*([^\d]*)", text.strip())
-    mark = (number[1] or number[3]).strip() if number else ""
-    codes = {symbol: code for code, symbol in CURRENCY_SYMBOLS.items()}
-    if mark and mark not in codes and not re.fullmatch("[A-Z]{3}", mark):
-        number = None
-    digits = re.sub(r"\s", " ", number[2]) if number else ""
-    thousands, decimal = re.escape(style.thousands), re.escape(style.decimal)
-    if not re.fullmatch(rf"(\d+|\d{{1,3}}({thousands}\d{{3}})+)({decimal}\d+)?", digits):
-        raise ValueError(f"price: must be an amount as {language} writes it, got {text!r}.")
-    amount = float(digits.replace(style.thousands, "").replace(style.decimal, "."))
-    return amount, codes.get(mark, mark or None)
-
-
-def line_prompt(name: str, language: str) -> str:
-    """Returns the start of a line, up to its colon; the value follows after one space.
-
-    >>> line_prompt("Material", "de"), line_prompt("Matière", "fr")
-    ('Material:', 'Matière :')
-    """
-    return f"{name} :" if _check_language(language) == "fr" else f"{name}:"
-
-
-def document_lines(listing: dict, seed: int) -> list[DocumentLine]:
-    """Writes a listing line by line.
-
-    Fields that are empty or None have no line. The order of the aspects depends on `seed` and the
-    product (or the title, where there is no product_id) only, so that it is the same in every
-    process, and differs between products: no aspect can be told by its place.
-
-    Args:
-        listing: a record as `read_listings` and `catalogue.generate_listings` give it.
-        seed: of the aspects' order.
-
-    Returns:
-        Lines as (field, name, text), where text is `line_prompt(name) + " " + value`.
-    """
-    language = _check_language(listing["language"])
-    labels = LABELS[language]
-    fields = [("title", labels["title"], listing["title"])]
-    fields.append(("category", labels["category"], CATEGORY_SEPARATOR.join(listing["category"])))
-    fields += [("aspect", name, value) for name, value in _ordered_aspects(listing, seed)]
-    if listing["price"] is not None:
-        price = format_price(listing["price"], listing["currency"], language)
-        fields.append(("price", labels["price"], price))
-    fields.append(("description", labels["description"], listing["description"]))
-    return [
-        DocumentLine(field, name, f"{line_prompt(name, language)} {_one_line(value)}")
-        for field, name, value in fields
-        if value and _one_line(value)
-    ]
-
-
-def _ordered_aspects(listing: dict, seed: int) -> list[tuple[str, str]]:
-    aspects = sorted((_aspect_name(name), value) for name, value in listing["aspects"].items())
-    random.Random(f"{seed} {listing['product_id'] or listing['title']}").shuffle(aspects)
-    return aspects
-
-
-def listing_to_document(listing: dict, *, seed: int) -> str:
-    """Writes a listing as one text document, lines separated by newlines.
-
-    >>> print(listing_to_document({
-    ...     "title": "Tischlampe Nyx, Rot", "category": ["Wohnen", "Lampen"],
-    ...     "aspects": {"Fassung": "E27"}, "price": 49.99, "currency": "EUR",
-    ...     "description": "", "language": "de", "product_id": "7", "source": "example"}, seed=0))
-    Titel: Tischlampe Nyx, Rot
-    Kategorie: Wohnen > Lampen
-    Fassung: E27
-    Preis: 49,99 €
-    """
-    return "\n".join(line.text for line in document_lines(listing, seed))
-
-
-def listing_prefix(listing: dict, *, seed: int, upto: str, name: str | None = None) -> str:
-    """Writes a document up to, and including, the prompt of one of its lines.
-
-    What a model continues after the prefix is a space and the value: `"...\\nMaterial:"`.
-
-    Args:
-        listing: the record.
-        seed: as for `listing_to_document`.
-        upto: the field asked for (title, category, aspect, price, description).
-        name: which aspect, when `upto` is "aspect".
-
-    Raises:
-        ValueError: if the listing has no such line.
-    """
-    lines = document_lines(listing, seed)
-    for number, line in enumerate(lines):
-        if line.field == upto and name in (None, line.name):
-            before = [earlier.text for earlier in lines[:number]]
-            return "\n".join([*before, line_prompt(line.name, listing["language"])])
-    raise ValueError(f"upto: must be a field of the listing, got {upto!r} (name {name!r}).")
-
-
-def listing_to_text_record(listing: dict, *, seed: int) -> dict:
+def listing_to_text_record(listing: dict, *, seed: int, template: str = "lines") -> dict:
     """Makes a listing's text record (text, domain "ecommerce", language, source, product_id)."""
     return {
-        "text": listing_to_document(listing, seed=seed),
+        "text": listing_to_document(listing, seed=seed, template=template),
         "domain": "ecommerce",
         "language": listing["language"],
         "source": listing["source"],
         "product_id": listing["product_id"],
     }
-
-
-def parse_document(text: str, language: str) -> dict:
-    """Finds the fields of a document that `listing_to_document` wrote.
-
-    Title and category are looked for at the start and price and description at the end, so that
-    an aspect may be called "Price" too. Only where the listing has no such field, and the aspect
-    comes last, is it taken for the field.
-
-    Returns:
-        dict with title (str), category (list), aspects (dict), price (float or None), currency
-        (str or None) and description (str).
-
-    Raises:
-        ValueError: if a line has no label, or the first is no title.
-    """
-    labels = LABELS[_check_language(language)]
-    pairs = [_split_line(line, language) for line in text.split("\n")]
-    if pairs[0][0] != labels["title"]:
-        raise ValueError(f"document: must begin with {labels['title']!r}, got {text[:40]!r}.")
-    title, pairs = pairs[0][1], pairs[1:]
-    category = description = price_text = ""
-    if pairs and pairs[0][0] == labels["category"]:
-        category, pairs = pairs[0][1], pairs[1:]
-    if pairs and pairs[-1][0] == labels["description"]:
-        description, pairs = pairs[-1][1], pairs[:-1]
-    if pairs and pairs[-1][0] == labels["price"]:
-        price_text, pairs = pairs[-1][1], pairs[:-1]
-    price, currency = parse_price(price_text, language) if price_text else (None, None)
-    return {
-        "title": title,
-        "category": category.split(CATEGORY_SEPARATOR) if category else [],
-        "aspects": dict(pairs),
-        "price": price,
-        "currency": currency,
-        "description": description,
-    }
-
-
-def _split_line(line: str, language: str) -> tuple[str, str]:
-    mark = line_prompt("", language) + " "
-    name, found, value = line.partition(mark)
-    if not found or not name:
-        raise ValueError(f"document: each line must be 'label{mark}value', got {line[:60]!r}.")
-    return name, value
 
 
 def read_listings(path: str | Path) -> tuple[list[dict], list[BadLine]]:
@@ -282,7 +97,7 @@ def read_listings(path: str | Path) -> tuple[list[dict], list[BadLine]]:
             if not raw.strip():
                 continue
             try:
-                listings.append(_normalise(json.loads(raw.decode("utf-8")), path.stem))
+                listings.append(_read_line(raw, path.stem))
             except (ValueError, RecursionError) as error:
                 bad.append(BadLine(number, str(error)))
     return listings, bad
@@ -316,69 +131,68 @@ def load_listings(path: str | Path, max_bad_frac: float = 0.01) -> list[dict]:
     return listings
 
 
-def _normalise(record: object, default_source: str) -> dict:
-    """Makes a listing of one decoded line; ValueError says which field is wrong."""
-    if not isinstance(record, dict):
+def _read_line(raw: bytes, source: str) -> dict:
+    listing = normalise_listing(json.loads(raw.decode("utf-8")), source=source)
+    listing.pop("seller", None)
+    return listing
+
+
+def normalise_listing(record: Mapping, *, source: str, language: str | None = None) -> dict:
+    """Brings a catalogue's record into the form that all else works on.
+
+    Args:
+        record: title (required), category, aspects, price, currency, description, language,
+            product_id, source, in any of the shapes that `read_listings` names.
+        source: name of the catalogue, where the record has none.
+        language: of the record, where it says none ("de", "de-DE").
+
+    Returns:
+        A new dict with title, category (list), aspects (dict of texts), price (float or None),
+        currency, description (lines kept), language, product_id and source. The name of who sells
+        is under `seller` where the record has it: `clean_listing` takes it out of all texts.
+
+    Raises:
+        ValueError: naming the field that is wrong.
+    """
+    if not isinstance(record, Mapping):
         raise ValueError(f"line: must be a JSON object, got {type(record).__name__}.")
-    language = _check_language(_first_of(record, "language", "lang"))
-    price, currency = _normalise_price(record, language)
+    language = check_language(_first_of(record, "language", "lang") or language)
+    price, currency = normalise_price(
+        _first_of(record, "price"), _first_of(record, "currency"), language
+    )
     product_id = _first_of(record, "product_id", "parent_id", "id")
-    return {
+    listing = {
         "title": _require_text(record, "title"),
         "category": _normalise_category(_first_of(record, "category")),
         "aspects": _normalise_aspects(_first_of(record, "aspects"), language),
         "price": price,
         "currency": currency,
-        "description": _optional_text(record, "description"),
+        "description": text_lines(_optional_text(record, "description")),
         "language": language,
         "product_id": None if product_id is None else str(product_id),
-        "source": _optional_text(record, "source") or default_source,
+        "source": one_line(_optional_text(record, "source")) or source,
     }
+    seller = _first_of(record, *SELLER_FIELDS)
+    return listing | {"seller": one_line(seller)} if isinstance(seller, str) else listing
 
 
-def _first_of(record: dict, *keys: str) -> object:
+def _first_of(record: Mapping, *keys: str) -> object:
     """Returns the first of the keys that is there and not null."""
-    return next((record[key] for key in keys if key in record and record[key] is not None), None)
+    return next((record[key] for key in keys if record.get(key) is not None), None)
 
 
-def _check_language(language: object) -> str:
-    """Returns the bare language of "de" or "de-DE" if `LABELS` knows it."""
-    bare = re.split("[-_]", language)[0].lower() if isinstance(language, str) else language
-    if not isinstance(bare, str) or bare not in LABELS:
-        raise ValueError(f"language: must be one of {', '.join(LABELS)}, got {language!r}.")
-    return bare
-
-
-def _require_text(record: dict, key: str) -> str:
-    text = _optional_text(record, key)
+def _require_text(record: Mapping, key: str) -> str:
+    text = one_line(_optional_text(record, key))
     if not text:
         raise ValueError(f"{key}: must be a text that is not empty, got {text!r}.")
     return text
 
 
-def _optional_text(record: dict, key: str) -> str:
+def _optional_text(record: Mapping, key: str) -> str:
     value = _first_of(record, key)
     if value is not None and not isinstance(value, str):
         raise ValueError(f"{key}: must be a text, got {value!r}.")
-    return _one_line(value or "")
-
-
-def _normalise_price(record: dict, language: str) -> tuple[float | None, str | None]:
-    price, currency = _first_of(record, "price"), _first_of(record, "currency")
-    if isinstance(price, str) and price.strip():
-        price, marked = parse_price(price, language)
-        currency = currency or marked
-    elif isinstance(price, str):
-        price = None
-    if price is None:
-        return None, None
-    if isinstance(price, bool) or not isinstance(price, int | float):
-        raise ValueError(f"price: must be a number, got {price!r}.")
-    if not math.isfinite(price) or price < 0:
-        raise ValueError(f"price: must be a number that is not negative, got {price}.")
-    if not isinstance(currency, str) or not re.fullmatch("[A-Za-z]{3}", currency):
-        raise ValueError(f"currency: must be a three-letter code, got {currency!r}.")
-    return float(price), currency.upper()
+    return value or ""
 
 
 def _normalise_category(category: object) -> list[str]:
@@ -392,7 +206,13 @@ def _normalise_category(category: object) -> list[str]:
         levels = levels[0].split(">")
     elif isinstance(category, str):
         levels = category.split("/")
-    return [_one_line(level) for level in levels if _one_line(level)]
+    return _category_levels(levels)
+
+
+def _category_levels(levels: Iterable[str]) -> list[str]:
+    """Tidies levels; none holds, begins or ends with the sign that stands between them."""
+    parts = (part for level in levels for part in one_line(level).split(CATEGORY_SEPARATOR))
+    return [level for part in parts if (level := part.strip(" >"))]
 
 
 def _normalise_aspects(aspects: object, language: str) -> dict[str, str]:
@@ -408,14 +228,9 @@ def _normalise_aspects(aspects: object, language: str) -> dict[str, str]:
     else:
         raise ValueError(f"aspects: must map names to values, got {aspects!r}.")
     written = [
-        (_aspect_name(str(name)), _aspect_text(value, name, language)) for name, value in pairs
+        (aspect_name(str(name)), _aspect_text(value, name, language)) for name, value in pairs
     ]
     return {name: value for name, value in written if name and value}
-
-
-def _aspect_name(name: str) -> str:
-    # The first colon of a line ends its label, so a name cannot hold one.
-    return _one_line(name.replace(":", " "))
 
 
 def _aspect_text(value: object, name: object, language: str) -> str:
@@ -427,11 +242,152 @@ def _aspect_text(value: object, name: object, language: str) -> str:
         return ""
     if isinstance(value, bool):
         return LABELS[language]["yes" if value else "no"]
-    if isinstance(value, str | int | float):
-        return _one_line(str(value))
+    if isinstance(value, str):
+        return one_line(value)
+    if isinstance(value, int | float):
+        return number_text(value, language) if math.isfinite(value) else ""
     raise ValueError(f"aspects: {name!r} must be a text, a number or a list, got {value!r}.")
 
 
-def _one_line(text: str) -> str:
-    """Joins a text's words by single ordinary spaces, so that a field is one line."""
-    return " ".join(text.split())
+def clean_listing(listing: dict) -> tuple[dict, Counter]:
+    """Takes out of a listing what is not about its product, and says what was.
+
+    In this order: markup, the seller's name (`seller`, which is dropped itself), private data,
+    empty values, sentences about shipping and service, a description that only repeats the title.
+    Measures get the language's decimal sign, names that databases keep ("eco_collection") are
+    written as shops do, bullets begin lines, and an aspect called like an empty field ("Category")
+    becomes that field. Cleaning what is clean changes nothing.
+
+    Args:
+        listing: as `normalise_listing` gives it.
+
+    Returns:
+        A new listing, and how often each thing was done: markup, seller, email, phone, card, iban,
+        address, url, handle, ip, empty_value, boilerplate, repeated_title, units, field_name.
+
+    Raises:
+        ValueError: if nothing of the title is left.
+    """
+    done: Counter = Counter()
+    language, seller = listing["language"], listing.get("seller") or ""
+    if seller.casefold() in {value.casefold() for value in listing["aspects"].values()}:
+        seller = ""  # a maker that sells its own goods is their brand
+
+    def tidy(text: str) -> str:
+        plain = strip_markup(text)
+        if plain is not text:
+            plain = text_lines(plain)
+            done["markup"] += plain != text
+        return _mask(plain, seller, language, done)
+
+    cleaned = {key: value for key, value in listing.items() if key != "seller"}
+    cleaned["title"] = one_line(tidy(listing["title"]))
+    if not cleaned["title"]:
+        raise ValueError(f"title: must hold text beside markup, got {listing['title'][:60]!r}.")
+    levels = [level for level in listing["category"] if not _drop_empty(level, language, done)]
+    cleaned["category"] = [_unslug(level, "_-") for level in _category_levels(map(tidy, levels))]
+    cleaned["aspects"] = _clean_aspects(listing["aspects"], tidy, language, done)
+    cleaned["description"] = _clean_description(tidy(listing["description"]), cleaned, done)
+    return _fill_fields(cleaned, done), +done
+
+
+def _mask(text: str, seller: str, language: str, done: Counter) -> str:
+    if seller:
+        text, count = mask_name(text, seller, "seller", language)
+        done["seller"] += count
+    text, found = mask_private(text, language)
+    if found:
+        done.update(found)
+    return text
+
+
+def _drop_empty(text: str, language: str, done: Counter) -> bool:
+    empty = is_empty_value(text, language)
+    if empty:
+        done["empty_value"] += 1
+    return empty
+
+
+def _clean_aspects(aspects: dict, tidy: Callable, language: str, done: Counter) -> dict[str, str]:
+    cleaned = {}
+    for name, value in aspects.items():
+        name, value = _unslug(aspect_name(tidy(name)), "_"), one_line(tidy(value))
+        parts = value.split(", ")
+        kept = [part for part in parts if not _drop_empty(part, language, done)]
+        value = ", ".join(kept) if len(kept) < len(parts) else value
+        local = localise_units(value, language)
+        if local is not value:
+            done["units"] += local != value
+        if name and local:
+            cleaned.setdefault(name, local)
+    return cleaned
+
+
+def _unslug(name: str, separators: str) -> str:
+    """Writes a name as a shop does that a database keeps: eco_collection, mens-shirts.
+
+    >>> _unslug("eco_collection", "_"), _unslug("mens-shirts", "_-"), _unslug("t-shirts", "_-")
+    ('Eco collection', 'Mens shirts', 'T-shirts')
+    """
+    if not name.isascii() or not name[:1].islower() or name.lower() != name or " " in name:
+        return name
+    parts = re.split(f"[{separators}]", name)
+    name = " ".join(parts) if all(len(part) > 1 for part in parts) else name
+    return name[0].upper() + name[1:]
+
+
+def _clean_description(text: str, cleaned: dict, done: Counter) -> str:
+    if not text or _drop_empty(text, cleaned["language"], done):
+        return ""
+    text = _without_boilerplate(text, cleaned["language"], done)
+    if text.count(" • ") > 1:
+        text = text.replace(" • ", "\n• ")
+    if _letters(text) == _letters(cleaned["title"]):
+        done["repeated_title"] += bool(text)
+        return ""
+    return text
+
+
+def _letters(text: str) -> str:
+    return "".join(sign for sign in text.casefold() if sign.isalnum())
+
+
+def _without_boilerplate(text: str, language: str, done: Counter) -> str:
+    pattern = boilerplate_pattern(language)
+    if pattern is None:
+        return text
+    kept_lines = []
+    for line in text.split("\n"):
+        sentences = _SENTENCE_END.split(line)
+        kept = [sentence for sentence in sentences if not pattern.match(sentence)]
+        done["boilerplate"] += len(sentences) - len(kept)
+        kept_lines.append(line if len(kept) == len(sentences) else " ".join(kept))
+    return text_lines("\n".join(kept_lines))
+
+
+_SENTENCE_END = re.compile(r"(?<=[.!?…])\s+")
+
+
+def _fill_fields(listing: dict, done: Counter) -> dict:
+    """Moves an aspect that is called like an empty field there, or out of a full field's way."""
+    labels = LABELS[listing["language"]]
+    for field in ("category", "price", "description"):
+        value = listing["aspects"].get(labels[field])
+        if value is None or listing[field]:
+            continue
+        if field == "price":
+            filled = _price_or_none(value, listing["language"])
+        else:
+            filled = {field: _category_levels([value]) if field == "category" else value}
+        aspects = {name: text for name, text in listing["aspects"].items() if name != labels[field]}
+        listing = listing | filled | {"aspects": aspects}
+        done["field_name"] += 1
+    return listing
+
+
+def _price_or_none(value: str, language: str) -> dict:
+    try:
+        price, currency = normalise_price(value, None, language)
+    except ValueError:
+        price = currency = None
+    return {"price": price, "currency": currency}
