@@ -83,11 +83,17 @@ _PROSE = (
     ("ellipsis_lines", 0, 0.30), ("alphabetic_words", 0.80, 1), ("stop_words", 2, _INFINITY),
     ("ended_lines", 0.12, 1),
 )  # fmt: skip
+# Measured on real listings: titles such as "Size 1#2#3#", reviews that repeat their title, and
+# category trees, whose names share words ("pour chien"), are no noise.
 _SHOP = (
     ("words", 3, 100_000), ("placeholders", 0, 0), ("notice_chars", 0, 0.30),
-    ("symbols", 0, 0.10), ("curly_brackets", 0, 0.02), ("ellipsis_lines", 0, 0.50),
+    ("symbols", 0, 0.50), ("curly_brackets", 0, 0.02), ("ellipsis_lines", 0, 0.50),
     ("alphabetic_words", 0.50, 1),
 )  # fmt: skip
+_SHOP_REPETITION = {
+    "duplicate_lines": 0.50, "duplicate_line_chars": 0.50, "duplicate_paragraphs": 0.50,
+    "duplicate_paragraph_chars": 0.50, "top_2_gram": 0.35, "top_3_gram": 0.30, "top_4_gram": 0.30,
+}  # fmt: skip
 # In a text of a few words any pair of words is a large share of it (Gopher asks for 50 words first).
 _MIN_WORDS_FOR_GRAMS = 50
 
@@ -113,11 +119,16 @@ def quality_rules(language: str, kind: str = "prose") -> QualityRules:
     stop_words = frozenset(STOP_WORDS.get(language, "").split())
     bounds = [
         bound
-        for bound in (*(_PROSE if kind == "prose" else _SHOP), length, *_REPETITION)
+        for bound in (*(_PROSE if kind == "prose" else _SHOP), length, *_repetition_bounds(kind))
         if bound[0] != "stop_words" or stop_words
     ]
     notices = _ENGLISH_NOTICES + _NOTICES.get(language, ())
     return QualityRules(stop_words, _LINE_ENDS, notices, tuple(bounds))
+
+
+def _repetition_bounds(kind: str) -> list[tuple[str, float, float]]:
+    wider = _SHOP_REPETITION if kind == "shop" else {}
+    return [(name, low, wider.get(name, high)) for name, low, high in _REPETITION]
 
 
 def judge_quality(text: str, language: str, kind: str = "prose") -> str | None:
@@ -182,13 +193,15 @@ def _judged(text: str) -> str:
     return text if len(text) <= limit else text[:limit]
 
 
+_SAID = re.compile(r"\w")
 _LETTER = re.compile(r"[^\W\d_]")
 
 
 def _shape_figures(text: str, rules: QualityRules) -> dict[str, float]:
     judged = _judged(text)
     lower = judged.lower()
-    words, lines = judged.split(), _lines(judged)
+    # French sets marks of punctuation apart, and lists begin with one: those are no words.
+    words, lines = list(filter(_SAID.search, judged.split())), _lines(judged)
     bare = {word.strip(".,:;!?()\"'«»„“”") for word in lower.split()}
     noticed = [line for line in lines if any(map(line.lower().__contains__, rules.notices))]
     ends = [line.endswith(rules.line_ends) for line in lines]
@@ -273,6 +286,7 @@ _HTML = re.compile(
     r"<\s*(!doctype|html|head|body|div|p|br|span|ul|ol|li|table|h[1-6]|a|b|i|strong|em)\b[^<>]*>", re.I
 )  # fmt: skip
 _SKIPPED = [
+    "[data-skipped]",
     "nav", "footer", "aside", "button", "form select", "dialog", "template",
     '[role="navigation"]', '[role="dialog"]', '[role="contentinfo"]',
     '[id*="cookie"]', '[class*="cookie"]', '[id*="consent"]', '[class*="consent"]',
@@ -315,16 +329,16 @@ def page_text(page: str) -> str:
 
 
 def _hide_menus(body) -> None:
-    """Marks lists of links, and headers that hold no title, as hidden; hidden elements are skipped."""
+    """Marks lists of links, and headers that hold no title, as to be skipped."""
     for header in body.query_selector_all("header"):
         if header.query_selector("h1") is None:
-            header["hidden"] = ""
+            header["data-skipped"] = ""
     for menu in body.query_selector_all("ul, ol"):
         links = [len(link.text.strip()) for link in menu.query_selector_all("a")]
         if len(links) >= _MIN_MENU_LINKS and sum(links) >= _MENU_LINK_FRAC * len(
             "".join(menu.text.split())
         ):
-            menu["hidden"] = ""
+            menu["data-skipped"] = ""
 
 
 def _tidy(text: str) -> str:
