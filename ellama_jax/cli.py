@@ -19,6 +19,7 @@ VERBS = {
     "train": ("ellama_jax.train.loop", "continual pretraining from a configuration"),
     "evaluate": ("ellama_jax.evaluate.scorecard", "score a checkpoint on e-commerce and general tasks"),
     "build-benchmark": ("ellama_jax.evaluate.benchmark", "e-commerce tasks from a catalogue"),
+    "build-classifier": ("ellama_jax.data.classifier", "the e-commerce classifier from labelled documents"),
     "merge": ("ellama_jax.weights.merge", "interpolate two checkpoints into a third"),
     "merge-sweep": ("ellama_jax.evaluate.tradeoff", "the trade-off curve between base and adapted"),
     "report": ("ellama_jax.report", "the HTML page of a run"),
