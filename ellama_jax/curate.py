@@ -29,8 +29,9 @@ from ellama_jax.data.contamination import (
 from ellama_jax.data.curation_output import REPORT_FILE, read_shard
 from ellama_jax.data.curation_records import SourceReader
 from ellama_jax.data.origins import resolve_origin
-from ellama_jax.data.readers import BadRecord, Part, find_parts
+from ellama_jax.data.readers import Part, find_parts
 from ellama_jax.data.recipe import Recipe, recipe_from_mapping
+from ellama_jax.data.records import BadRecord
 from ellama_jax.evaluate.harness import load_mmlu
 from ellama_jax.paths import as_path, is_remote, remove_tree, write_whole
 from ellama_jax.progress import progress

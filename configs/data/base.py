@@ -15,11 +15,12 @@ def get_config() -> ConfigDict:
     config.seed = 0  # of templates, aspect order and splits
     config.languages = LANGUAGES  # documents of others are dropped and counted
     config.cache_dir = ""  # where package: and synthetic: sources are kept; "": beside OUT
-    config.mask_private = True  # e-mails, phone numbers, addresses, cards
+    config.mask_private = True  # e-mails, phone numbers, addresses, cards in pages and documents;
+    #                             in listings and reviews always
     config.sources = ConfigDict()  # name -> source(...)
 
     listings = config.listings = ConfigDict()
-    listings.templates = ("lines", "compact", "page", "prose")  # text forms, one a product
+    listings.templates = ()  # text forms to draw from, one a product; (): all of data/templates.py
     listings.collapse_variants = True  # sizes and colours of a product become one document
     listings.boilerplate_products = (
         50  # a sentence in descriptions of so many products goes; 0: none
@@ -32,9 +33,9 @@ def get_config() -> ConfigDict:
 
     duplicates = config.duplicates = ConfigDict()
     duplicates.near = True  # MinHash over all sources; exact ones always go
-    duplicates.threshold = 0.8  # Jaccard similarity of shingles from which a document goes
+    duplicates.threshold = 0.75  # Jaccard similarity of shingles from which a document goes
     duplicates.num_perm = 128  # numbers in a signature
-    duplicates.max_compared = 64  # documents of one bucket that others are compared with
+    duplicates.max_compared = 256  # documents of one bucket that others are compared with
 
     decontamination = config.decontamination = ConfigDict()
     decontamination.sets = ("mmlu",)  # the project's own evaluation sets
@@ -45,7 +46,7 @@ def get_config() -> ConfigDict:
     split = config.split = ConfigDict()
     split.heldout_frac = 0.01  # of the products, with all their variants and translations
     split.heldout_texts_frac = 0.001  # of the documents without a product
-    split.max_products_per_identifier = 20  # an identifier of more products identifies none
+    split.max_products_per_identifier = 50  # an identifier of more products identifies none
 
     output = config.output = ConfigDict()
     output.shard_bytes = 2**26  # of text in a file, before compression

@@ -12,6 +12,7 @@ section 5.1.4) also judges by the share of 8-grams found, with a threshold per e
 """
 
 import csv
+import io
 import json
 import re
 from collections import Counter, defaultdict
@@ -34,6 +35,7 @@ MIN_OVERLAP_FRAC = 0.5
 # An n-gram of more items of one set is its template, its few-shot examples or a licence.
 MAX_ITEMS_PER_NGRAM = 10
 
+_ARRAYS = ("prefixes", "hashes", "starts", "texts", "sizes")
 _PUNCTUATION = re.compile(r"[^\w\s]")
 
 
@@ -420,3 +422,20 @@ def _example_words(example: Example) -> str:
         f"{example.document} ({example.source}, {example.language}) holds "
         f'{match.overlap_frac:.0%} of item {match.item_id}: "{match.ngram_text}"'
     )
+
+
+def save_index(index: NgramIndex, path: str | Path) -> None:
+    """Writes an index as one file, local or in a bucket."""
+    items = np.frombuffer(json.dumps(index.items).encode(), np.uint8)
+    arrays = {name: getattr(index, name) for name in _ARRAYS}
+    content = io.BytesIO()
+    np.savez(content, items=items, lengths=np.array(index.lengths, np.int64), **arrays)
+    as_path(path).write_bytes(content.getvalue())
+
+
+def load_index(path: str | Path) -> NgramIndex:
+    """Reads an index that `save_index` wrote."""
+    with np.load(io.BytesIO(as_path(path).read_bytes())) as file:
+        items = [tuple(item) for item in json.loads(file["items"].tobytes())]
+        arrays = {name: file[name] for name in _ARRAYS}
+        return NgramIndex(lengths=tuple(file["lengths"].tolist()), items=items, **arrays)

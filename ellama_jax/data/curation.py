@@ -9,10 +9,12 @@ cluster; Beam's own options choose the runner.
             -> without evaluation text -> without exact, then near duplicates -> sorted shards
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import apache_beam as beam
+import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from ellama_jax.data.contamination import load_index
@@ -34,12 +36,19 @@ from ellama_jax.data.curation_sinks import (
     write_shards,
     write_single,
 )
-from ellama_jax.data.duplicates import Signer, drop_in_bucket, exact_key
-from ellama_jax.data.listings import choose_template, listing_to_document
-from ellama_jax.data.readers import BadRecord, Part, bad_to_json
+from ellama_jax.data.duplicates import (
+    Member,
+    Signer,
+    choose_bands,
+    drop_in_bucket,
+    exact_key,
+)
+from ellama_jax.data.readers import Part, bad_to_json
 from ellama_jax.data.recipe import Recipe
+from ellama_jax.data.records import BadRecord
 from ellama_jax.data.reviews import review_to_document
-from ellama_jax.data.splits import split_of
+from ellama_jax.data.splits import propagate, split_of
+from ellama_jax.data.templates import choose_template, listing_to_document, templates_of
 from ellama_jax.data.variants import collapse_variants
 
 TRAIN, HELDOUT = "train", "heldout"
@@ -242,14 +251,15 @@ def _label_products(products: beam.PCollection, recipe: Recipe) -> beam.PCollect
             | f"spread labels {number}" >> beam.CoGroupByKey()
             | f"to identifiers {number}" >> beam.FlatMapTuple(_to_identifiers)
             | f"smallest {number}" >> beam.GroupByKey()
-            | f"to products {number}" >> beam.FlatMapTuple(_to_products)
+            | f"to products {number}" >> beam.FlatMapTuple(lambda _, members: propagate(members))
             | f"label {number}" >> beam.CombinePerKey(min)
         )
     return labels
 
 
 def _links(name: str, products: Iterable[str], most: int) -> list[tuple[str, str]]:
-    products = list(products)
+    """Returns (product, identifier) where it is shared, but not by too many to mean anything."""
+    products = list(itertools.islice(products, most + 1))
     return [(product, name) for product in products] if 1 < len(products) <= most else []
 
 
@@ -257,13 +267,6 @@ def _to_identifiers(product: str, groups: Mapping) -> Iterator[tuple[str, tuple[
     label = min(groups["labels"])
     for name in groups["links"]:
         yield name, (product, label)
-
-
-def _to_products(name: str, members: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    members = list(members)
-    smallest = min(label for _, label in members)
-    for product, _ in members:
-        yield product, smallest
 
 
 def _write_documents(products, reviews, loose, labels, recipe: Recipe) -> beam.PCollection:
@@ -287,12 +290,18 @@ def _shop_documents(product: str, groups: Mapping, recipe: Recipe) -> Iterator[d
     split = split_of(label, recipe.split.heldout_frac, recipe.seed)
     for source, item in groups["listings"]:
         listing = {**item.fields, "product_id": label}
-        template = choose_template(listing, recipe.seed, recipe.listings.templates)
+        template = choose_template(listing, recipe.seed, _templates(item.language, recipe))
         text = listing_to_document(listing, seed=recipe.seed, template=template)
         yield _document(source, item, text, "ecommerce", label, split) | {"listing": listing}
     for source, item in groups["reviews"]:
         text = review_to_document(item.fields, seed=recipe.seed)
         yield _document(source, item, text, "ecommerce", label, split)
+
+
+def _templates(language: str, recipe: Recipe) -> list[str] | None:
+    """Returns the text forms that a recipe wants and a language has words for; None: all of these."""
+    known = templates_of(language)
+    return [name for name in recipe.listings.templates if name in known] or None
 
 
 def _loose_document(source: str, item: Item, recipe: Recipe) -> dict:
@@ -328,13 +337,8 @@ class _Decontaminate(beam.DoFn):
         self._index = load_index(self._index_path)
 
     def process(self, document: dict) -> Iterator:
-        found = []
-        if document["split"] == TRAIN:
-            found = [
-                m
-                for m in self._index.match(document["text"])
-                if m.overlap_frac >= self._min_overlap
-            ]
+        train = document["split"] == TRAIN
+        found = self._index.match(document["text"], self._min_overlap) if train else []
         if not found:
             yield document
             return
@@ -383,20 +387,22 @@ class _First(beam.DoFn):
 
 def _drop_near(documents, recipe: Recipe) -> tuple[beam.PCollection, beam.PCollection]:
     settings = recipe.duplicates
-    signer = Signer(num_perm=settings.num_perm, threshold=settings.threshold)
+    signer = Signer(
+        num_perm=settings.num_perm,
+        num_bands=choose_bands(settings.num_perm, settings.threshold),
+        threshold=settings.threshold,
+    )
     drops = (
         documents
         | "signature" >> beam.FlatMap(_band_members, signer)
         | "by band" >> beam.GroupByKey()
-        | "near ones" >> beam.FlatMapTuple(
-            lambda _, members: [(dropped, kept) for dropped, kept, _ in drop_in_bucket(
-                members, settings.threshold, settings.max_compared)])
-    )  # fmt: skip
+        | "near ones" >> beam.FlatMapTuple(_near_ones, settings.threshold, settings.max_compared)
+    )
     joined = (
         {"documents": documents | "by id" >> beam.Map(lambda d: (d["id"], d)), "drops": drops}
         | "join drops" >> beam.CoGroupByKey()
-        | "without near ones" >> beam.ParDo(_WithoutDrops()).with_outputs("dropped", main="documents")
-    )  # fmt: skip
+        | "not near" >> beam.ParDo(_WithoutDrops()).with_outputs("dropped", main="documents")
+    )
     return joined.documents, joined.dropped
 
 
@@ -404,7 +410,23 @@ def _band_members(document: dict, signer: Signer) -> Iterator[tuple]:
     signature = signer.sign(document["text"])
     rank, key = _rank(document)
     for band in signer.band_keys(signature):
-        yield band, (rank, key, signature)
+        yield band, (rank, key, signature.astype("<u4").tobytes())
+
+
+class _Members:
+    """The members of a bucket, which may be read again and need not fit into memory."""
+
+    def __init__(self, elements: Iterable[tuple[int, str, bytes]]):
+        self._elements = elements
+
+    def __iter__(self) -> Iterator[Member]:
+        for rank, key, signature in self._elements:
+            yield Member(rank, key, np.frombuffer(signature, "<u4"))
+
+
+def _near_ones(_, elements: Iterable, threshold: float, max_compared: int) -> Iterator[tuple]:
+    for found in drop_in_bucket(_Members(elements), threshold, max_compared):
+        yield found.dropped, found.kept
 
 
 class _WithoutDrops(beam.DoFn):

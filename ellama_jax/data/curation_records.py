@@ -13,12 +13,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from ellama_jax.data.classifier import load_classifier
-from ellama_jax.data.language import identify_language
+from ellama_jax.data.language import identify_language, keep_language
 from ellama_jax.data.listings import clean_listing, normalise_listing
+from ellama_jax.data.mapping import map_fields, parse_mapping
 from ellama_jax.data.privacy import mask_private
 from ellama_jax.data.quality import judge_quality, page_text
-from ellama_jax.data.readers import BadRecord, Part, Record, parse_mapping, read_part
+from ellama_jax.data.readers import Part, read_part
 from ellama_jax.data.recipe import DOMAINS, Recipe
+from ellama_jax.data.records import BadRecord, Record
 from ellama_jax.data.reviews import normalise_review
 from ellama_jax.data.splits import identifiers
 from ellama_jax.data.variants import product_of
@@ -77,6 +79,7 @@ class SourceReader:
 
     def __init__(self, name: str, recipe: Recipe):
         self.name, self.recipe, self.source = name, recipe, recipe.sources[name]
+        self._space = recipe.product_space(name)
         self._mapping = parse_mapping(self.source.fields) if self.source.fields else None
         handlers = {"listings": self._listing, "reviews": self._review, "pages": self._page,
                     "documents": self._document}  # fmt: skip
@@ -86,14 +89,18 @@ class SourceReader:
 
     def read(self, part: Part) -> Iterator[Item | Dropped | BadRecord]:
         """Yields what became of each record, in the order of the part."""
-        outcomes = (self._outcome(record) for record in read_part(part))
-        return self._classify(outcomes) if self._classifier else outcomes
+        columns = self._mapping.columns if self._mapping else None
+        outcomes = (self._outcome(record) for record in read_part(part, columns))
+        if self.source.kind != "pages":
+            return outcomes
+        outcomes = self._classify(outcomes) if self._classifier else outcomes
+        return map(self._judge, outcomes) if self.recipe.pages.quality else outcomes
 
     def _outcome(self, record: Record | BadRecord) -> Item | Dropped | BadRecord:
         if isinstance(record, BadRecord):
             return record
         try:
-            fields = self._mapping.apply(record.fields) if self._mapping else record.fields
+            fields = map_fields(record.fields, self._mapping) if self._mapping else record.fields
             return self._handle(record.place, fields)
         except (ValueError, RecursionError) as error:
             raw = json.dumps(record.fields, ensure_ascii=True, default=str)[:_RAW_CHARS]
@@ -102,47 +109,57 @@ class SourceReader:
     def _listing(self, place: str, fields: Mapping) -> Item | Dropped:
         language = self._language(fields, ("title", "description"))
         if language not in self.recipe.languages:
-            return self._foreign(place, language, str(fields.get("title")))
-        listing = normalise_listing(fields, source=self.name, language=language)
-        listing, changes = clean_listing(
-            listing, mask=self.recipe.mask_private, seller=fields.get("seller")
-        )
-        if not listing["title"]:
-            return Dropped(place, language, "empty: no title is left", "")
-        product = product_of(listing, self.source.product_pattern) or place_id(place)
+            return _foreign(place, language, fields.get("title"))
+        fields = {**fields, "language": language, "source": self.name}
+        listing, changes = clean_listing(normalise_listing(fields, source=self.name))
+        product = self._product(listing) or f"{self._space}/{place_id(place)}"
         names = tuple(identifiers(listing, fields))
-        return Item(place, language, self._product(product), names, listing, dict(changes))
+        return Item(place, language, product, names, listing, dict(changes))
 
     def _review(self, place: str, fields: Mapping) -> Item | Dropped:
         language = self._language(fields, ("title", "text"))
         if language not in self.recipe.languages:
-            return self._foreign(place, language, str(fields.get("text")))
-        review = normalise_review(fields, source=self.name, language=language)
-        product = product_of(review, self.source.product_pattern)
-        product = self._product(product) if product else ""
-        return Item(place, language, product, (), review, {})
+            return _foreign(place, language, fields.get("text"))
+        fields = {**fields, "language": language, "source": self.name}
+        review = normalise_review(fields, source=self.name)
+        if not review["text"]:
+            return Dropped(place, language, "empty: no text", "")
+        return Item(place, language, self._product(review), (), review, {})
 
     def _page(self, place: str, fields: Mapping) -> Item | Dropped:
-        text = page_text(_require_text(fields))
-        language = self._language({"text": text}, ("text",), detect=True)
+        whole = page_text(_require_text(fields))
+        language = self._language({"text": whole}, ("text",), detect=True)
         if language not in self.recipe.languages:
-            return self._foreign(place, language, text)
-        reason = judge_quality(text, language) if self.recipe.pages.quality else None
-        if reason:
-            return Dropped(place, language, f"quality: {reason}", text[:_EXAMPLE_CHARS])
-        return self._text(place, language, text, self.source.domain)
+            return _foreign(place, language, whole)
+        text = keep_language(whole, language)
+        item = self._text(place, language, text, self.source.domain)
+        other = {} if text == whole else {"paragraphs of another language": 1}
+        return item._replace(changes=item.changes | other)
+
+    def _judge(self, outcome: Item | Dropped | BadRecord) -> Item | Dropped | BadRecord:
+        """Drops a page of low quality; shops' pages have lists and prices where prose has none."""
+        if not isinstance(outcome, Item):
+            return outcome
+        text = outcome.fields["text"]
+        kind = "shop" if outcome.fields["domain"] == "ecommerce" else "prose"
+        reason = judge_quality(text, outcome.language, kind)
+        if reason is None:
+            return outcome
+        return Dropped(outcome.place, outcome.language, f"quality: {reason}", text[:_EXAMPLE_CHARS])
 
     def _document(self, place: str, fields: Mapping) -> Item | Dropped:
         text = _require_text(fields)
+        if not text.strip():
+            return Dropped(place, UNKNOWN_LANGUAGE, "empty", "")
         language = self._language(fields, ("text",))
         if language not in self.recipe.languages:
-            return self._foreign(place, language, text)
-        if not text.strip():
-            return Dropped(place, language, "empty", "")
+            return _foreign(place, language, text)
         domain = self.source.domain or fields.get("domain")
         if domain not in DOMAINS:
             raise ValueError(f"domain: must be one of {', '.join(DOMAINS)}, got {domain!r}.")
-        return self._text(place, language, text, domain)
+        item = self._text(place, language, text, domain)
+        product = self._product({"product_id": fields.get("product_id")})
+        return item._replace(product=product)
 
     def _text(self, place: str, language: str, text: str, domain: str) -> Item:
         changes: Mapping = {}
@@ -150,8 +167,12 @@ class SourceReader:
             text, changes = mask_private(text, language)
         return Item(place, language, "", (), {"text": text, "domain": domain}, dict(changes))
 
-    def _product(self, product: str) -> str:
-        return f"{self.recipe.product_space(self.name)}/{product}"
+    def _product(self, record: Mapping) -> str:
+        """Returns shop and product of a record that names one, else ""."""
+        if not record["product_id"]:
+            return ""
+        pattern = self.source.product_pattern or None
+        return f"{self._space}/{product_of(record, pattern)}"
 
     def _language(self, fields: Mapping, names: tuple[str, ...], detect: bool = False) -> str:
         """Returns the language of a record, as its source says that it is to be found."""
@@ -164,9 +185,6 @@ class SourceReader:
         if not isinstance(code, str) or not code.strip():
             raise ValueError(f"language: must be a code such as 'de', got {code!r}.")
         return code.strip().replace("_", "-").split("-")[0].lower()
-
-    def _foreign(self, place: str, language: str, text: str) -> Dropped:
-        return Dropped(place, language, "language", text[:_EXAMPLE_CHARS])
 
     def _classify(self, outcomes: Iterable) -> Iterator[Item | Dropped | BadRecord]:
         """Gives pages their domain, some hundred at a time."""
@@ -205,6 +223,10 @@ def sentence_key(source: str, sentence: str) -> bytes:
     """Returns what equal sentences of a source have in common, however they are spaced."""
     words = " ".join(sentence.lower().split())
     return hashlib.blake2b(f"{source}\0{words}".encode(), digest_size=12).digest()
+
+
+def _foreign(place: str, language: str, text: object) -> Dropped:
+    return Dropped(place, language, "language", str(text)[:_EXAMPLE_CHARS])
 
 
 def _require_text(fields: Mapping) -> str:

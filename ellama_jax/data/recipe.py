@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ellama_jax.config import build_dataclass
+from ellama_jax.data.templates import TEMPLATES
+from ellama_jax.data.wording import LABELS
 
 KINDS = ("listings", "reviews", "pages", "documents")
 DOMAINS = ("ecommerce", "general")
@@ -107,6 +109,12 @@ def recipe_from_mapping(values: Mapping) -> Recipe:
 def _check(recipe: Recipe) -> None:
     _require(bool(recipe.sources), "sources", "must name at least one source", "none")
     _require(bool(recipe.languages), "languages", "must name at least one language", "none")
+    unknown = [code for code in recipe.languages if code not in LABELS]
+    _require(not unknown, "languages", f"must be among {', '.join(LABELS)} (a further one is a row of "
+             "data/wording.py)", ", ".join(unknown))  # fmt: skip
+    known = [name for name in recipe.listings.templates if name not in TEMPLATES]
+    _require(not known, "listings.templates", f"must be among {', '.join(TEMPLATES)}",
+             ", ".join(known))  # fmt: skip
     for name, source in recipe.sources.items():
         _check_source(name, source, recipe)
     for name in ("heldout_frac", "heldout_texts_frac"):
