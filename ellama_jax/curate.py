@@ -14,6 +14,7 @@ import os
 import re
 import shlex
 import shutil
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,7 +121,10 @@ def curate(
 
 def _check_beam_options(options: list[str]) -> list[str]:
     """Returns Beam's options with the in-process runner as the default; unknown ones are refused."""
+    logging.disable(logging.WARNING)  # it warns of clients that nobody asked for
     from apache_beam.options.pipeline_options import PipelineOptions
+
+    logging.disable(logging.NOTSET)
 
     known = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for options_class in PipelineOptions.__subclasses__():
@@ -175,19 +179,28 @@ def _find_all_parts(recipe: Recipe) -> list[tuple[str, Part]]:
 def _try_first_records(recipe: Recipe, parts: list[tuple[str, Part]]) -> None:
     """Refuses a source whose first records are bad, before hours are spent on all of them."""
     for name, source in recipe.sources.items():
+        mine = [part for of, part in parts if of == name]
         try:
             reader = SourceReader(name, recipe)
         except ValueError as error:
             raise ValueError(f"sources.{name}: {error}") from error
-        outcomes = (o for of, part in parts if of == name for o in reader.read(part))
+        outcomes = itertools.chain.from_iterable(map(reader.read, mine))
         tried = list(itertools.islice(outcomes, _RECORDS_TRIED))
         if not tried:
             raise ValueError(f"sources.{name}: must hold at least one record, got none.")
+        missing = reader.missing_paths(mine, _RECORDS_TRIED)
         bad = [outcome for outcome in tried if isinstance(outcome, BadRecord)]
         if len(bad) > source.max_bad_frac * len(tried):
+            hint = f" (no record has {', '.join(missing)})" if missing else ""
             raise ValueError(
                 f"sources.{name}: at most {source.max_bad_frac:.1%} of the records may be bad, got "
-                f"{len(bad)} of the first {len(tried)}; {bad[0].place}: {bad[0].reason}"
+                f"{len(bad)} of the first {len(tried)}; {bad[0].place}: {bad[0].reason}{hint}"
+            )
+        if missing:
+            print(
+                f"sources.{name}.fields: none of the first {len(tried)} records has "
+                f"{', '.join(missing)}.",
+                file=sys.stderr,
             )
 
 

@@ -138,7 +138,7 @@ def get_config(root):
                 "language": "site.language", "product_id": "item.sku", "gtin": "ean"})
     config.sources.shop = base.source(
         kind="listings", paths=(f"{root}/shop.csv",), language="en",
-        fields={"title": "Title", "description": "'Body (HTML)'", "price": "'Variant Price'",
+        fields={"title": "Title", "description": "Body (HTML)", "price": "Variant Price",
                 "currency": "='USD'", "product_id": "Handle"})
     config.sources.reviews = base.source(
         kind="reviews", paths=(f"{root}/reviews.parquet",), language="de", products="shop",

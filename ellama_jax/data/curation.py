@@ -93,7 +93,7 @@ def build_pipeline(
         | "about a product?" >> beam.Partition(lambda item, _: 0 if item[1].product else 1, 2)
     )  # fmt: skip
     listings = shop | "listings" >> beam.Filter(lambda item: "aspects" in item[1].fields)
-    reviews = shop | "reviews" >> beam.Filter(lambda item: "aspects" not in item[1].fields)
+    texts = shop | "texts" >> beam.Filter(lambda item: "aspects" not in item[1].fields)
     products = (
         listings
         | "by product" >> beam.Map(_product_key, recipe.listings.collapse_variants)
@@ -105,7 +105,7 @@ def build_pipeline(
     variants = products | "count variants" >> beam.FlatMap(_count_variants)
     counts, dropped = [read.counts, variants], [read.dropped]
     labels = _label_products(products, recipe)
-    documents = _write_documents(products, reviews, loose, labels, recipe)
+    documents = _write_documents(products, texts, loose, labels, recipe)
 
     if index_path:
         clean = documents | "evaluation text" >> beam.ParDo(
@@ -166,7 +166,7 @@ class _Read(beam.DoFn):
         return {"_recipe": self._recipe, "_readers": {}}
 
 
-def _product_key(element: tuple[str, Item], collapse: bool) -> tuple:
+def _product_key(element: tuple[str, Item], collapse: bool) -> tuple[tuple, Item]:
     source, item = element
     return (source, item.product, item.language, "" if collapse else item.place), item
 
@@ -215,7 +215,7 @@ def _without_sentences(element: tuple[str, Item], common: Mapping[bytes, int]) -
     return source, item._replace(fields=fields, changes=changes)
 
 
-def _count_variants(element: tuple[str, Item]) -> list:
+def _count_variants(element: tuple[str, Item]) -> list[tuple[tuple, int]]:
     source, item = element
     found = {
         "variant: joined with another": item.changes["variants"] - 1,
@@ -238,7 +238,7 @@ def _label_products(products: beam.PCollection, recipe: Recipe) -> beam.PCollect
         >> beam.FlatMap(lambda p: [(name, p[1].product) for name in p[1].identifiers])
         | "distinct links" >> beam.Distinct()
         | "by identifier" >> beam.GroupByKey()
-        | "links" >> beam.FlatMapTuple(_links, most)
+        | "links" >> beam.FlatMap(_links, most)
     )  # (product, identifier)
     labels = (
         links
@@ -257,9 +257,10 @@ def _label_products(products: beam.PCollection, recipe: Recipe) -> beam.PCollect
     return labels
 
 
-def _links(name: str, products: Iterable[str], most: int) -> list[tuple[str, str]]:
+def _links(element: tuple[str, Iterable[str]], most: int) -> list[tuple[str, str]]:
     """Returns (product, identifier) where it is shared, but not by too many to mean anything."""
-    products = list(itertools.islice(products, most + 1))
+    name, members = element
+    products = list(itertools.islice(members, most + 1))
     return [(product, name) for product in products] if 1 < len(products) <= most else []
 
 
@@ -269,23 +270,24 @@ def _to_identifiers(product: str, groups: Mapping) -> Iterator[tuple[str, tuple[
         yield name, (product, label)
 
 
-def _write_documents(products, reviews, loose, labels, recipe: Recipe) -> beam.PCollection:
+def _write_documents(products, texts, loose, labels, recipe: Recipe) -> beam.PCollection:
     """Gives every listing and review its split and writes everything as documents."""
     about_products = {
         "listings": products | "listing of" >> beam.Map(lambda p: (p[1].product, p)),
-        "reviews": reviews | "review of" >> beam.Map(lambda r: (r[1].product, r)),
+        "texts": texts | "text of" >> beam.Map(lambda r: (r[1].product, r)),
         "labels": labels,
     }
     shop = (
         about_products
         | "with label" >> beam.CoGroupByKey()
-        | "shop documents" >> beam.FlatMapTuple(_shop_documents, recipe)
+        | "shop documents" >> beam.FlatMap(_shop_documents, recipe)
     )
-    texts = loose | "documents" >> beam.MapTuple(_loose_document, recipe)
+    texts = loose | "documents" >> beam.Map(_loose_document, recipe)
     return (shop, texts) | "all documents" >> beam.Flatten()
 
 
-def _shop_documents(product: str, groups: Mapping, recipe: Recipe) -> Iterator[dict]:
+def _shop_documents(element: tuple[str, Mapping], recipe: Recipe) -> Iterator[dict]:
+    product, groups = element
     label = min(groups["labels"], default=product)
     split = split_of(label, recipe.split.heldout_frac, recipe.seed)
     for source, item in groups["listings"]:
@@ -293,9 +295,9 @@ def _shop_documents(product: str, groups: Mapping, recipe: Recipe) -> Iterator[d
         template = choose_template(listing, recipe.seed, _templates(item.language, recipe))
         text = listing_to_document(listing, seed=recipe.seed, template=template)
         yield _document(source, item, text, "ecommerce", label, split) | {"listing": listing}
-    for source, item in groups["reviews"]:
-        text = review_to_document(item.fields, seed=recipe.seed)
-        yield _document(source, item, text, "ecommerce", label, split)
+    for source, item in groups["texts"]:
+        text, domain = _write_text(item, recipe.seed)
+        yield _document(source, item, text, domain, label, split)
 
 
 def _templates(language: str, recipe: Recipe) -> list[str] | None:
@@ -304,14 +306,19 @@ def _templates(language: str, recipe: Recipe) -> list[str] | None:
     return [name for name in recipe.listings.templates if name in known] or None
 
 
-def _loose_document(source: str, item: Item, recipe: Recipe) -> dict:
+def _loose_document(element: tuple[str, Item], recipe: Recipe) -> dict:
     """Writes text about no product; it is held out by what it says."""
-    domain = item.fields.get("domain", "ecommerce")
-    text = item.fields.get("text") if "rating" not in item.fields else None
-    if text is None:
-        text = review_to_document(item.fields, seed=recipe.seed)
+    source, item = element
+    text, domain = _write_text(item, recipe.seed)
     split = split_of(exact_key(text).hex(), recipe.split.heldout_texts_frac, recipe.seed)
     return _document(source, item, text, domain, None, split)
+
+
+def _write_text(item: Item, seed: int) -> tuple[str, str]:
+    """Returns text and domain of a review or a document."""
+    if "rating" in item.fields:
+        return review_to_document(item.fields, seed=seed), "ecommerce"
+    return item.fields["text"], item.fields["domain"]
 
 
 def _document(source, item: Item, text: str, domain: str, product: str | None, split: str) -> dict:
@@ -396,7 +403,7 @@ def _drop_near(documents, recipe: Recipe) -> tuple[beam.PCollection, beam.PColle
         documents
         | "signature" >> beam.FlatMap(_band_members, signer)
         | "by band" >> beam.GroupByKey()
-        | "near ones" >> beam.FlatMapTuple(_near_ones, settings.threshold, settings.max_compared)
+        | "near ones" >> beam.FlatMap(_near_ones, settings.threshold, settings.max_compared)
     )
     joined = (
         {"documents": documents | "by id" >> beam.Map(lambda d: (d["id"], d)), "drops": drops}
@@ -406,7 +413,7 @@ def _drop_near(documents, recipe: Recipe) -> tuple[beam.PCollection, beam.PColle
     return joined.documents, joined.dropped
 
 
-def _band_members(document: dict, signer: Signer) -> Iterator[tuple]:
+def _band_members(document: dict, signer: Signer) -> Iterator[tuple[bytes, tuple]]:
     signature = signer.sign(document["text"])
     rank, key = _rank(document)
     for band in signer.band_keys(signature):
@@ -424,8 +431,10 @@ class _Members:
             yield Member(rank, key, np.frombuffer(signature, "<u4"))
 
 
-def _near_ones(_, elements: Iterable, threshold: float, max_compared: int) -> Iterator[tuple]:
-    for found in drop_in_bucket(_Members(elements), threshold, max_compared):
+def _near_ones(
+    element: tuple[bytes, Iterable], threshold: float, max_compared: int
+) -> Iterator[tuple[str, str]]:
+    for found in drop_in_bucket(_Members(element[1]), threshold, max_compared):
         yield found.dropped, found.kept
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from ellama_jax.data.classifier import load_classifier
 from ellama_jax.data.language import identify_language, keep_language
 from ellama_jax.data.listings import clean_listing, normalise_listing
-from ellama_jax.data.mapping import map_fields, parse_mapping
+from ellama_jax.data.mapping import map_fields, missing_paths, parse_mapping
 from ellama_jax.data.privacy import mask_private
 from ellama_jax.data.quality import judge_quality, page_text
 from ellama_jax.data.readers import Part, read_part
@@ -96,6 +96,17 @@ class SourceReader:
         outcomes = self._classify(outcomes) if self._classifier else outcomes
         return map(self._judge, outcomes) if self.recipe.pages.quality else outcomes
 
+    def missing_paths(self, parts: Iterable[Part], most: int) -> list[str]:
+        """Returns the paths of the mapping that none of the first records has."""
+        if self._mapping is None:
+            return []
+        records = itertools.chain.from_iterable(map(read_part, parts))
+        missing = self._mapping.paths
+        for record in itertools.islice(records, most):
+            if isinstance(record, Record):
+                missing = missing_paths(record.fields, self._mapping, missing)
+        return sorted(missing)
+
     def _outcome(self, record: Record | BadRecord) -> Item | Dropped | BadRecord:
         if isinstance(record, BadRecord):
             return record
@@ -127,7 +138,9 @@ class SourceReader:
         return Item(place, language, self._product(review), (), review, {})
 
     def _page(self, place: str, fields: Mapping) -> Item | Dropped:
-        whole = page_text(_require_text(fields))
+        whole = page_text(_text_of(fields))
+        if not whole.strip():
+            return Dropped(place, UNKNOWN_LANGUAGE, "empty: no text", "")
         language = self._language({"text": whole}, ("text",), detect=True)
         if language not in self.recipe.languages:
             return _foreign(place, language, whole)
@@ -148,9 +161,9 @@ class SourceReader:
         return Dropped(outcome.place, outcome.language, f"quality: {reason}", text[:_EXAMPLE_CHARS])
 
     def _document(self, place: str, fields: Mapping) -> Item | Dropped:
-        text = _require_text(fields)
+        text = _text_of(fields)
         if not text.strip():
-            return Dropped(place, UNKNOWN_LANGUAGE, "empty", "")
+            return Dropped(place, UNKNOWN_LANGUAGE, "empty: no text", "")
         language = self._language(fields, ("text",))
         if language not in self.recipe.languages:
             return _foreign(place, language, text)
@@ -229,9 +242,9 @@ def _foreign(place: str, language: str, text: object) -> Dropped:
     return Dropped(place, language, "language", str(text)[:_EXAMPLE_CHARS])
 
 
-def _require_text(fields: Mapping) -> str:
+def _text_of(fields: Mapping) -> str:
+    """Returns a record's text; an empty one where it has none, for that is no damage."""
     text = fields.get("text")
-    if not isinstance(text, str):
+    if text is not None and not isinstance(text, str):
         raise ValueError(f"text: must be a string, got {text!r:.80}.")
-    text.encode("utf-8")  # half a surrogate pair is valid JSON, but no text
-    return text
+    return text or ""

@@ -43,18 +43,21 @@ def write_shards(lines: beam.PCollection, out: str, shard_bytes: int, title: str
         lines
         | f"{title}: shard" >> beam.Map(_to_shard, beam.pvalue.AsDict(sizes), shard_bytes)
         | f"{title}: by shard" >> beam.GroupByKey()
-        | f"{title}: write" >> beam.MapTuple(_write_one, out)
+        | f"{title}: write" >> beam.Map(_write_one, out)
     )
 
 
-def _to_shard(line: tuple[str, str, bytes], sizes: Mapping[str, int], shard_bytes: int) -> tuple:
+def _to_shard(
+    line: tuple[str, str, bytes], sizes: Mapping[str, int], shard_bytes: int
+) -> tuple[str, tuple[bytes, bytes]]:
     name, key, content = line
     num_shards = -(-sizes[name] // shard_bytes)
     shard = shard_of(key, num_shards)
     return f"{name}-{shard:05d}-of-{num_shards:05d}.jsonl.gz", (sort_key(key), content)
 
 
-def _write_one(name: str, lines: Iterable[tuple[bytes, bytes]], out: str) -> dict:
+def _write_one(element: tuple[str, Iterable[tuple[bytes, bytes]]], out: str) -> dict:
+    name, lines = element
     return {"name": name} | write_shard(f"{out}/{name}", lines)
 
 
@@ -71,12 +74,12 @@ def write_single(records: beam.PCollection, out: str, name: str) -> None:
     )  # fmt: skip
 
 
-def count_late(element: tuple[str, Dropped, int]) -> list:
+def count_late(element: tuple[str, Dropped, int]) -> list[tuple[tuple, int]]:
     source, dropped, count = element
     return [((source, dropped.language, dropped.reason), count)] if count else []
 
 
-def count_kept(document: dict) -> list:
+def count_kept(document: dict) -> list[tuple[tuple, int]]:
     key = document["source"], document["language"]
     kept = f"kept: {document['domain']}, {document['split']}"
     return [((*key, kept), 1), ((*key, f"{kept}, bytes"), len(document["text"].encode()))]
