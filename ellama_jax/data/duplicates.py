@@ -375,7 +375,8 @@ def _first_like(
 ) -> tuple[int, float] | None:
     """Finds the first row of [P, num_perm] that is like the signature; most have one early on."""
     for start, end in ((0, 8), (8, len(pivots))):
-        equal = np.mean(pivots[start:end] == signature, axis=1)
+        same = np.count_nonzero(pivots[start:end] == signature, axis=1)
+        equal = same / len(signature)
         alike = np.flatnonzero(equal >= threshold)
         if len(alike):
             return start + int(alike[0]), float(equal[alike[0]])

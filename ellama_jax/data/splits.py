@@ -17,6 +17,8 @@ from collections.abc import Iterable, Iterator, Mapping
 
 # An identifier of more products is no identifier: a placeholder, a brand's catch-all number.
 MAX_PRODUCTS_PER_IDENTIFIER = 50
+# A parent is named on purpose, and a shirt may have hundreds of sizes and colors.
+MAX_PRODUCTS_PER_PARENT = 5000
 
 
 def _words(text: str) -> frozenset[str]:
@@ -190,14 +192,22 @@ def title_codes(title: str) -> list[str]:
     return codes
 
 
-def group_products(
-    pairs: Iterable[tuple[str, str]], max_products: int = MAX_PRODUCTS_PER_IDENTIFIER
-) -> dict[str, str]:
+def max_products_of(identifier: str) -> int:
+    """Returns how many products may share this identifier before it joins none.
+
+    >>> max_products_of("mpn:nyx:hu7185x"), max_products_of("parent:shop:mh01")
+    (50, 5000)
+    """
+    given = identifier.startswith(("parent:", "id:"))
+    return MAX_PRODUCTS_PER_PARENT if given else MAX_PRODUCTS_PER_IDENTIFIER
+
+
+def group_products(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Joins products that share an identifier, also through others (A-B, B-C).
 
     Args:
         pairs: (product id, identifier); a product without identifiers comes with its own id.
-        max_products: an identifier of more products joins none.
+            An identifier of more than `max_products_of` it joins none.
 
     Returns:
         Product id -> label, the smallest product id of its group.
@@ -211,8 +221,8 @@ def group_products(
     for product, identifier in pairs:
         parents.setdefault(product, product)
         products_of[identifier].add(product)
-    for products in products_of.values():
-        if len(products) <= max_products:
+    for identifier, products in products_of.items():
+        if len(products) <= max_products_of(identifier):
             roots = sorted({_find_root(parents, product) for product in products})
             parents.update(dict.fromkeys(roots, roots[0]))
     return {product: _find_root(parents, product) for product in parents}
@@ -238,7 +248,7 @@ def propagate(
 
     Args:
         products: (product, label) of all products with this identifier; read twice.
-        max_products: an identifier of more products changes nothing.
+        max_products: `max_products_of` the identifier; one of more products changes nothing.
 
     Yields:
         (product, label).

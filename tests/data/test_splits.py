@@ -211,6 +211,11 @@ def test_an_identifier_of_too_many_products_joins_none():
     assert {label for _, label in propagate(few_products)} == {"a"}
 
 
+def test_a_parent_may_have_hundreds_of_variants():
+    variants = [listing("Shirt", f"v{number:03}", parent_sku="SH1") for number in range(300)]
+    assert set(groups_of(variants).values()) == {"v000"}
+
+
 def test_grouping_does_not_depend_on_the_order():
     rng = random.Random(0)
     pairs = [(f"p{rng.randrange(300)}", f"i{rng.randrange(250)}") for _ in range(450)]
