@@ -346,14 +346,42 @@ def test_parquet_gives_plain_values_in_parts_of_row_groups(parquet):
     assert next(read_part(part, columns=("n", "absent"))).fields == {"n": 0}
 
 
+def test_nested_parquet_is_what_arrow_says(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    chance = random.Random(0)
+
+    def pick(value):
+        return chance.choice([None, value])
+
+    rows = [
+        {
+            "attributes": pick([pick({"name": f"n{n}", "value": pick({"de": "ä"})})] * (n % 4)),
+            "price": pick({"amount": pick(n / 2), "units": pick(n)}),
+            "deep": [[1, None], None, []] if n % 2 else [],
+            "flag": pick(True),
+        }
+        for n in range(5000)
+    ]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "f.parquet", row_group_size=700)
+    assert (
+        fields(read(tmp_path / "f.parquet"))
+        == rows
+        == fields(read(tmp_path / "f.parquet", part_bytes=1))
+    )
+
+
 def test_a_row_that_is_no_text_is_the_only_one_lost(tmp_path):
     pa = pytest.importorskip("pyarrow")
     import pyarrow.parquet as pq
 
     texts = pa.array([b"a", b"\xff", b"c"]).view(pa.string())
-    pq.write_table(pa.table({"text": texts}), tmp_path / "f.parquet")
+    table = pa.table({"text": texts, "tags": [[{"x": 1}], [{"x": 2}], [{"x": 3}, {"x": 4}]]})
+    pq.write_table(table, tmp_path / "f.parquet")
     first, bad, last = read(tmp_path / "f.parquet")
-    assert (first.fields, last.fields) == ({"text": "a"}, {"text": "c"})
+    assert first.fields == {"text": "a", "tags": [{"x": 1}]}
+    assert last.fields == {"text": "c", "tags": [{"x": 3}, {"x": 4}]}
     assert bad == (f"{tmp_path}/f.parquet:2", "must be UTF-8, got byte 0xff at byte 0", "\\xff")
 
 
@@ -455,7 +483,9 @@ def tfds_dir(request, tmp_path_factory):
                 "tags": tfds.features.Sequence(tfds.features.Text()),
                 "n": np.int64,
             }
-            return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
 
         def _split_generators(self, manager):
             return {"train": self._generate_examples(20), "test": self._generate_examples(3)}
