@@ -17,7 +17,8 @@ A mapping has our name on the left and a source on the right:
     "[Option1 Name:Option1 Value]"  the same for two columns of the record itself
     "*"                         all columns that nothing else in the mapping names
 
-What is gathered leaves out what is empty; a mapping found there is merged in; a name that comes
+Empty are null, a blank string, an empty list or mapping, and a number that is not finite. What is
+gathered leaves out what is empty; a mapping found there is merged in; a name that comes
 twice has the list of its values. Names may hold spaces, `(`, `:` and `'` as they are; one that
 holds a `.`, `,`, `|`, `=`, `[` or `]` stands between backticks, and so does a `*` or a number that
 is a name (a backtick in a name is doubled). Between brackets a `:` needs them too. A tuple of
@@ -33,8 +34,9 @@ sources means: the first that gives something.
 'aspects': {'Volume': '1 l', 'Marke': 'Acme'}}
 """
 
+import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,7 +140,7 @@ class FieldMapping:
         return None if everything else _columns(self.probes)
 
 
-def parse_mapping(mapping: Mapping[str, str | Iterable[str]]) -> FieldMapping:
+def parse_mapping(mapping: Mapping[str, str | Sequence[str]]) -> FieldMapping:
     """Checks a mapping and readies it for use; do this once, before any record is read.
 
     Args:
@@ -158,7 +160,7 @@ def parse_mapping(mapping: Mapping[str, str | Iterable[str]]) -> FieldMapping:
         raise ValueError("mapping: must name at least one field, got none.")
     sources, probes = [], {}
     for name, given in mapping.items():
-        texts = (given,) if isinstance(given, str) else tuple(given)
+        texts = tuple(given) if isinstance(given, list | tuple) else (given,)
         if not texts or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"{name}: must be a source or several of them, got {given!r}.")
         try:
@@ -350,10 +352,12 @@ def _columns(probes: Iterable[_Probe]) -> frozenset[str] | None:
 def _find(value: Any, steps: tuple[_Step, ...]) -> Any:
     """Returns what lies at a path, or _ABSENT."""
     for number, step in enumerate(steps):
-        if step is _EVERY:
+        if type(step) is str and type(value) is dict:  # nearly always, and the quickest
+            value = value.get(step, _ABSENT)
+        elif step is _EVERY:
             return _find_every(value, steps[number + 1 :])
-        if isinstance(value, Mapping):
-            value = value.get(step if type(step) is str else str(step), _ABSENT)
+        elif isinstance(value, Mapping):
+            value = value.get(str(step), _ABSENT)
         elif isinstance(value, list) and type(step) is int and -len(value) <= step < len(value):
             value = value[step]
         else:
@@ -374,9 +378,12 @@ def _find_every(value: Any, steps: tuple[_Step, ...]) -> Any:
 
 
 def _is_empty(value: Any) -> bool:
-    if type(value) is str:
+    kind = type(value)
+    if kind is str:
         return not value or value.isspace()
-    return value is None or value is _ABSENT or (isinstance(value, list | dict) and not value)
+    if kind is float:
+        return not math.isfinite(value)
+    return value is None or value is _ABSENT or ((kind is list or kind is dict) and not value)
 
 
 def _choose(fields: Any, choice: _Choice) -> Any:

@@ -409,18 +409,40 @@ def _batch_records(path: str, first: int, batch: Any) -> Iterator[Record | BadRe
 
 
 def _column_values(column: Any) -> list:
+    """Returns the values of an Arrow array; `to_pylist` does the same at a third of the speed."""
     import pyarrow.types as kinds
     from pyarrow import ArrowException
 
     kind = column.type
     if kinds.is_string(kind) or kinds.is_large_string(kind):
-        try:
+        with contextlib.suppress(ArrowException):  # to_pylist says what is no UTF-8
             return column.to_numpy(zero_copy_only=False).tolist()
-        except ArrowException:  # it does not say which row is no UTF-8; the other way does
-            return column.to_pylist()
-    if (kinds.is_integer(kind) or kinds.is_floating(kind)) and not column.null_count:
-        return [None if value != value else value for value in column.to_numpy().tolist()]
+    elif kinds.is_floating(kind):
+        values = column.to_numpy(zero_copy_only=False).tolist()
+        return [None if value != value else value for value in values]
+    elif kinds.is_integer(kind) and not column.null_count:
+        return column.to_numpy().tolist()
+    elif kinds.is_struct(kind):
+        names = [field.name for field in kind]
+        rows = zip(*map(_column_values, column.flatten()), strict=True)
+        return _with_nulls(column, [dict(zip(names, row, strict=True)) for row in rows])
+    elif kinds.is_list(kind) or kinds.is_large_list(kind):
+        return _with_nulls(column, _list_values(column))
     return [plain_value(value) for value in column.to_pylist()]
+
+
+def _list_values(column: Any) -> list[list]:
+    ends = column.offsets.to_numpy().tolist()
+    first = ends[0]  # not 0 in a slice
+    values = _column_values(column.values.slice(first, ends[-1] - first))
+    return [values[ends[n] - first : ends[n + 1] - first] for n in range(len(column))]
+
+
+def _with_nulls(column: Any, values: list) -> list:
+    if not column.null_count:
+        return values
+    there = column.is_valid().to_pylist()
+    return [value if valid else None for value, valid in zip(values, there, strict=True)]
 
 
 def _read_tfrecord(part: Part) -> Iterator[Record | BadRecord]:

@@ -482,9 +482,9 @@ def tfds_parts(name: str, split: str, data_dir: str | None) -> list[tuple[str, i
         ) from error
     parts = []
     for piece in wanted:
-        first = 0
+        first, end = 0, splits[piece.splitname].num_examples if piece.to is None else piece.to
         for length in splits[piece.splitname].shard_lengths:
-            start, stop = max(piece.from_, first), min(piece.to, first + length)
+            start, stop = max(piece.from_ or 0, first), min(end, first + length)
             if start < stop:
                 parts.append((piece.splitname, start, stop))
             first += length
@@ -503,11 +503,12 @@ def read_tfds(name: str, split: str, data_dir: str | None, start: int, stop: int
     from ellama_jax.data.records import plain_value
 
     builder = _tfds_builder(name, data_dir)
-    wanted = tfds.core.ReadInstruction(split, from_=start, to=stop, unit="abs")
     if builder.info.file_format in tfds.core.FileFormat.with_random_access():
-        examples = builder.as_data_source(wanted)
-        rows = (examples[index] for index in range(len(examples)))
+        # The whole split, for that of Parquet files pays no heed to a slice.
+        examples = builder.as_data_source(split)
+        rows = (examples[index] for index in range(start, stop))
     else:
+        wanted = tfds.core.ReadInstruction(split, from_=start, to=stop, unit="abs")
         config = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
         rows = tfds.as_numpy(builder.as_dataset(split=wanted, read_config=config))
     labels = {
