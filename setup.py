@@ -36,6 +36,7 @@ RUNTIME = [
     "tensorflow-datasets",
     "tokenizers",
     "tqdm",
+    "xxhash",
 ]
 
 EXTRAS = {

@@ -169,7 +169,7 @@ def _find_all_parts(recipe: Recipe) -> list[tuple[str, Part]]:
     parts = []
     for name, source in recipe.sources.items():
         try:
-            found = find_parts(source.paths, source.format)
+            found = find_parts(source.paths, source.format, data_dir=source.data_dir or None)
         except ValueError as error:
             raise ValueError(f"sources.{name}.paths: {error}") from error
         parts += [(name, part) for part in found]

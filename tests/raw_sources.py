@@ -139,7 +139,7 @@ def get_config(root):
     config.sources.shop = base.source(
         kind="listings", paths=(f"{root}/shop.csv",), language="en",
         fields={"title": "Title", "description": "Body (HTML)", "price": "Variant Price",
-                "currency": "='USD'", "product_id": "Handle"})
+                "currency": "='USD'", "aspects": "[Option1 Name:Option1 Value]", "product_id": "Handle"})
     config.sources.reviews = base.source(
         kind="reviews", paths=(f"{root}/reviews.parquet",), language="de", products="shop",
         product_pattern="^(.+?)(?:-[SL])?$", max_bad_frac=0.5,

@@ -60,6 +60,7 @@ def source(**changes) -> ConfigDict:
     values.kind = "documents"  # listings | reviews | pages | documents
     values.paths = ()  # files and globs, local or gs://; package:NAME; synthetic:listings:N
     values.format = "auto"  # by suffix, or jsonl | csv | tsv | parquet | tfrecord | tfds
+    values.data_dir = ""  # where TFDS datasets were prepared; "": TFDS's own place
     values.fields = ConfigDict()  # our name -> where it stands in a record; {}: under our names
     values.domain = ""  # ecommerce | general; "": listings and reviews are ecommerce, pages
     #                     by the classifier, documents by their own field

@@ -47,7 +47,7 @@ from ellama_jax.data.readers import Part, bad_to_json
 from ellama_jax.data.recipe import Recipe
 from ellama_jax.data.records import BadRecord
 from ellama_jax.data.reviews import review_to_document
-from ellama_jax.data.splits import propagate, split_of
+from ellama_jax.data.splits import max_products_of, propagate, split_of
 from ellama_jax.data.templates import choose_template, listing_to_document, templates_of
 from ellama_jax.data.variants import collapse_variants
 
@@ -260,6 +260,7 @@ def _label_products(products: beam.PCollection, recipe: Recipe) -> beam.PCollect
 def _links(element: tuple[str, Iterable[str]], most: int) -> list[tuple[str, str]]:
     """Returns (product, identifier) where it is shared, but not by too many to mean anything."""
     name, members = element
+    most = max(most, max_products_of(name))
     products = list(itertools.islice(members, most + 1))
     return [(product, name) for product in products] if 1 < len(products) <= most else []
 

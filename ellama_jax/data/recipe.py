@@ -22,6 +22,7 @@ class SourceConfig:
     kind: str
     paths: tuple[str, ...]
     format: str
+    data_dir: str
     fields: dict[str, str]
     domain: str
     language: str
