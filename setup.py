@@ -31,6 +31,7 @@ RUNTIME = [
     "orbax-checkpoint",
     "pyyaml",
     "safetensors",
+    "sentencepiece<=0.2.1",  # seqio imports it; later ones want protobuf 7, Beam has 6
     "seqio",
     "tensorboardX",
     "tensorflow-datasets",

@@ -116,7 +116,7 @@ def write_raw(root):
         {"text": PROSE["de"].replace("dreißig", "vierzig"), "url": "near"},  # a near copy
         {"text": f"{PROSE['fr'][:80]} {QUESTION} {PROSE['fr'][80:]}", "url": "leak"},
         {"text": "", "url": "empty"},
-        {"text": "lorem ipsum dolor sit amet " * 30, "url": "filler"},
+        {"text": "Click here to read more about it. " * 30, "url": "filler"},
         {"text": "Быстрая коричневая лиса прыгает через ленивую собаку. " * 8, "url": "ru"},
     ]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(pages), root / "pages.parquet")

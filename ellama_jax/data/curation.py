@@ -10,6 +10,7 @@ cluster; Beam's own options choose the runner.
 """
 
 import itertools
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -251,7 +252,8 @@ def _label_products(products: beam.PCollection, recipe: Recipe) -> beam.PCollect
             | f"spread labels {number}" >> beam.CoGroupByKey()
             | f"to identifiers {number}" >> beam.FlatMapTuple(_to_identifiers)
             | f"smallest {number}" >> beam.GroupByKey()
-            | f"to products {number}" >> beam.FlatMapTuple(lambda _, members: propagate(members))
+            | f"to products {number}"
+            >> beam.FlatMapTuple(lambda _, members: propagate(members, sys.maxsize))
             | f"label {number}" >> beam.CombinePerKey(min)
         )
     return labels
