@@ -110,21 +110,26 @@ def mask_private(text: str, language: str) -> tuple[str, Counter]:
     >>> mask_private("EAN 4006381333931, 10.5 x 20 cm, model 800-1234", "en")[0]
     'EAN 4006381333931, 10.5 x 20 cm, model 800-1234'
     """
-    found: Counter = Counter()
-    if not _SUSPECT.search(text):
-        return text, found
-    if "@" in text or "/" in text or _AT.search(text):
-        text = _mask_web(text, language, found)
-    if _HAS_NUMBER.search(text):
-        text = _mask_numbers(text, language, found)
-    return text, found
+    total: Counter = Counter()
+    while _SUSPECT.search(text):
+        found: Counter = Counter()
+        if "@" in text or "/" in text or _AT.search(text):
+            text = _mask_web(text, language, found)
+        if _HAS_NUMBER.search(text):
+            text = _mask_numbers(text, language, found)
+        if not found:
+            break
+        total += found  # and once more: a number behind a masked one may be one to call, too
+    return text, total
 
 
 _SUSPECT = re.compile(r"[@\d/]|[\[(]\s?[aä]t\s?[\])]", re.IGNORECASE)
 _AT = re.compile(r"[\[(]\s?[aä]t\s?[\])]", re.IGNORECASE)
 _HAS_PROFILE = re.compile(r"://|\.(?:com|me|am)/|/(?:usr|str)/", re.IGNORECASE)
-# Four digits with little between them: nothing below is shorter.
-_HAS_NUMBER = re.compile(r"\d(?:[\s()./:-]{0,3}\d){3}|:[0-9a-fA-F]{0,4}:")
+# Four digits with little between them, or a British postcode: nothing below is shorter.
+_HAS_NUMBER = re.compile(
+    r"\d(?:[\s()./:-]{0,3}\d){3}|:[0-9a-fA-F]{0,4}:|[A-Z]\d[A-Z\d]? ?\d[A-Z]{2}\b"
+)
 
 
 def _mask_web(text: str, language: str, found: Counter) -> str:
@@ -147,7 +152,8 @@ def _mask_numbers(text: str, language: str, found: Counter) -> str:
     if digits >= 5 and _POSTCODE.search(text):
         text = _replace(_address(), "address", text, language, found)
     if digits >= 7:
-        text = _mask_phones(text, language, found)
+        text = _replace(_PHONE_LIKE, "phone", text, language, found,
+                        lambda m: _is_phone(m, language))  # fmt: skip
     if text.count(".") >= 3:
         text = _replace(_IPV4, "ip", text, language, found, _is_public_ip)
     if text.count(":") >= 3:
@@ -202,16 +208,6 @@ _POSTCODE = re.compile(r"\b\d{4,5}\b|\b[A-Z]{1,2}\d[A-Z\d]? ?\d[A-Z]{2}\b")
 @cache
 def _address() -> re.Pattern:
     return re.compile(r"(?<!\w)(?:" + "|".join(ADDRESSES.values()) + ")")
-
-
-def _mask_phones(text: str, language: str, found: Counter) -> str:
-    """Masks until nothing changes: a number behind a masked one is one as well."""
-    before = None
-    while text != before:
-        before = text
-        text = _replace(_PHONE_LIKE, "phone", text, language, found,
-                        lambda m: _is_phone(m, language))  # fmt: skip
-    return text
 
 
 def _is_phone(match: re.Match, language: str) -> bool:
