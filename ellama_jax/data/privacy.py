@@ -9,7 +9,7 @@ Names of people are found only where a record says them (`mask_name`).
 import ipaddress
 import re
 from collections import Counter
-from functools import cache
+from functools import cache, lru_cache
 
 from ellama_jax.data.prices import home_territory
 from ellama_jax.data.wording import mask_word
@@ -260,7 +260,7 @@ def _is_public_ip(match: re.Match) -> bool:
         return False
 
 
-@cache
+@lru_cache(maxsize=1000)  # sellers are many
 def _name_pattern(name: str) -> re.Pattern:
     words = r"\s+".join(map(re.escape, name.split()))
     return re.compile(rf"(?<!\w){words}(?!\w)", re.IGNORECASE)

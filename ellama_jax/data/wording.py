@@ -243,6 +243,11 @@ def mask_word(kind: str, language: str) -> str:
     return MASKS.get(language, MASKS["en"])[kind]
 
 
+def is_mask(text: str, language: str) -> bool:
+    """Says whether a text is a mask and nothing else."""
+    return text[:1] == "[" and text in MASKS.get(language, MASKS["en"]).values()
+
+
 def is_empty_value(text: str, language: str) -> bool:
     """Says whether a value means that there is none.
 

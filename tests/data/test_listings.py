@@ -503,6 +503,12 @@ def test_an_aspect_called_like_an_empty_field_becomes_it():
     assert parse_document(listing_to_document(listing, seed=0), "en")["price"] == 5.0
 
 
+def test_an_aspect_of_nothing_but_private_data_is_left_out():
+    aspects = {"Contact": "a@b.example", "Sold by": "lamp house", "Note": "ask a@b.example"}
+    listing, _ = clean(aspects=aspects, seller="Lamp Houses")
+    assert listing["aspects"] == {"Sold by": "lamp house", "Note": "ask [e-mail]"}
+
+
 def test_a_title_of_nothing_but_markup_is_refused():
     with pytest.raises(ValueError, match="title: must hold text beside markup, got '<br>'"):
         clean(title="<br>")
