@@ -9,6 +9,7 @@ Names of people are found only where a record says them (`mask_name`).
 import ipaddress
 import re
 from collections import Counter
+from collections.abc import Callable
 from functools import cache, lru_cache
 
 from ellama_jax.data.prices import home_territory
@@ -161,7 +162,14 @@ def _mask_numbers(text: str, language: str, found: Counter) -> str:
     return text
 
 
-def _replace(pattern, kind, text, language, found, really=None) -> str:
+def _replace(
+    pattern: re.Pattern,
+    kind: str,
+    text: str,
+    language: str,
+    found: Counter,
+    really: Callable[[re.Match], object] | None = None,
+) -> str:
     """Masks what the pattern finds and `really` agrees to."""
 
     def mask(match: re.Match) -> str:
@@ -216,7 +224,8 @@ def _is_phone(match: re.Match, language: str) -> bool:
     before = match.string[max(0, match.start() - 32) : match.start()]
     if not 7 <= sum(map(str.isdigit, span)) <= 15 or _ARTICLE.search(before):
         return False
-    international = span.startswith(("+", "00"))
+    # Digits alone behind "00" are a GTIN filled up with zeros.
+    international = span[0] == "+" or (span.startswith("00") and not span.isdigit())
     if not (international or _GROUPED.fullmatch(span) or _CALL.search(before)):
         return False
     return any(_is_valid_phone(span, region) for region in _regions(language))

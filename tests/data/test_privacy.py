@@ -23,6 +23,7 @@ SHARED_DATA = Path(__file__).parents[2].parent / "shared" / "data"
         ("en", "phone: +44 20 7946 0958", "phone: [phone number]"),
         ("de", "Rufen Sie an: 030 901820 oder 089 12345678",
          "Rufen Sie an: [Telefonnummer] oder [Telefonnummer]"),
+        ("en", "or 0049 30 901820 now", "or [phone number] now"),
         ("de", "Mobil 0171/1234567, +49 (0)30 901820", "Mobil [Telefonnummer], [Telefonnummer]"),
         ("fr", "Appelez le 01 42 68 53 00", "Appelez le [numéro de téléphone]"),
         ("it", "cell. 347 1234567", "cell. [numero di telefono]"),
@@ -62,7 +63,7 @@ def test_private_data_is_masked_in_the_texts_language(language, text, masked):
         "192.168.1.1, 127.0.0.1, firmware 12.10.33.7, clause 2.1.4.8", "MAC 00:1A:2B:3C:4D:5E 12:30:45",
         "https://shop.example/lamp, www.shop.example", "1.263.460,00 €, $1,234,567.00, 12 990 CLP",
         "4 Way Stretch, 10 Speed Drive, 5 Star Road Bike", "Straße 7, Platz 10 und Ring 12345 Stück",
-        "Via 4, Largo 20, Corso 12345", "iPhone 11 128GB 1234567890", "IMEI 490154203237518",
+        "Via 4, Largo 20, Corso 12345", "iPhone 11 128GB 1234567890", "0012345678905 00012345678905", "IMEI 490154203237518",
         "1Set 2pcs/lot 100% 3.5g-28g 2-5LB 4.73\" #1 2# 3#", "", "no digits at all", "C/O, A/B, 24/7",
     ],
 )  # fmt: skip
