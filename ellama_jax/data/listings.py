@@ -41,6 +41,7 @@ from ellama_jax.data.wording import (
     boilerplate_pattern,
     check_language,
     is_empty_value,
+    is_mask,
     line_prompt,
     one_line,
 )
@@ -55,8 +56,8 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
-# Fields of a raw record that name who sells.
-SELLER_FIELDS = ("seller", "seller_name", "shop", "shop_name", "store", "merchant", "vendor")
+# Fields of a raw record that name who sells; "vendor" and "store" name a brand as often.
+SELLER_FIELDS = ("seller", "seller_name", "shop", "shop_name", "merchant", "merchant_name")
 
 
 class BadLine(NamedTuple):
@@ -318,7 +319,9 @@ def _clean_aspects(aspects: dict, tidy: Callable, language: str, done: Counter) 
         local = localise_units(value, language)
         if local is not value:
             done["units"] += local != value
-        if name and local:
+        if is_mask(local, language):
+            done["empty_value"] += 1
+        elif name and local:
             cleaned.setdefault(name, local)
     return cleaned
 

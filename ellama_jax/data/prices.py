@@ -53,7 +53,7 @@ def number_style(language: str) -> NumberStyle:
     return NumberStyle(group, signs["decimal"], first, apart)
 
 
-@cache
+@lru_cache(maxsize=1000)
 def currency_decimals(currency: str) -> int:
     """Returns a currency's minor digits (ISO 4217): 2 for EUR, 0 for JPY and CLP, 3 for KWD."""
     from babel.numbers import get_currency_precision

@@ -9,7 +9,8 @@ Names of people are found only where a record says them (`mask_name`).
 import ipaddress
 import re
 from collections import Counter
-from functools import cache
+from collections.abc import Callable
+from functools import cache, lru_cache
 
 from ellama_jax.data.prices import home_territory
 from ellama_jax.data.wording import mask_word
@@ -110,21 +111,26 @@ def mask_private(text: str, language: str) -> tuple[str, Counter]:
     >>> mask_private("EAN 4006381333931, 10.5 x 20 cm, model 800-1234", "en")[0]
     'EAN 4006381333931, 10.5 x 20 cm, model 800-1234'
     """
-    found: Counter = Counter()
-    if not _SUSPECT.search(text):
-        return text, found
-    if "@" in text or "/" in text or _AT.search(text):
-        text = _mask_web(text, language, found)
-    if _HAS_NUMBER.search(text):
-        text = _mask_numbers(text, language, found)
-    return text, found
+    total: Counter = Counter()
+    while _SUSPECT.search(text):
+        found: Counter = Counter()
+        if "@" in text or "/" in text or _AT.search(text):
+            text = _mask_web(text, language, found)
+        if _HAS_NUMBER.search(text):
+            text = _mask_numbers(text, language, found)
+        if not found:
+            break
+        total += found  # and once more: a number behind a masked one may be one to call, too
+    return text, total
 
 
 _SUSPECT = re.compile(r"[@\d/]|[\[(]\s?[aä]t\s?[\])]", re.IGNORECASE)
 _AT = re.compile(r"[\[(]\s?[aä]t\s?[\])]", re.IGNORECASE)
 _HAS_PROFILE = re.compile(r"://|\.(?:com|me|am)/|/(?:usr|str)/", re.IGNORECASE)
-# Four digits with little between them: nothing below is shorter.
-_HAS_NUMBER = re.compile(r"\d(?:[\s()./:-]{0,3}\d){3}|:[0-9a-fA-F]{0,4}:")
+# Four digits with little between them, or a British postcode: nothing below is shorter.
+_HAS_NUMBER = re.compile(
+    r"\d(?:[\s()./:-]{0,3}\d){3}|:[0-9a-fA-F]{0,4}:|[A-Z]\d[A-Z\d]? ?\d[A-Z]{2}\b"
+)
 
 
 def _mask_web(text: str, language: str, found: Counter) -> str:
@@ -147,7 +153,8 @@ def _mask_numbers(text: str, language: str, found: Counter) -> str:
     if digits >= 5 and _POSTCODE.search(text):
         text = _replace(_address(), "address", text, language, found)
     if digits >= 7:
-        text = _mask_phones(text, language, found)
+        text = _replace(_PHONE_LIKE, "phone", text, language, found,
+                        lambda m: _is_phone(m, language))  # fmt: skip
     if text.count(".") >= 3:
         text = _replace(_IPV4, "ip", text, language, found, _is_public_ip)
     if text.count(":") >= 3:
@@ -155,7 +162,14 @@ def _mask_numbers(text: str, language: str, found: Counter) -> str:
     return text
 
 
-def _replace(pattern, kind, text, language, found, really=None) -> str:
+def _replace(
+    pattern: re.Pattern,
+    kind: str,
+    text: str,
+    language: str,
+    found: Counter,
+    really: Callable[[re.Match], object] | None = None,
+) -> str:
     """Masks what the pattern finds and `really` agrees to."""
 
     def mask(match: re.Match) -> str:
@@ -204,23 +218,14 @@ def _address() -> re.Pattern:
     return re.compile(r"(?<!\w)(?:" + "|".join(ADDRESSES.values()) + ")")
 
 
-def _mask_phones(text: str, language: str, found: Counter) -> str:
-    """Masks until nothing changes: a number behind a masked one is one as well."""
-    before = None
-    while text != before:
-        before = text
-        text = _replace(_PHONE_LIKE, "phone", text, language, found,
-                        lambda m: _is_phone(m, language))  # fmt: skip
-    return text
-
-
 def _is_phone(match: re.Match, language: str) -> bool:
     """Accepts a valid number that looks like one: with a country code, called one, or grouped."""
     span = match[0]
     before = match.string[max(0, match.start() - 32) : match.start()]
     if not 7 <= sum(map(str.isdigit, span)) <= 15 or _ARTICLE.search(before):
         return False
-    international = span.startswith(("+", "00"))
+    # Digits alone behind "00" are a GTIN filled up with zeros.
+    international = span[0] == "+" or (span.startswith("00") and not span.isdigit())
     if not (international or _GROUPED.fullmatch(span) or _CALL.search(before)):
         return False
     return any(_is_valid_phone(span, region) for region in _regions(language))
@@ -264,7 +269,7 @@ def _is_public_ip(match: re.Match) -> bool:
         return False
 
 
-@cache
+@lru_cache(maxsize=1000)  # sellers are many
 def _name_pattern(name: str) -> re.Pattern:
     words = r"\s+".join(map(re.escape, name.split()))
     return re.compile(rf"(?<!\w){words}(?!\w)", re.IGNORECASE)

@@ -24,7 +24,8 @@ from ellama_jax.data.wording import (
 
 TEXT_FIELDS = ("text", "review", "review_text", "body", "content", "comment", "review_body")
 TITLE_FIELDS = ("title", "headline", "summary", "review_title", "review_headline")
-REVIEWER_FIELDS = ("reviewer", "reviewer_name", "author", "user", "user_name", "nickname", "name")
+# Not "name", which is the product's as often.
+REVIEWER_FIELDS = ("reviewer", "reviewer_name", "author", "user", "user_name", "nickname")
 _FULL, _HALF, _EMPTY = "★", "½", "☆"
 
 

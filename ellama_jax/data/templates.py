@@ -493,7 +493,7 @@ _WRITERS: dict[str, Callable[[_Content, str, str], str]] = {
     "questions": _write_questions,
 }
 TEMPLATES = ("lines", *_WRITERS)
-# The order matters only for texts that no writer lets through: each is read before it is written.
+# "title_last" before "compact": its second line may look like the other's facts.
 _READERS = (
     _read_lines, _read_questions, _read_page, _read_table, _read_sentences, _read_title_last,
     _read_compact,

@@ -136,7 +136,7 @@ def _common_start(rows: list[list[str]]) -> list[str]:
 
 def _common_title(titles: list[str]) -> str:
     """Joins the words that all titles begin with and those that all end with."""
-    rows = [re.findall(r"\w+(?:['’.]\w+)*|\s+|[^\w\s]+", title) for title in titles]
+    rows = [re.findall(r"\w+(?:['’.]\w+)*|\s+|[^\w\s]", title) for title in titles]
     start = _common_start(rows)
     longest = min(map(len, rows)) - len(start)
     end = _common_start([row[::-1][:longest] for row in rows])[::-1]

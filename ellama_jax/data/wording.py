@@ -137,7 +137,8 @@ EMPTY_VALUES = {
 BOILERPLATE = {
     "en": (
         r"(?:enjoy )?free (?:\w+ ){0,2}(?:shipping|delivery|returns?)",
-        r"(?:we |item |items |order )*(?:ships?|shipped|dispatched) (?:within|in|from|same)",
+        r"(?:we|(?:the )?items?|(?:all )?orders?) (?:\w+ )?(?:ships?|shipped|dispatched)\b",
+        r"(?:ships|shipped|dispatched) (?:within|from|same|in \d)",
         r"(?:fast|quick) (?:and \w+ )?(?:shipping|delivery|dispatch)",
         r"if you have any (?:\w+ )?(?:questions?|problems?|concerns?|issues?)",
         r"(?:please )?(?:feel free to |do not hesitate to |don't hesitate to )?contact us",
@@ -242,6 +243,11 @@ def mask_word(kind: str, language: str) -> str:
     return MASKS.get(language, MASKS["en"])[kind]
 
 
+def is_mask(text: str, language: str) -> bool:
+    """Says whether a text is a mask and nothing else."""
+    return text[:1] == "[" and text in MASKS.get(language, MASKS["en"]).values()
+
+
 def is_empty_value(text: str, language: str) -> bool:
     """Says whether a value means that there is none.
 
@@ -252,7 +258,7 @@ def is_empty_value(text: str, language: str) -> bool:
     """
     if len(text) > 40:
         return False
-    bare = text.casefold().strip(" .-–—_/?()[]*:,;")
+    bare = text.casefold().strip(" .…·-–—_/?()[]*:,;")
     # English words of this kind stand in catalogues of every language.
     return not bare or bare in EMPTY_VALUES["en"] or bare in EMPTY_VALUES.get(language, ())
 

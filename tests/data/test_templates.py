@@ -262,8 +262,10 @@ def test_a_further_language_is_one_row(monkeypatch):
 @pytest.mark.skipif(not SHARED_DATA.exists(), reason="the real records are not on this machine")
 @pytest.mark.parametrize("name", ["magento_listings_en", "ae-110k_train_en", "oa-mine_train_en",
                                   "dummyjson_listings_en"])  # fmt: skip
-def test_all_real_records_come_back_from_every_form(name):
-    listings = [clean_listing(entry)[0] for entry in load_listings(SHARED_DATA / f"{name}.jsonl")]
+def test_real_records_come_back_from_every_form(name):
+    # Every third, so that the test stays short; magento's variants are alike anyway.
+    records = load_listings(SHARED_DATA / f"{name}.jsonl")[::3]
+    listings = [clean_listing(entry)[0] for entry in records]
     for template in TEMPLATES[1:]:
         as_lines = sum(assert_comes_back(listing, template) for listing in listings)
         # "Brand: Dr. Martens" ends a sentence too early for the way back.
