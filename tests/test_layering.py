@@ -14,6 +14,7 @@ LAYERS = (
     ("weights",),
     ("train", "evaluate"),
     ("plan", "report", "report_page", "report_plots", "report_sections"),
+    ("audit_page", "audit_words"),
     ("demo", "inspect"),
     ("cli",),
 )
