@@ -6,10 +6,18 @@ Documents hold markup, scripts and both directions of writing: every piece of te
 
 import difflib
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from ellama_jax.audit_words import bin_name, piece_title, printable, special_runs, vocabulary_notes
+from ellama_jax.audit_words import (
+    bin_name,
+    one_line,
+    piece_title,
+    printable,
+    special_runs,
+    vocabulary_notes,
+)
 from ellama_jax.data.audit import Piece, cut_window
 from ellama_jax.data.packing import PADDING
 from ellama_jax.data.tokenizer import Tokenizer
@@ -19,11 +27,14 @@ from ellama_jax.report_plots import Bar, Line, bar_chart, line_chart
 from ellama_jax.report_sections import make_section
 
 _MOST_WINDOWS = 6  # shown decoded, over all sets
-_MOST_PIECES = 24  # of one window
+_MOST_PIECES = 10  # of one window
+_LOOKED_AT = 64  # windows from which those are chosen
 _MOST_CHARACTERS = 900  # of one document
+_MOST_REPEATED = 6  # groups of equal documents, over all sets
 _MOST_PAIRS = 6  # of near-duplicates, over all sets
 
 _STYLE = """
+.tiles { grid-template-columns: repeat(auto-fit, minmax(170px, 1fr)); }
 .strip { display: flex; height: 14px; border-radius: 4px; overflow: hidden; margin: 8px 0 12px; }
 .strip i { min-width: 1px; border-right: 1px solid var(--card); }
 .strip i:last-child { border-right: 0; }
@@ -48,6 +59,7 @@ _STYLE = """
 .twin { margin: 12px 0; } .twin h3 { margin-bottom: 8px; }
 mark { background: color-mix(in srgb, var(--c1) 32%, transparent); color: inherit;
   border-radius: 3px; padding: 0 1px; }
+.again { margin: 0 0 8px; } .again b { font-size: .85rem; }
 .problems { border-left: 4px solid var(--bad); } .problems ul { margin: 0; }
 .problems li { overflow-wrap: anywhere; }
 td:first-child { overflow-wrap: anywhere; }
@@ -128,11 +140,14 @@ def _problem_section(problems: Sequence[Mapping]) -> dict:
 def _mixture_section(mixture: Mapping | None) -> dict | None:
     if mixture is None:
         return None
-    stages, words = mixture["stages"], [
+    stages = mixture["stages"]
+    measured = stages[0]["measured_steps"]
+    words = [
         f"{mixture['steps']:,} steps of {mixture['global_batch_size']} x {mixture['seq_len']} "
         f"tokens, {_short(mixture['tokens'])} tokens in all; fingerprint "
         f"{mixture['fingerprint'][:16]}. Asked is what the configuration says, realised what the "
-        f"first {stages[0]['measured_steps']:,} steps of each stage gave."]  # fmt: skip
+        f"first {measured:,} steps{' of each stage' if len(stages) > 1 else ''} gave."
+    ]
     header = ["source", "tokens on disk", "times read"]
     bars = []
     for stage in stages:
@@ -176,14 +191,14 @@ def _set_section(audits: Mapping) -> dict:
 
 
 def _language_section(audits: Mapping, languages: Sequence[Mapping]) -> dict:
-    tokens: dict[tuple[str, str], int] = {}
-    for audit in audits.values():
-        m = audit["manifest"]
-        key = (m["domain"], m["language"])
-        tokens[key] = tokens.get(key, 0) + m["num_tokens"]
-    bars = [Bar(domain, language, count, _colour(domain), text=_short(count))
-            for (domain, language), count in sorted(tokens.items())]  # fmt: skip
-    plots = [_plot("Tokens", bars)]
+    plots = []
+    for key, title in (("num_tokens", "Tokens"), ("num_documents", "Documents")):
+        sums: Counter[tuple[str, str]] = Counter()
+        for manifest in (audit["manifest"] for audit in audits.values()):
+            sums[manifest["domain"], manifest["language"]] += manifest[key]
+        bars = [Bar(domain, language, count, _colour(domain), text=_short(count))
+                for (domain, language), count in sorted(sums.items())]  # fmt: skip
+        plots.append(_plot(title, bars))
     for key, title in (("tokens_per_word", "Tokens a word"), ("bytes_per_token", "Bytes a token")):
         bars = [Bar(row["domain"], row["language"], row[key], _colour(row["domain"]),
                     text=_two(row[key])) for row in languages if row[key]]  # fmt: skip
@@ -238,23 +253,32 @@ def _vocabulary_section(advice: Mapping | None) -> dict | None:
 
 
 def _duplicate_section(audits: Mapping) -> dict:
-    rows, pairs = [], []
+    repeated, pairs = [], []
     for name, audit in audits.items():
         found = audit["duplicates"]
-        for repeated in found["most_repeated"]:
-            text = printable(repeated["text"])[:200]
-            rows.append([_cell(f"{repeated['times']} times"), _cell(name), _cell(text)])
+        repeated += [(group["times"], name, group["text"]) for group in found["most_repeated"]]
         pairs += [(name, example) for example in found["near_examples"]]
-    rows.sort(key=lambda row: -int(row[0]["text"].split()[0]))
-    tables = [_table(("most repeated", "set", "text"), rows[:10], 3)] if rows else []
     words = ["Whole documents of the windows read, each set for itself; in a sample of a part f of "
              "the windows, only about f squared of all pairs can meet."]  # fmt: skip
-    if not rows and not pairs:
+    if not repeated and not pairs:
         words.append("None found.")
+    repeated.sort(key=lambda group: -group[0])
     # A few of every set before more of one.
-    pairs = sorted(enumerate(pairs), key=lambda item: _place_in_set(pairs, item[0]))
-    markup = "".join(_pair_markup(name, example) for _, (name, example) in pairs[:_MOST_PAIRS])
-    return {**make_section("Duplicates left", words, tables=tables), "markup": markup}
+    order = sorted(range(len(pairs)), key=lambda index: _place_in_set(pairs, index))
+    markup = _repeated_markup(repeated[:_MOST_REPEATED])
+    markup += "".join(_pair_markup(*pairs[index]) for index in order[:_MOST_PAIRS])
+    return {**make_section("Duplicates left", words), "markup": markup}
+
+
+def _repeated_markup(repeated: Sequence[tuple[int, str, str]]) -> str:
+    if not repeated:
+        return ""
+    items = "".join(
+        f'<div class="again"><b>{times} times in {_text(name)}</b>'
+        f'<div class="text" dir="auto">{_text(one_line(text, 200))}</div></div>'
+        for times, name, text in repeated
+    )
+    return f'<div class="card twin"><h3>Most repeated, to the letter</h3>{items}</div>'
 
 
 def _place_in_set(pairs: Sequence[tuple], index: int) -> tuple[int, int]:
@@ -293,18 +317,28 @@ def _window_section(sets: Sequence[WindowSet], tokenizer: Tokenizer | None) -> d
     if tokenizer is None:
         return None
     each = max(1, min(2, _MOST_WINDOWS // len(sets)))
-    markup = ""
-    for windows in sets[:_MOST_WINDOWS]:
-        if windows.manifest.tokenizer_fingerprint != tokenizer.fingerprint:
-            continue
-        for index in range(min(each, len(windows))):
-            markup += window_markup(windows, index, tokenizer)
+    fitting = [w for w in sets if w.manifest.tokenizer_fingerprint == tokenizer.fingerprint]
+    chosen = [(windows, index) for windows in fitting[:_MOST_WINDOWS]
+              for index in _telling_windows(windows)[:each]]  # fmt: skip
+    markup = "".join(window_markup(windows, index, tokenizer, is_open=number < 2)
+                     for number, (windows, index) in enumerate(chosen))  # fmt: skip
     words = ["Each colour is a document, a chip a special token, a dashed edge the place where a "
              "split document was cut; the strip shows the whole window."]  # fmt: skip
     return {**make_section("Windows, decoded", words), "markup": markup}
 
 
-def window_markup(windows: WindowSet, index: int, tokenizer: Tokenizer) -> str:
+def _telling_windows(windows: WindowSet) -> list[int]:
+    """Returns two windows of the first ones: the one of most documents, and one with a cut."""
+    looked_at = range(min(_LOOKED_AT, len(windows)))
+    pieces = [cut_window(windows[index], windows.manifest, index) for index in looked_at]
+    most = max(looked_at, key=lambda index: len(pieces[index]))
+    cut = [i for i in looked_at if i != most and not all(p.begins and p.ends for p in pieces[i])]
+    return [most, *cut[:1]]
+
+
+def window_markup(
+    windows: WindowSet, index: int, tokenizer: Tokenizer, is_open: bool = True
+) -> str:
     """Returns one decoded window as markup: a strip of its documents, then their text."""
     tokens = windows[index]
     pieces = cut_window(tokens, windows.manifest, index)
@@ -319,7 +353,8 @@ def window_markup(windows: WindowSet, index: int, tokenizer: Tokenizer) -> str:
         shown += f'<p class="soft">and {len(pieces) - _MOST_PIECES:,} more documents</p>'
     if padding:
         shown += f'<div class="piece padding">{padding:,} padding</div>'
-    title = f"{windows.path.name}, window {index}: {len(pieces)} documents"
+    documents = "1 document" if len(pieces) == 1 else f"{len(pieces)} documents"
+    title = f"{windows.path.name}, window {index}: {documents}, {padding:,} padding"
     folded = (
         f"<details{' open' if index == 0 else ''}><summary>documents</summary>{shown}</details>"
     )
@@ -333,7 +368,7 @@ def _piece_markup(piece: Piece, tokenizer: Tokenizer) -> str:
     for special, ids in runs:
         text = printable(tokenizer.decode(ids.tolist()))
         if special:
-            body += f'<span class="chip">{_text(text)}</span>'
+            body += f'<bdi class="chip">{_text(text)}</bdi>'
         else:
             body += _text(text[:left])
             more = len(text) - left

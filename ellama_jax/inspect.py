@@ -30,7 +30,7 @@ _OPTIONS = {
     "window": ("a window set",),
     "sample": ("a window set", "a configuration"),
     "vocabulary": ("a window set",),
-    "strict": ("a window set",),
+    "strict": ("a window set", "a configuration"),
     "html": ("a window set", "a configuration"),
     "tokenizer": ("a window set", "a configuration"),
     "mesh": ("a checkpoint",),
@@ -140,16 +140,17 @@ def _check_options(args, job: str) -> None:
 
 def _inspect_mixture(path: Path, args, overrides: list[str]) -> None:
     from ellama_jax.data.audit import audit_sets
+    from ellama_jax.data.audit_problems import find_mixture_problems
 
     _check_files(args)
     mixture, sets = measure_config(args.path, overrides)
     tokenizer = _find_tokenizer(sets[0].path, args.tokenizer)
     audit = {"mixture": mixture, **audit_sets(sets, tokenizer, args.sample), "vocabulary": None}
+    found = [{"set": "mixture", "text": text} for text in find_mixture_problems(mixture)]
+    audit["problems"] = found + audit["problems"]
     print(describe_mixture(mixture))
-    if tokenizer is not None:
-        print(describe_languages(audit["languages"], list(audit["sets"].values())))
-    _write_json(args.json, audit)
-    _write_page(args.html, f"Mixture of {args.path}", audit, sets, tokenizer)
+    print(describe_languages(audit["languages"], list(audit["sets"].values())))
+    _close(f"Mixture of {args.path}", audit, sets, tokenizer, args)
 
 
 def _inspect_windows(path: Path, args, overrides: list[str]) -> None:
@@ -177,12 +178,26 @@ def _audit_windows(path: Path, sets: list[WindowSet], args, tokenizer: Tokenizer
         print(
             f"nothing was decoded: give --tokenizer, or put it in {sets[0].path.parent}/tokenizer"
         )
-    if audit["problems"]:
-        print(describe_problems(audit["problems"], sys.stdout.isatty()))
+    _close(f"Audit of {path}", audit, sets, tokenizer, args)
+
+
+def _close(title: str, audit: dict, sets: list, tokenizer: Tokenizer | None, args) -> None:
+    """Writes what was asked for, lists the problems and sets the exit status."""
     _write_json(args.json, audit)
-    _write_page(args.html, f"Audit of {path}", audit, sets, tokenizer)
-    if args.strict and audit["problems"]:
-        sys.exit(1)
+    if args.html is not None:
+        from ellama_jax.audit_page import render_audit
+
+        page = render_audit(title, audit, sets, tokenizer)
+        _replace(Path(args.html), lambda partial: partial.write_text(page, encoding="utf-8"))
+        print(f"wrote {args.html}")
+    if audit["problems"]:
+        print(describe_problems(audit["problems"], _has_colour()))
+        if args.strict:
+            sys.exit(1)
+
+
+def _has_colour() -> bool:
+    return sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
 
 def _advise(sets: list[WindowSet], args, tokenizer: Tokenizer | None) -> dict | None:
@@ -205,15 +220,16 @@ def _advise(sets: list[WindowSet], args, tokenizer: Tokenizer | None) -> dict | 
 def _show_windows(sets: list[WindowSet], args, tokenizer: Tokenizer | None) -> None:
     if len(sets) > 1 and args.window is not None:
         raise ValueError(f"--window: must be used with one window set, got {len(sets)} sets.")
-    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     tokenizer = _require_tokenizer(tokenizer, sets)
     for windows in sets:
         first, count = args.window or 0, args.show or 1
         if not 0 <= first < len(windows):
             raise ValueError(f"--window: must be from 0 to {len(windows) - 1}, got {first}.")
         for index in range(first, min(first + count, len(windows))):
-            print(f"{windows.path}" if len(sets) > 1 else "", end="\n" if len(sets) > 1 else "")
-            print(show_window(windows[index], index, windows.manifest, tokenizer, colour))
+            if len(sets) > 1:
+                print(windows.path)
+            tokens = windows[index]
+            print(show_window(tokens, index, windows.manifest, tokenizer, _has_colour()))
 
 
 def _find_tokenizer(windows_dir: Path, tokenizer_dir: str | None) -> Tokenizer | None:
@@ -230,17 +246,6 @@ def _require_tokenizer(tokenizer: Tokenizer | None, sets: list[WindowSet]) -> To
     for windows in sets:
         WindowSet(windows.path, tokenizer.fingerprint)  # says which tokenizer it must be
     return tokenizer
-
-
-def _write_page(
-    path: str | None, title: str, audit: dict, sets: list[WindowSet], tokenizer: Tokenizer | None
-) -> None:
-    if path is not None:
-        from ellama_jax.audit_page import render_audit
-
-        page = render_audit(title, audit, sets, tokenizer)
-        _replace(Path(path), lambda partial: partial.write_text(page, encoding="utf-8"))
-        print(f"wrote {path}")
 
 
 def _inspect_checkpoint(path: Path, args, overrides: list[str]) -> None:

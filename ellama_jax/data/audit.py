@@ -5,6 +5,7 @@ files but the windows, and does not know how the figures are shown.
 """
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ DEFAULT_SAMPLE_TOKENS = 2**20
 # Batches are read up to about so many tokens a stage to measure a mixture.
 _MIXTURE_TOKENS = 2**22
 
+# Tags and character references of HTML.
+_MARKUP = re.compile(r"</?[A-Za-z][A-Za-z0-9]*(\s[^<>]*)?/?>|&(#\d+|#x[0-9a-fA-F]+|[A-Za-z]+);")
 _EXCERPT = 120  # characters
 _MOST_EXAMPLES = 5
 
@@ -256,7 +259,7 @@ def count_lengths(lengths: Sequence[int]) -> dict:
 def _measure_text(pieces: Sequence[Piece], manifest: Manifest, tokenizer: Tokenizer) -> dict:
     """Counts words and bytes of the sample, or takes those of the whole set from its manifest."""
     special = tokenizer.special_tokens()
-    tokens = words = size = broken = named = 0
+    tokens = words = size = broken = named = marked = 0
     for piece in pieces:
         body = piece.body[~np.isin(piece.body, list(special))]
         text = tokenizer.decode(body.tolist())
@@ -264,7 +267,8 @@ def _measure_text(pieces: Sequence[Piece], manifest: Manifest, tokenizer: Tokeni
         size += len(text.encode("utf-8", "replace"))
         whole = piece.begins and piece.ends  # a cut may go through a character
         broken += whole and "\ufffd" in text
-        named += any(name in text for name in special.values())
+        marked += piece.ends and _MARKUP.search(text) is not None
+        named += piece.ends and any(name in text for name in special.values())
     measured = {"tokens": tokens, "words": words, "bytes": size, "from": "sample"}
     stated = (getattr(manifest, "num_words", None), getattr(manifest, "num_bytes", None))
     if None not in stated:
@@ -275,6 +279,7 @@ def _measure_text(pieces: Sequence[Piece], manifest: Manifest, tokenizer: Tokeni
     return {
         **_fertility({**measured, "documents": documents}),
         "broken_documents": broken,
+        "markup_documents": marked,
         "documents_naming_special_tokens": named,
     }
 

@@ -13,6 +13,10 @@ from ellama_jax.data.windows import Manifest, WindowSet
 MAX_PADDING = 0.02  # of all places, the last window's not counted; packing promises below 0.01
 MAX_EXACT, MAX_NEAR = 0.01, 0.05  # of the sampled documents
 MAX_BROKEN = 0.001  # documents that hold U+FFFD, what is left of bytes that were no text
+MAX_MARKUP = 0.01  # e-commerce documents with HTML in them
+
+# Up to about four epochs, repeated text is worth nearly as much as new (arXiv 2305.16264).
+MAX_EPOCHS = 4.0
 
 
 def find_problems(audit: Mapping, manifest: Manifest, content_differs: bool = False) -> list[str]:
@@ -95,10 +99,18 @@ def _duplicate_problems(found: Mapping) -> list[str]:
 
 def _text_problems(audit: Mapping) -> list[str]:
     text, documents = audit["text"], max(1, audit["sample"]["documents"])
-    if text is None or text["broken_documents"] <= MAX_BROKEN * documents:
+    if text is None:
         return []
-    return [f"{text['broken_documents']:,} of {documents:,} documents read hold U+FFFD, the mark "
-            "of bytes that were no UTF-8"]  # fmt: skip
+    problems = []
+    if text["broken_documents"] > MAX_BROKEN * documents:
+        problems.append(f"{text['broken_documents']:,} of {documents:,} documents read hold "
+                        "U+FFFD, the mark of bytes that were no UTF-8")  # fmt: skip
+    # General text may be about HTML; a listing is not.
+    is_shop = audit["manifest"]["domain"] == "ecommerce"
+    if is_shop and text["markup_documents"] > MAX_MARKUP * documents:
+        problems.append(f"{text['markup_documents']:,} of {documents:,} documents read hold tags "
+                        "or character references of HTML")  # fmt: skip
+    return problems
 
 
 def compare_sets(sets: Sequence[WindowSet]) -> list[str]:
@@ -114,3 +126,9 @@ def compare_sets(sets: Sequence[WindowSet]) -> list[str]:
         if len(names) > 1:
             problems.append(f"{' and '.join(names)} hold the same windows")
     return problems
+
+
+def find_mixture_problems(mixture: Mapping) -> list[str]:
+    """Says which sources of a mixture are read too often, as `measure_mixture` counted it."""
+    return [f"{source['name']} is read {source['epochs']:.1f} times, more than {MAX_EPOCHS:g}"
+            for source in mixture["sources"] if source["epochs"] > MAX_EPOCHS]  # fmt: skip
