@@ -318,7 +318,8 @@ def _window_section(sets: Sequence[WindowSet], tokenizer: Tokenizer | None) -> d
         return None
     each = max(1, min(2, _MOST_WINDOWS // len(sets)))
     fitting = [w for w in sets if w.manifest.tokenizer_fingerprint == tokenizer.fingerprint]
-    chosen = [(windows, index) for windows in fitting[:_MOST_WINDOWS]
+    step = -(-len(fitting) // _MOST_WINDOWS)  # of many sets, some of all kinds
+    chosen = [(windows, index) for windows in fitting[:: max(1, step)]
               for index in _telling_windows(windows)[:each]]  # fmt: skip
     markup = "".join(window_markup(windows, index, tokenizer, is_open=number < 2)
                      for number, (windows, index) in enumerate(chosen))  # fmt: skip
@@ -355,9 +356,7 @@ def window_markup(
         shown += f'<div class="piece padding">{padding:,} padding</div>'
     documents = "1 document" if len(pieces) == 1 else f"{len(pieces)} documents"
     title = f"{windows.path.name}, window {index}: {documents}, {padding:,} padding"
-    folded = (
-        f"<details{' open' if index == 0 else ''}><summary>documents</summary>{shown}</details>"
-    )
+    folded = f"<details{' open' if is_open else ''}><summary>documents</summary>{shown}</details>"
     return (f'<div class="card window"><h3>{_text(title)}</h3><div class="strip">{strip}</div>'
             f"{folded}</div>")  # fmt: skip
 

@@ -133,7 +133,8 @@ def _find_job(path: Path, args, is_config: bool) -> tuple[str, Callable]:
 
 def _check_options(args, job: str) -> None:
     for name, jobs in _OPTIONS.items():
-        if getattr(args, name) not in (None, False) and job not in jobs:
+        value = getattr(args, name)
+        if value is not None and value is not False and job not in jobs:
             hint = "; name the other with --diff" if jobs == ("a comparison",) else ""
             raise ValueError(f"--{name}: must be used with {' or '.join(jobs)}, got {job}{hint}.")
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ellama_jax.data.alike import find_duplicates
-from ellama_jax.data.audit_problems import compare_sets, find_problems
+from ellama_jax.data.audit_problems import OTHER_TOKENIZER, compare_sets, find_problems
 from ellama_jax.data.packing import PADDING
 from ellama_jax.data.tokenizer import Tokenizer
 from ellama_jax.data.windows import Manifest, WindowSet, segments
@@ -167,7 +167,9 @@ def audit_sets(
     for windows in sets:
         fits = tokenizer and tokenizer.fingerprint == windows.manifest.tokenizer_fingerprint
         audits[str(windows.path.name)] = audit_set(windows, tokenizer if fits else None, sample)
+    strangers = [name for name, a in audits.items() if tokenizer and a["text"] is None]
     problems = [{"set": name, "text": text} for name, a in audits.items() for text in a["problems"]]
+    problems += [{"set": name, "text": OTHER_TOKENIZER} for name in strangers]
     problems += [{"set": "all sets", "text": text} for text in compare_sets(sets)]
     return {"sets": audits, "languages": fertility_by_language(audits.values()),
             "problems": problems}  # fmt: skip

@@ -18,6 +18,8 @@ MAX_MARKUP = 0.01  # e-commerce documents with HTML in them
 # Up to about four epochs, repeated text is worth nearly as much as new (arXiv 2305.16264).
 MAX_EPOCHS = 4.0
 
+OTHER_TOKENIZER = "made by another tokenizer than the given one, so its text was not decoded"
+
 
 def find_problems(audit: Mapping, manifest: Manifest, content_differs: bool = False) -> list[str]:
     """Says in words what is wrong with a set, worst first; empty if nothing is.

@@ -26,7 +26,7 @@ from ellama_jax.data.vocabulary import (
     split_documents,
 )
 
-LISTINGS = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "oa-mine_train_en.jsonl"
+LISTINGS = Path(__file__).parents[2].parent / "shared" / "data" / "oa-mine_train_en.jsonl"
 TEXTS = [listing_to_document(listing, seed=0) for listing in generate_listings(0, 60)]
 
 
