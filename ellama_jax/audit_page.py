@@ -187,7 +187,19 @@ def _set_section(audits: Mapping) -> dict:
     blocks = [{"folded": True, "title": "How the sets were made",
                "text": "\n".join(f"{name}: {printable(a['manifest']['command'])}"
                                  for name, a in audits.items())}]  # fmt: skip
-    return make_section("Window sets", tables=[_table(header, rows, 1)], blocks=blocks)
+    tables = [_table(header, rows, 1), *_source_table(audits)]
+    return make_section("Window sets", tables=tables, blocks=blocks)
+
+
+def _source_table(audits: Mapping) -> list[dict]:
+    """Returns a table of the documents' sources, or none where no manifest counts them."""
+    rows = [
+        _row([source, name, f"{counts['documents']:,}", f"{counts['tokens']:,}",
+              f"{counts['tokens'] / audit['manifest']['num_tokens']:.1%}"])
+        for name, audit in audits.items()
+        for source, counts in sorted(audit["manifest"]["by_source"].items())
+    ]  # fmt: skip
+    return [_table(("source", "set", "documents", "tokens", "of its set"), rows, 2)] if rows else []
 
 
 def _language_section(audits: Mapping, languages: Sequence[Mapping]) -> dict:

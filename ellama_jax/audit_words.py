@@ -34,6 +34,7 @@ def describe_set(audit: Mapping) -> str:
         f"({m['split_share']:.1%})",
         f"  tokenizer {m['tokenizer_fingerprint'][:12]}, seed {m['seed']}, files: {files}",
         f"  made by: {m['command']}",
+        *_source_lines(m),
         f"  read {read}: {sample['documents']:,} documents, {sample['tokens']:,} tokens",
     ]
     if audit["text"] is not None:
@@ -42,6 +43,13 @@ def describe_set(audit: Mapping) -> str:
                  f"{found['exact_documents']:,} exact ({found['exact_share']:.1%}), "
                  f"{found['near_documents']:,} near ({found['near_share']:.1%})")  # fmt: skip
     return "\n".join([*lines, *_repeated_lines(found), *length_lines(audit["lengths"])])
+
+
+def _source_lines(manifest: Mapping) -> Iterator[str]:
+    for name, counts in sorted(manifest["by_source"].items()):
+        share = counts["tokens"] / manifest["num_tokens"]
+        yield (f"    {name}: {counts['documents']:,} documents, {counts['tokens']:,} tokens "
+               f"({share:.1%})")  # fmt: skip
 
 
 def _fertility_words(text: Mapping) -> str:

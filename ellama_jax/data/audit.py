@@ -218,6 +218,7 @@ def _say_manifest(manifest: Manifest) -> dict:
         "tokenizer_fingerprint", "sources", "command", "version",
     )  # fmt: skip
     said = {name: getattr(manifest, name) for name in names}
+    said["by_source"] = getattr(manifest, "by_source", None) or {}
     places = manifest.num_windows * manifest.window_length
     return {
         **said,
@@ -346,10 +347,18 @@ def _content_differs(rows: Sequence[np.ndarray], manifest: Manifest) -> bool:
     """Tells whether windows, all of them read, are others than the manifest's hash says."""
     if len(rows) < manifest.num_windows:
         return False
+    if not all("sha256" in shard for shard in manifest.shards):
+        return _sha256(rows) != manifest.content_sha256
+    ends = np.cumsum([shard["records"] for shard in manifest.shards])
+    return any(_sha256(rows[end - shard["records"] : end]) != shard["sha256"]
+               for shard, end in zip(manifest.shards, ends, strict=True))  # fmt: skip
+
+
+def _sha256(rows: Sequence[np.ndarray]) -> str:
     digest = hashlib.sha256()
     for row in rows:
         digest.update(row.astype("<u4").tobytes())
-    return digest.hexdigest() != manifest.content_sha256
+    return digest.hexdigest()
 
 
 # --- duplicates ----------------------------------------------------------------------------------

@@ -1,11 +1,14 @@
 """The audit of window sets: figures that can be counted by hand, and every damage named."""
 
 import dataclasses
+import hashlib
 import json
 
 import numpy as np
 import pytest
 
+from ellama_jax.audit_page import render_audit
+from ellama_jax.audit_words import describe_set
 from ellama_jax.data.audit import (
     audit_set,
     audit_sets,
@@ -65,6 +68,9 @@ def write(place, tokenizer, texts, window_length=64, **more):
         command="made so", **settings,
     )  # fmt: skip
     return WindowSet(place)
+
+
+SOURCES = {"shop": {"documents": 10, "tokens": 50, "words": 1000, "bytes": 5000}}
 
 
 class Fake:
@@ -155,7 +161,7 @@ def test_a_sample_leaves_the_counts_of_the_manifest_alone(sound, tokenizer):
 def test_words_and_bytes_of_a_manifest_that_has_them_are_taken(sound, tokenizer):
     class Counted:
         def __getattr__(self, name):
-            stated = {"num_words": 1000, "num_bytes": 5000}
+            stated = {"num_words": 1000, "num_bytes": 5000, "by_source": SOURCES}
             return stated[name] if name in stated else getattr(sound.manifest, name)
 
     windows = Fake(sound, [sound[i] for i in range(len(sound))])
@@ -163,6 +169,9 @@ def test_words_and_bytes_of_a_manifest_that_has_them_are_taken(sound, tokenizer)
     text = audit_set(windows, tokenizer)["text"]
     assert (text["from"], text["words"], text["bytes"]) == ("manifest", 1000, 5000)
     assert text["tokens"] == sound.manifest.num_tokens - 2 * len(TEXTS)
+    said = audit_sets([windows], tokenizer) | {"vocabulary": None}
+    assert "    shop: 10 documents, 50 tokens (" in describe_set(said["sets"]["ecommerce-en"])
+    assert "of its set" in render_audit("Audit", said, [windows], tokenizer)
 
 
 def damaged(sound, tokenizer, change):
@@ -209,6 +218,21 @@ def test_empty_documents_unknown_ids_and_padding_inside_are_problems(sound, toke
 def test_windows_that_are_not_those_that_were_written_are_a_problem(sound, tokenizer):
     problems = damaged(sound, tokenizer, lambda row: np.where(row == row[1], 84, row))
     assert problems[:1] == ["the windows are not those that the manifest's content_sha256 names"]
+
+
+def test_hashes_of_single_shards_are_checked_where_a_manifest_has_them(sound, tokenizer):
+    rows = [sound[i] for i in range(len(sound))]
+    half = len(rows) // 2
+
+    def shard(rows):
+        data = b"".join(row.tobytes() for row in rows)
+        return {"records": len(rows), "sha256": hashlib.sha256(data).hexdigest()}
+
+    shards = [shard(rows[:half]), shard(rows[half:])]
+    good = Fake(sound, rows, shards=shards, content_sha256="another kind")
+    assert half > 0 and audit_set(good, tokenizer)["problems"] == []
+    bad = Fake(sound, rows, shards=[shards[0], {**shards[1], "sha256": "0" * 64}])
+    assert "content_sha256" in audit_set(bad, tokenizer)["problems"][0]
 
 
 def test_much_padding_is_a_problem_but_one_window_s_is_not(sound, tokenizer):
