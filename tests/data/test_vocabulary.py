@@ -92,6 +92,14 @@ def test_a_text_without_pairs_gives_fewer_tokens_than_asked(tmp_path):
     assert learn_merges({(a, b): 1}, 50, tokenizer) == [(a, b, 258)]
 
 
+def test_a_pair_whose_text_is_a_token_already_adds_none(tmp_path):
+    tokenizer = make_tokenizer(tmp_path / "t", ["abc abc abc"], 260)
+    a, b, c = (tokenizer.encode(letter)[0] for letter in "abc")
+    ab, abc = tokenizer.encode("ab")[0], tokenizer.encode("abc")[0]
+    assert len({a, b, c, ab, abc}) == 5
+    assert learn_merges({(a, b, c): 3}, 1, tokenizer) == [(a, b, ab), (ab, c, abc)]
+
+
 def test_variants_of_a_product_never_stand_on_both_sides():
     rng = np.random.default_rng(0)
     products = [rng.integers(0, 9999, 80) for _ in range(40)]
