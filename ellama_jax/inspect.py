@@ -24,6 +24,7 @@ from ellama_jax.data.tokenizer import Tokenizer, load_tokenizer
 from ellama_jax.data.windows import MANIFEST_FILE, WindowSet
 from ellama_jax.paths import as_path
 
+_SETS = f"[!.]*/{MANIFEST_FILE}"  # hidden directories are sets that are being written
 # Which jobs an option is for; elsewhere it is refused and not passed over in silence.
 _OPTIONS = {
     "show": ("a window set",),
@@ -110,7 +111,7 @@ def _sizes(text: str) -> list[int]:
 
 def _find_job(path: Path, args, is_config: bool) -> tuple[str, Callable]:
     """Returns what lies at `path`, in words for messages, and what is to be done with it."""
-    is_windows = (path / MANIFEST_FILE).exists() or any(path.glob(f"*/{MANIFEST_FILE}"))
+    is_windows = (path / MANIFEST_FILE).exists() or any(path.glob(_SETS))
     if args.diff is not None:
         if is_config or is_windows:
             kind = "a configuration" if is_config else "windows"
@@ -157,7 +158,7 @@ def _inspect_mixture(path: Path, args, overrides: list[str]) -> None:
 def _inspect_windows(path: Path, args, overrides: list[str]) -> None:
     _check_files(args)
     is_set = (path / MANIFEST_FILE).exists()
-    places = [path] if is_set else sorted(p.parent for p in path.glob(f"[!.]*/{MANIFEST_FILE}"))
+    places = [path] if is_set else sorted(p.parent for p in path.glob(_SETS))
     sets = [WindowSet(place) for place in places]
     tokenizer = _find_tokenizer(sets[0].path, args.tokenizer)
     if args.show or args.window is not None:

@@ -170,6 +170,15 @@ def test_only_strict_makes_a_problem_an_exit_status(split, capsys):
     assert "problem:" not in capsys.readouterr().out.split("ecommerce-en:")[-1]
 
 
+def test_a_set_that_is_being_written_is_passed_over(windows, tmp_path, capsys):
+    shutil.copytree(windows / "ecommerce-en", tmp_path / ".ecommerce-en.partial")
+    with pytest.raises(ValueError, match="must hold"):
+        main_inspect([str(tmp_path)])
+    shutil.copytree(windows / "general-en", tmp_path / "general-en")
+    main_inspect([str(tmp_path)])
+    assert "partial" not in capsys.readouterr().out
+
+
 def test_without_a_tokenizer_all_but_the_text_is_said(windows, tmp_path, capsys):
     shutil.copytree(windows / "ecommerce-en", tmp_path / "ecommerce-en")
     main_inspect([str(tmp_path / "ecommerce-en"), "--html", str(tmp_path / "a.html")])
