@@ -135,14 +135,14 @@ def vocabulary_notes(advice: Mapping) -> list[str]:
     notes = [
         f"Learnt from {advice['train_tokens']:,} tokens of e-commerce text, measured on documents "
         "that are unlike any of these.",
-        "An upper estimate for text like this sample: translations of a training document may be "
+        "An upper estimate for text from elsewhere: translations of a training document may be "
         "among the held-out ones, and what the new embeddings must learn is not counted.",
     ]
     short = [size for size, learnt in zip(advice["sizes"], advice["learnt"], strict=True)
              if learnt < size]  # fmt: skip
     if short:
         notes.append(f"The text gave only {advice['learnt'][-1]:,} new tokens; figures above that "
-                     "stand still: use --sample to read more.")  # fmt: skip
+                     "stand still, and more text would teach more.")  # fmt: skip
     return notes
 
 
