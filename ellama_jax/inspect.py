@@ -8,19 +8,34 @@ import contextlib
 import json
 import os
 import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from ellama_jax.data.tokenizer import load_tokenizer
-from ellama_jax.data.windows import MANIFEST_FILE, PADDING, WindowSet, read_manifest, segments
+from ellama_jax.audit_words import (
+    describe_languages,
+    describe_mixture,
+    describe_problems,
+    describe_set,
+    describe_vocabulary,
+    show_window,
+)
+from ellama_jax.data.tokenizer import Tokenizer, load_tokenizer
+from ellama_jax.data.windows import MANIFEST_FILE, WindowSet
 from ellama_jax.paths import as_path
 
+_SETS = f"[!.]*/{MANIFEST_FILE}"  # hidden directories are sets that are being written
 # Which jobs an option is for; elsewhere it is refused and not passed over in silence.
 _OPTIONS = {
     "show": ("a window set",),
-    "tokenizer": ("a window set",),
+    "window": ("a window set",),
+    "sample": ("a window set", "a configuration"),
+    "vocabulary": ("a window set",),
+    "strict": ("a window set", "a configuration"),
+    "html": ("a window set", "a configuration"),
+    "tokenizer": ("a window set", "a configuration"),
     "mesh": ("a checkpoint",),
-    "json": ("a checkpoint", "a comparison"),
+    "json": ("a checkpoint", "a comparison", "a window set", "a configuration"),
     "layers": ("a comparison",),
     "plot": ("a comparison",),
 }
@@ -47,7 +62,9 @@ def _make_parser() -> argparse.ArgumentParser:
         epilog="example:\n  ellama inspect runs/8b/checkpoints\n"
         "  ellama inspect runs/8b/checkpoints --mesh fsdp=8,tensor=2\n"
         "  ellama inspect base --diff runs/8b/checkpoints --layers --plot moved.png\n"
+        "  ellama inspect windows --tokenizer base/tokenizer --html audit.html\n"
         "  ellama inspect windows/ecommerce-de --show 2 --tokenizer base/tokenizer\n"
+        "  ellama inspect windows --tokenizer base/tokenizer --vocabulary 1000,5000,30000\n"
         "  ellama inspect configs/ellama.py:8b --config.data.windows_dir=windows",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -64,17 +81,37 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--layers", action="store_true", help="with --diff: a table layer by layer")
     parser.add_argument("--plot", metavar="OUT.png", help="with --diff: draw that table")
-    parser.add_argument("--json", metavar="OUT", help="write what is said about weights as data")
+    parser.add_argument("--json", metavar="OUT", help="write what is said as data")
+    parser.add_argument("--html", metavar="OUT.html", help="write the audit of windows as one page")
+    parser.add_argument("--show", type=_positive, metavar="N", help="decode the first N windows")
+    parser.add_argument("--window", type=int, metavar="I", help="decode window I, from 0")
     parser.add_argument(
-        "--show", type=int, default=0, metavar="N", help="decode the first N windows"
-    )
+        "--sample", type=_positive, metavar="N",
+        help="read N windows of each set, spread evenly (default: about a million tokens)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--vocabulary", type=_sizes, metavar="N,N",
+        help="say how much shorter e-commerce text would get with N more tokens",
+    )  # fmt: skip
+    parser.add_argument("--strict", action="store_true", help="exit with 1 if there is a problem")
     parser.add_argument("--tokenizer", metavar="DIR", help="tokenizer to decode windows with")
     return parser
 
 
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
+def _sizes(text: str) -> list[int]:
+    return sorted({_positive(part) for part in text.split(",")})
+
+
 def _find_job(path: Path, args, is_config: bool) -> tuple[str, Callable]:
     """Returns what lies at `path`, in words for messages, and what is to be done with it."""
-    is_windows = (path / MANIFEST_FILE).exists() or any(path.glob(f"*/{MANIFEST_FILE}"))
+    is_windows = (path / MANIFEST_FILE).exists() or any(path.glob(_SETS))
     if args.diff is not None:
         if is_config or is_windows:
             kind = "a configuration" if is_config else "windows"
@@ -97,30 +134,127 @@ def _find_job(path: Path, args, is_config: bool) -> tuple[str, Callable]:
 
 def _check_options(args, job: str) -> None:
     for name, jobs in _OPTIONS.items():
-        if getattr(args, name) and job not in jobs:
+        value = getattr(args, name)
+        if value is not None and value is not False and job not in jobs:
             hint = "; name the other with --diff" if jobs == ("a comparison",) else ""
             raise ValueError(f"--{name}: must be used with {' or '.join(jobs)}, got {job}{hint}.")
 
 
 def _inspect_mixture(path: Path, args, overrides: list[str]) -> None:
-    print(describe_mixture(args.path, overrides))
+    from ellama_jax.data.audit import audit_sets
+    from ellama_jax.data.audit_problems import find_mixture_problems
+
+    _check_files(args)
+    mixture, sets = measure_config(args.path, overrides)
+    tokenizer = _find_tokenizer(sets[0].path, args.tokenizer)
+    audit = {"mixture": mixture, **audit_sets(sets, tokenizer, args.sample), "vocabulary": None}
+    found = [{"set": "mixture", "text": text} for text in find_mixture_problems(mixture)]
+    audit["problems"] = found + audit["problems"]
+    print(describe_mixture(mixture))
+    print(describe_languages(audit["languages"], list(audit["sets"].values())))
+    _close(f"Mixture of {args.path}", audit, sets, tokenizer, args)
 
 
 def _inspect_windows(path: Path, args, overrides: list[str]) -> None:
-    if (path / MANIFEST_FILE).exists():
-        print(describe_windows(path))
-        if args.show:
-            _show(path, args.show, args.tokenizer)
-    else:
-        sets = sorted(child.parent for child in path.glob(f"*/{MANIFEST_FILE}"))
-        print("\n".join(describe_windows(windows) for windows in sets))
+    _check_files(args)
+    is_set = (path / MANIFEST_FILE).exists()
+    places = [path] if is_set else sorted(p.parent for p in path.glob(_SETS))
+    sets = [WindowSet(place) for place in places]
+    tokenizer = _find_tokenizer(sets[0].path, args.tokenizer)
+    if args.show or args.window is not None:
+        return _show_windows(sets, args, tokenizer)
+    _audit_windows(path, sets, args, tokenizer)
+
+
+def _audit_windows(path: Path, sets: list[WindowSet], args, tokenizer: Tokenizer | None) -> None:
+    from ellama_jax.data.audit import audit_sets
+
+    audit = audit_sets(sets, tokenizer, args.sample)
+    for said in audit["sets"].values():
+        print(describe_set(said))
+    print(describe_languages(audit["languages"], list(audit["sets"].values())))
+    audit["vocabulary"] = _advise(sets, args, tokenizer)
+    if audit["vocabulary"]:
+        print(describe_vocabulary(audit["vocabulary"]))
+    if tokenizer is None:
+        print(
+            f"nothing was decoded: give --tokenizer, or put it in {sets[0].path.parent}/tokenizer"
+        )
+    _close(f"Audit of {path}", audit, sets, tokenizer, args)
+
+
+def _close(title: str, audit: dict, sets: list, tokenizer: Tokenizer | None, args) -> None:
+    """Writes what was asked for, lists the problems and sets the exit status."""
+    _write_json(args.json, audit)
+    if args.html is not None:
+        from ellama_jax.audit_page import render_audit
+
+        page = render_audit(title, audit, sets, tokenizer)
+        _replace(Path(args.html), lambda partial: partial.write_text(page, encoding="utf-8"))
+        print(f"wrote {args.html}")
+    if audit["problems"]:
+        print(describe_problems(audit["problems"], _has_colour()))
+        if args.strict:
+            sys.exit(1)
+
+
+def _has_colour() -> bool:
+    return sys.stdout.isatty() and "NO_COLOR" not in os.environ
+
+
+def _advise(sets: list[WindowSet], args, tokenizer: Tokenizer | None) -> dict | None:
+    """Measures what more tokens would save, if asked."""
+    from ellama_jax.data import vocabulary
+    from ellama_jax.data.audit import read_documents
+
+    if args.vocabulary is None:
+        return None
+    tokenizer = _require_tokenizer(tokenizer, sets)
+    groups: dict[tuple[str, str], list] = {}
+    for windows in sets:
+        manifest = windows.manifest
+        sample = args.sample or -(-vocabulary.DEFAULT_SAMPLE_TOKENS // manifest.window_length)
+        documents = read_documents(windows, sample)
+        groups.setdefault((manifest.domain, manifest.language), []).extend(documents)
+    return vocabulary.advise(groups, tokenizer, args.vocabulary)
+
+
+def _show_windows(sets: list[WindowSet], args, tokenizer: Tokenizer | None) -> None:
+    if len(sets) > 1 and args.window is not None:
+        raise ValueError(f"--window: must be used with one window set, got {len(sets)} sets.")
+    tokenizer = _require_tokenizer(tokenizer, sets)
+    for windows in sets:
+        first, count = args.window or 0, args.show or 1
+        if not 0 <= first < len(windows):
+            raise ValueError(f"--window: must be from 0 to {len(windows) - 1}, got {first}.")
+        for index in range(first, min(first + count, len(windows))):
+            if len(sets) > 1:
+                print(windows.path)
+            tokens = windows[index]
+            print(show_window(tokens, index, windows.manifest, tokenizer, _has_colour()))
+
+
+def _find_tokenizer(windows_dir: Path, tokenizer_dir: str | None) -> Tokenizer | None:
+    """Returns the tokenizer that was named, or the one beside the sets; None if there is none."""
+    beside = windows_dir.parent / "tokenizer"
+    if tokenizer_dir is None and not beside.is_dir():
+        return None
+    return load_tokenizer(tokenizer_dir or beside)
+
+
+def _require_tokenizer(tokenizer: Tokenizer | None, sets: list[WindowSet]) -> Tokenizer:
+    if tokenizer is None:
+        raise ValueError(f"--tokenizer: must be given to decode {sets[0].path}, got none.")
+    for windows in sets:
+        WindowSet(windows.path, tokenizer.fingerprint)  # says which tokenizer it must be
+    return tokenizer
 
 
 def _inspect_checkpoint(path: Path, args, overrides: list[str]) -> None:
     from ellama_jax.weights.description import describe_facts, find_facts, parse_mesh
 
     mesh = parse_mesh(args.mesh) if args.mesh else None
-    _check_file("--json", args.json)
+    _check_files(args)
     facts = find_facts(_root_of_run(path), mesh)
     print(describe_facts(facts))
     _write_json(args.json, facts)
@@ -134,8 +268,7 @@ def _inspect_difference(path: Path, args, overrides: list[str]) -> None:
     plot = Path(args.plot) if args.plot else None
     if plot and plot.suffix not in SUFFIXES:
         raise ValueError(f"--plot: must end in one of {', '.join(SUFFIXES)}, got {plot}.")
-    _check_file("--json", args.json)
-    _check_file("--plot", args.plot)
+    _check_files(args)
     found = compare(_root_of_run(path), _root_of_run(as_path(args.diff)))
     print(describe_difference(found, by_layer=args.layers))
     _write_json(args.json, difference_to_data(found))
@@ -147,6 +280,11 @@ def _root_of_run(path: Path) -> Path:
     """Returns the checkpoint root in the directory of a run, anything else as it is."""
     inside = path / "checkpoints"
     return inside if inside.is_dir() else path
+
+
+def _check_files(args) -> None:
+    for option in ("json", "plot", "html"):
+        _check_file(f"--{option}", getattr(args, option))
 
 
 def _check_file(option: str, path: str | None) -> None:
@@ -181,56 +319,24 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
             partial.unlink()
 
 
-def describe_windows(path: Path) -> str:
-    """Says what a window set holds, after checking its shards against its manifest."""
-    WindowSet(path)
-    manifest = read_manifest(path)
-    positions = manifest.num_windows * manifest.window_length
-    files = ", ".join(source["name"] for source in manifest.sources) or "none named"
-    return "\n".join((
-        f"{path}: {manifest.domain} text, language {manifest.language}",
-        f"  {manifest.num_documents:,} documents, {manifest.num_tokens:,} tokens in "
-        f"{manifest.num_windows:,} windows of {manifest.window_length:,}",
-        f"  padding {manifest.num_padding / positions:.1%}, "
-        f"{manifest.num_split_documents:,} documents split",
-        f"  tokenizer {manifest.tokenizer_fingerprint[:12]}, seed {manifest.seed}, files: {files}",
-        f"  made by: {manifest.command}",
-    ))  # fmt: skip
-
-
-def describe_mixture(config_path: str, overrides: list[str]) -> str:
-    """Says what mixture a configuration asks for and how much text there is for it."""
+def measure_config(config_path: str, overrides: list[str]) -> tuple[dict, list[WindowSet]]:
+    """Measures the mixture that a configuration asks for; returns it and its window sets."""
     from ellama_jax.config import load_config
+    from ellama_jax.data.audit import measure_mixture
     from ellama_jax.data.loader import Loader, open_sources
 
     config, others = load_config([f"--config={config_path}", *overrides], "inspect")
     if others:
         raise ValueError(f"{others[0]}: is no option of inspect.")
     data = config.data
-    sources = open_sources(data, None)
-    loader = Loader(sources, data)
-    total = config.train.steps * data.global_batch_size * data.seq_len
-    lines = [f"{config.train.steps:,} steps of {data.global_batch_size} x {data.seq_len} tokens, "
-             f"{1 - data.replay_frac:.0%} e-commerce, {data.replay_frac:.0%} general"]  # fmt: skip
-    for source, rows in zip(loader.sources, loader.row_weights, strict=True):
-        tokens = source.windows.manifest.num_tokens
-        epochs = source.token_share * total / tokens
-        lines.append(f"  {source.name}: {source.token_share:.1%} of tokens ({rows:.1%} of rows), "
-                     f"{tokens:,} tokens on disk, read {epochs:.2f} times")  # fmt: skip
-    return "\n".join([*lines, f"mixture fingerprint {loader.mixture_fingerprint[:16]}"])
-
-
-def _show(path: Path, count: int, tokenizer_dir: str | None) -> None:
-    """Decodes the first windows of a set, document by document."""
-    manifest = read_manifest(path)
-    beside = path.parent / "tokenizer"
-    if tokenizer_dir is None and not beside.is_dir():
-        raise ValueError(f"--tokenizer: must be given to decode {path}, got none.")
-    tokenizer = load_tokenizer(tokenizer_dir or beside)
-    windows = WindowSet(path, tokenizer.fingerprint)
-    for index in range(min(count, len(windows))):
-        tokens = windows[index]
-        numbers, _ = segments(tokens, eos_id=manifest.eos_id, bos_id=manifest.bos_id)
-        print(f"\nwindow {index}: {numbers.max()} documents, {(tokens == PADDING).sum()} padding")
-        for number in range(1, numbers.max() + 1):
-            print(f"--- document {number}\n{tokenizer.decode(tokens[numbers == number].tolist())}")
+    loader = Loader(open_sources(data, None), data)
+    mixture = measure_mixture(loader, data, config.train.steps)
+    mixture |= {
+        "steps": config.train.steps,
+        "global_batch_size": data.global_batch_size,
+        "seq_len": data.seq_len,
+        "replay_frac": data.replay_frac,
+        "row_shares": list(loader.row_weights),
+        "fingerprint": loader.mixture_fingerprint,
+    }
+    return mixture, [source.windows for source in loader.sources]

@@ -109,6 +109,7 @@ _TEMPLATE = """<!doctype html>
 </div>
 {% endif %}
 {%- for content in section.tables %}{{ table(content) }}{% endfor %}
+{{- section.get("markup", "") }}
 {%- for block in section.blocks %}
 {% if block.folded %}<details class="card"><summary>{{ block.title }}</summary>
 <pre>{{ block.text }}</pre></details>
@@ -120,12 +121,14 @@ _TEMPLATE = """<!doctype html>
 """
 
 
-def render_page(content: dict) -> str:
+def render_page(content: dict, more_style: str = "") -> str:
     """Fills the template.
 
     Args:
         content: title, subtitle, tiles, sections and footer as `report` builds them; a plot's
-            `svg` is markup, every other string is text and escaped.
+            `svg` and a section's `markup` (if it has one) are markup, every other string is text
+            and escaped.
+        more_style: rules for that markup, after the page's own.
 
     Returns:
         One HTML document that refers to nothing outside itself.
@@ -134,6 +137,7 @@ def render_page(content: dict) -> str:
     sections = []
     for section in content["sections"]:
         plots = [{**plot, "svg": Markup(plot["svg"])} for plot in section["plots"]]
-        sections.append({**section, "plots": plots})
+        markup = Markup(section.get("markup", ""))
+        sections.append({**section, "plots": plots, "markup": markup})
     template = environment.from_string(_TEMPLATE)
-    return template.render({**content, "sections": sections, "style": Markup(_STYLE)})
+    return template.render({**content, "sections": sections, "style": Markup(_STYLE + more_style)})

@@ -71,6 +71,24 @@ class Tokenizer:
         """Returns the text of `ids`, special tokens by their names."""
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
 
+    def encode_words(self, texts: Sequence[str]) -> list[list[tuple[int, ...]]]:
+        """Returns the ids of each text as `encode_batch` does, cut where pre-tokenization cuts.
+
+        No merge reaches over such a border, so the parts can be counted and re-merged one by one.
+        """
+        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        return [_cut_at_words(encoding.ids, encoding.word_ids) for encoding in encodings]
+
+    def token(self, token_id: int) -> str:
+        """Returns how the vocabulary writes a token, "" for an id that it lacks."""
+        return self._tokenizer.id_to_token(token_id) or ""
+
+    def special_tokens(self) -> dict[int, str]:
+        """Returns the names of the special tokens by id; no text gives one of these ids."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return {token_id: added[token_id].content for token_id in sorted(added)
+                if added[token_id].special}  # fmt: skip
+
     def _check_special_ids(self) -> None:
         for name, special_id in (("bos_id", self.bos_id), ("eos_id", self.eos_id)):
             if special_id is None and name == "bos_id":
@@ -227,6 +245,11 @@ def _fingerprint(content: str, bos_id: int | None, eos_id: int) -> str:
     tokenizer.pop("padding", None)
     canonical = json.dumps([tokenizer, bos_id, eos_id], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _cut_at_words(ids: list[int], word_ids: list[int | None]) -> list[tuple[int, ...]]:
+    borders = [i for i in range(1, len(ids)) if word_ids[i] != word_ids[i - 1]]
+    return [tuple(ids[a:b]) for a, b in zip([0, *borders], [*borders, len(ids)], strict=True) if b]
 
 
 def _find_special_ids(directory: Path, names: tokenizers.Tokenizer) -> tuple[int | None, int]:

@@ -52,6 +52,12 @@ def test_every_text_comes_back_from_its_ids(tokenizer_dir, text):
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
+def test_special_tokens_have_names_and_every_id_a_spelling(tokenizer_dir):
+    tokenizer = load_tokenizer(tokenizer_dir)
+    assert tokenizer.special_tokens() == {298: BEGIN_OF_TEXT, 299: END_OF_TEXT}
+    assert [tokenizer.token(i) for i in (0, 299, 300)] == ["!", END_OF_TEXT, ""]
+
+
 @pytest.mark.parametrize("name", [END_OF_TEXT, BEGIN_OF_TEXT, f"a{END_OF_TEXT}b", "<|im_end|>"])
 def test_names_of_special_tokens_in_text_are_ordinary_text(tmp_path, name):
     trained = train_byte_bpe(TEXTS, 300)
