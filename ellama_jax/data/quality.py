@@ -287,6 +287,8 @@ _HTML = re.compile(
 )  # fmt: skip
 _SKIPPED = [
     "[data-skipped]",
+    "[hidden]",
+    '[aria-hidden="true"]',
     "nav", "footer", "aside", "button", "form select", "dialog", "template",
     '[role="navigation"]', '[role="dialog"]', '[role="contentinfo"]',
     '[id*="cookie"]', '[class*="cookie"]', '[id*="consent"]', '[class*="consent"]',

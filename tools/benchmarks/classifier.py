@@ -20,8 +20,9 @@ from real_texts import LANGUAGES, load_real_texts
 from sklearn.metrics import roc_auc_score
 
 from ellama_jax.data.catalogue import generate_listings
-from ellama_jax.data.classifier import Seed, split_seeds, train_classifier
+from ellama_jax.data.classifier import train_classifier
 from ellama_jax.data.classifier_report import report_of
+from ellama_jax.data.classifier_seeds import Seed, split_seeds
 from ellama_jax.data.general_text import generate_general_documents
 from ellama_jax.data.listings import listing_to_document
 
