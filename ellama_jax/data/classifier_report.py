@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from ellama_jax.data.classifier import Classifier, Seed
+    from ellama_jax.data.classifier import Classifier
+    from ellama_jax.data.classifier_seeds import Seed
 
 _BINS = 10
 _SIDE, _EDGE = 300, 40  # of a plot in pixels, and its margin

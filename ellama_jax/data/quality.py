@@ -171,7 +171,7 @@ def quality_figures(text: str, language: str) -> dict[str, float]:
 
     >>> figures = quality_figures("One lamp.\\nOne lamp.\\n- red\\n", "en")
     >>> figures["words"], figures["duplicate_lines"], round(figures["bullet_lines"], 2)
-    (6, 0.3333333333333333, 0.33)
+    (5, 0.3333333333333333, 0.33)
     """
     return {**_shape_figures(text, quality_rules(language)), **_repetition_figures(text)}
 
@@ -287,6 +287,8 @@ _HTML = re.compile(
 )  # fmt: skip
 _SKIPPED = [
     "[data-skipped]",
+    "[hidden]",
+    '[aria-hidden="true"]',
     "nav", "footer", "aside", "button", "form select", "dialog", "template",
     '[role="navigation"]', '[role="dialog"]', '[role="contentinfo"]',
     '[id*="cookie"]', '[class*="cookie"]', '[id*="consent"]', '[class*="consent"]',

