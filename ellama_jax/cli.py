@@ -13,7 +13,7 @@ VERBS = {
     "import": ("ellama_jax.weights.importer", "HF or Meta directory, or GGUF file -> Orbax checkpoint"),
     "export": ("ellama_jax.weights.export", "Orbax checkpoint -> HF directory that transformers and vLLM load"),
     "verify": ("ellama_jax.weights.verify", "the conversion gate: a checkpoint against its source"),
-    "prepare": ("ellama_jax.data.tasks", "documents -> token windows on disk"),
+    "prepare": ("ellama_jax.data.prepare", "documents -> token windows on disk"),
     "inspect": ("ellama_jax.inspect", "what a checkpoint or window set holds; what differs"),
     "train": ("ellama_jax.train.loop", "continual pretraining from a configuration"),
     "evaluate": ("ellama_jax.evaluate.scorecard", "score a checkpoint on e-commerce and general tasks"),
