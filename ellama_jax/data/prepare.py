@@ -9,6 +9,7 @@ Memory holds one part's run or one chunk for each worker, whatever the input's s
 
 import argparse
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -116,7 +117,7 @@ def prepare(
     settings = Settings(
         os.fspath(tokenizer_dir), tokenizer.fingerprint, window_length, seed, by_source
     )
-    with WorkDir.parent(out), _spool(corpora, out) as spooled:
+    with _saying_where_room_is_missing(out), WorkDir.parent(out), _spool(corpora, out) as spooled:
         inputs = _describe_inputs([*files, *spooled], listing_files, workers)
         key = _run_key(settings, inputs)
         if not overwrite and (finished := _find_finished(out, key)):
@@ -149,9 +150,21 @@ def _run_phases(
                 finish_set(directory, manifest)
             work.mark_complete()
     for name in sorted(sets):
-        if (work.directory("sets") / name / MANIFEST_FILE).is_file():
-            move_into_place(work.directory("sets") / name, work.out / name)
+        move_into_place(work.directory("sets") / name, work.out / name)
     return [read_manifest(work.out / name) for name in sorted(sets)]
+
+
+@contextlib.contextmanager
+def _saying_where_room_is_missing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # a write that failed does not name its file
+        if error.errno != errno.ENOSPC:
+            raise
+        raise OSError(
+            f"--out {out}: must be on a disk with room, got no space left on device; make room and "
+            "start again, what is done is kept."
+        ) from error
 
 
 # --- the input -----------------------------------------------------------------------------------

@@ -50,13 +50,13 @@ class Run:
         order, ends = np.argsort(keys, kind="stable"), np.cumsum(lengths)
         starts = ends - lengths
         with path.open("wb") as file:
-            _write(file, path, np.array([len(keys)], _KEY))
-            _write(file, path, keys[order].astype(_KEY))
-            _write(file, path, np.cumsum(lengths[order]).astype(_KEY))
+            file.write(np.array([len(keys)], _KEY).data)
+            file.write(keys[order].astype(_KEY).data)
+            file.write(np.cumsum(lengths[order]).astype(_KEY).data)
             for first in range(0, len(order), 4096):
                 some = order[first : first + 4096]
                 pieces = [tokens[starts[i] : ends[i]] for i in some]
-                _write(file, path, np.concatenate(pieces).astype(_TOKEN, copy=False))
+                file.write(np.concatenate(pieces).astype(_TOKEN, copy=False).data)
 
 
 def order_keys(seed: int, sha256: str, places: Iterable[int]) -> np.ndarray:
@@ -104,10 +104,3 @@ def _read_run(path: Path, low: int, high: int) -> tuple[np.ndarray, np.ndarray, 
     lengths = np.diff(stops, prepend=begin)
     end = int(stops[-1]) if len(stops) else begin
     return np.array(keys[first:last]), lengths, np.array(tokens[begin:end])
-
-
-def _write(file, path: Path, array: np.ndarray) -> None:
-    try:
-        file.write(array.data)
-    except OSError as error:  # a failed write does not name its file
-        raise OSError(error.errno, error.strerror, str(path)) from error

@@ -414,14 +414,13 @@ def shard_name(number: int, num_shards: int) -> str:
 
 
 def move_into_place(partial: Path, dst: Path) -> None:
-    """Renames a finished set to `dst`, in place of one that is there."""
-    old = dst.with_name(f".{dst.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if not (dst / MANIFEST_FILE).is_file():
-        os.replace(partial, dst)
-        return
+    """Renames a finished set to `dst`, in place of one that is there, unless that is done."""
     # A directory with files cannot be replaced in one step; the old set goes aside first, so at
     # no time does a mixture of both exist.
-    os.replace(dst, old)
-    os.replace(partial, dst)
-    shutil.rmtree(old)
+    old = dst.with_name(f".{dst.name}.old")
+    if partial.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        if (dst / MANIFEST_FILE).is_file():
+            os.replace(dst, old)
+        os.replace(partial, dst)
+    shutil.rmtree(old, ignore_errors=True)

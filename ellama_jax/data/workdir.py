@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _PREFIX = ".prepare-"
-_LOCK, _COMPLETE = "lock", "complete"
+_LOCK, _COMPLETE, _TRASH = "lock", "complete", ".ended"
 
 
 class WorkDir:
@@ -41,6 +41,8 @@ class WorkDir:
         """Makes `out`, and removes it again if nothing came to be in it."""
         existed = out.exists()
         out.mkdir(parents=True, exist_ok=True)
+        for trash in out.glob(f".*{_TRASH}"):  # of a run that was killed as it removed its own
+            shutil.rmtree(trash, ignore_errors=True)
         try:
             yield
         finally:
@@ -63,7 +65,7 @@ class WorkDir:
     def __exit__(self, kind, *_) -> None:
         if kind is None or self._discarded:
             # Renamed first: what is half removed must not be taken for work to go on with.
-            trash = self.path.with_name(self.path.name + ".done")
+            trash = self.path.with_name(self.path.name + _TRASH)
             shutil.rmtree(trash, ignore_errors=True)
             os.replace(self.path, trash)
             shutil.rmtree(trash, ignore_errors=True)
@@ -94,12 +96,11 @@ class WorkDir:
             lock = _try_lock(path)
             if lock is None:
                 continue  # another run, with other arguments, at this very moment
-            if not path.name.endswith(".done"):
-                print(
-                    f"{path}: removed, it was left by an interrupted run with other arguments or "
-                    "other input.",
-                    file=sys.stderr,
-                )
+            print(
+                f"{path}: removed, it was left by an interrupted run with other arguments or other "
+                "input.",
+                file=sys.stderr,
+            )
             shutil.rmtree(path, ignore_errors=True)
             os.close(lock)
 
