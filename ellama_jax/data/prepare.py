@@ -39,6 +39,8 @@ from ellama_jax.data.tokenising import (
     Part,
     Settings,
     cut_parts,
+    is_tokenised,
+    read_tallies,
     same_name,
     set_key,
     tokenise_part,
@@ -281,13 +283,16 @@ def _tokenise_all(
     """Tokenises what is not yet; returns the tally of each set."""
     sets: dict[str, dict] = {}
     directory = work.directory("parts")
-    jobs = [(part, settings, os.fspath(directory)) for part in parts]
+    done = [part for part in parts if is_tokenised(part, directory)]
+    left = [part for part in parts if part not in done]
+    tallies = pool.map(tokenise_part, [(part, settings, os.fspath(directory)) for part in left])
     total = mebibytes(sum(part.num_bytes for part in parts))
     with progress("tokenising", total=total, unit="MiB") as bar:
         try:
-            for part, tallies in zip(parts, pool.map(tokenise_part, jobs), strict=True):
-                for tally in tallies:
-                    _merge(sets, tally, directory / f"{part.number:06d}")
+            for part in [*done, *left]:
+                found = read_tallies(part, directory) if part in done else next(tallies)
+                for tally in found:
+                    _merge(sets, tally, directory)
                 bar.count_bytes(part.num_bytes)
             if not sets:
                 names = sorted({item.path for part in parts for item, _, _ in part.ranges})
@@ -299,7 +304,7 @@ def _tokenise_all(
 
 
 def _merge(sets: dict[str, dict], tally: dict, directory: Path) -> None:
-    runs = [os.fspath(directory / name) for name in tally["runs"]]
+    runs = sorted(os.fspath(directory / name) for name in tally["runs"])
     mine = sets.setdefault(tally["name"], {"key": tally["key"], "files": Counter(), "runs": []})
     if mine["key"] != tally["key"]:
         raise ValueError(same_name(tally["name"], mine["key"], tally["key"]))

@@ -90,21 +90,36 @@ def _tokenizer(directory: str, fingerprint: str) -> Tokenizer:
     return tokenizer
 
 
+def is_tokenised(part: Part, directory: Path) -> bool:
+    """Tells whether a part's runs are there."""
+    return (directory / _part_name(part)).exists()
+
+
+def read_tallies(part: Part, directory: Path) -> list[dict]:
+    """Returns what was counted in a part, one tally a set: {name, key, files, by_source, runs}."""
+    return json.loads((directory / _part_name(part) / "tally.json").read_text(encoding="utf-8"))
+
+
 def tokenise_part(job: tuple[Part, Settings, str]) -> list[dict]:
-    """Writes the runs of a part, unless they are there; returns its tallies, one a set."""
+    """Writes the runs of a part and returns its tallies."""
     part, settings, directory = job
-    final = Path(directory) / f"{part.number:06d}"
-    if not final.exists():
-        partial = final.with_name(f".{final.name}-{os.getpid()}")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        tokeniser = _Tokeniser(settings, partial)
-        for item, start, stop in part.ranges:
-            tokeniser.take_file(item, start, stop)
-        tokeniser.finish()
-        write_whole(partial / "tally.json", json.dumps(list(tokeniser.tallies.values())))
-        replace_directory(partial, final)
-    return json.loads((final / "tally.json").read_text(encoding="utf-8"))
+    final = Path(directory) / _part_name(part)
+    partial = final.with_name(f".{final.name}-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    tokeniser = _Tokeniser(settings, partial)
+    for item, start, stop in part.ranges:
+        tokeniser.take_file(item, start, stop)
+    tokeniser.finish()
+    for tally in tokeniser.tallies.values():
+        tally["runs"] = [f"{final.name}/{name}" for name in tally["runs"]]
+    write_whole(partial / "tally.json", json.dumps(list(tokeniser.tallies.values())))
+    replace_directory(partial, final)
+    return read_tallies(part, Path(directory))
+
+
+def _part_name(part: Part) -> str:
+    return f"{part.number:06d}"
 
 
 class _Tokeniser:

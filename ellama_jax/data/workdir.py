@@ -63,13 +63,15 @@ class WorkDir:
         return self
 
     def __exit__(self, kind, *_) -> None:
-        if kind is None or self._discarded:
-            # Renamed first: what is half removed must not be taken for work to go on with.
-            trash = self.path.with_name(self.path.name + _TRASH)
-            shutil.rmtree(trash, ignore_errors=True)
-            os.replace(self.path, trash)
-            shutil.rmtree(trash, ignore_errors=True)
-        os.close(self._lock)
+        try:
+            if kind is None or self._discarded:
+                # Renamed first: what is half removed must not be taken for work to go on with.
+                trash = self.path.with_name(self.path.name + _TRASH)
+                shutil.rmtree(trash, ignore_errors=True)
+                os.replace(self.path, trash)
+                shutil.rmtree(trash, ignore_errors=True)
+        finally:
+            os.close(self._lock)
 
     def directory(self, name: str) -> Path:
         """Returns a directory in it, made if absent."""

@@ -31,12 +31,6 @@ class Workers:
         self._others = set(multiprocessing.active_children())
 
     def __enter__(self) -> "Workers":
-        if self._processes > 1:
-            # Not forked: this process may have threads, of TensorFlow or JAX.
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(
-                self._processes, context, initializer=_start, initargs=(self._threads,)
-            )
         return self
 
     def __exit__(self, kind, *_) -> None:
@@ -53,9 +47,16 @@ class Workers:
         Raises:
             OSError: if a process was killed from outside.
         """
-        if self._pool is None:
+        jobs = list(jobs)
+        if self._processes == 1 or len(jobs) <= 1 and self._pool is None:
             yield from map(function, jobs)
             return
+        if self._pool is None:
+            # Not forked: this process may have threads, of TensorFlow or JAX.
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(
+                self._processes, context, initializer=_start, initargs=(self._threads,)
+            )
         try:
             yield from self._pool.map(function, jobs)
         except BrokenProcessPool as error:
