@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import errno
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -283,15 +284,16 @@ def _tokenise_all(
     """Tokenises what is not yet; returns the tally of each set."""
     sets: dict[str, dict] = {}
     directory = work.directory("parts")
-    done = [part for part in parts if is_tokenised(part, directory)]
-    left = [part for part in parts if part not in done]
+    done, left = [], []
+    for part in parts:
+        (done if is_tokenised(part, directory) else left).append(part)
     tallies = pool.map(tokenise_part, [(part, settings, os.fspath(directory)) for part in left])
     total = mebibytes(sum(part.num_bytes for part in parts))
     with progress("tokenising", total=total, unit="MiB") as bar:
         try:
-            for part in [*done, *left]:
-                found = read_tallies(part, directory) if part in done else next(tallies)
-                for tally in found:
+            found = itertools.chain((read_tallies(part, directory) for part in done), tallies)
+            for part, of_sets in zip([*done, *left], found, strict=True):
+                for tally in of_sets:
                     _merge(sets, tally, directory)
                 bar.count_bytes(part.num_bytes)
             if not sets:
