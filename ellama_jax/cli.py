@@ -14,7 +14,7 @@ VERBS = {
     "export": ("ellama_jax.weights.export", "Orbax checkpoint -> HF directory that transformers and vLLM load"),
     "verify": ("ellama_jax.weights.verify", "the conversion gate: a checkpoint against its source"),
     "curate": ("ellama_jax.curate", "raw records -> clean documents, split by product (Beam)"),
-    "prepare": ("ellama_jax.data.tasks", "documents -> token windows on disk"),
+    "prepare": ("ellama_jax.data.prepare", "documents -> token windows on disk"),
     "inspect": ("ellama_jax.inspect", "what a checkpoint or window set holds; what differs"),
     "train": ("ellama_jax.train.loop", "continual pretraining from a configuration"),
     "evaluate": ("ellama_jax.evaluate.scorecard", "score a checkpoint on e-commerce and general tasks"),

@@ -69,13 +69,19 @@ def pack_documents(
     return np.stack(list(fill_windows(tokens, plan_windows(lengths, window_length, seed))))
 
 
-def plan_windows(lengths: np.ndarray, window_length: int, seed: int) -> WindowPlan:
+def plan_windows(
+    lengths: np.ndarray,
+    window_length: int,
+    seed: int | Sequence[int],
+    offsets: np.ndarray | None = None,
+) -> WindowPlan:
     """Plans `pack_documents` from the documents' lengths alone.
 
     Args:
         lengths: [documents] int64, tokens of each.
         window_length: tokens in a window.
         seed: of the order of documents and of windows.
+        offsets: [documents] int64, where each begins; by default they lie end to end.
 
     Raises:
         ValueError: if `window_length` is below 2.
@@ -83,7 +89,7 @@ def plan_windows(lengths: np.ndarray, window_length: int, seed: int) -> WindowPl
     if window_length < 2:
         raise ValueError(f"window_length: must be at least 2, got {window_length}.")
     rng = np.random.default_rng(seed)
-    offsets = np.cumsum(lengths) - lengths
+    offsets = np.cumsum(lengths) - lengths if offsets is None else offsets
     pieces_of = -(-lengths // window_length)
     # Piece k of a document covers its tokens from k * window_length on.
     document = np.repeat(np.arange(len(lengths)), pieces_of)

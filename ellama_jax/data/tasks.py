@@ -1,78 +1,54 @@
-"""Corpora as SeqIO tasks, and the verb `prepare` that writes them as token windows.
+"""Corpora as SeqIO tasks: ours for other SeqIO code, and those of others for `prepare`.
 
 Owns everything that touches SeqIO and TensorFlow, which take 15 seconds to import: they are
 imported inside functions. It does not pack or mask: SeqIO's own converters take id 0 for padding,
-and in the Llama 3 vocabulary id 0 is "!". So SeqIO describes and tokenises, and data/windows.py
-packs.
+and in the Llama 3 vocabulary id 0 is "!". So SeqIO describes, and data/windows.py packs.
 """
 
-import argparse
-import contextlib
 import functools
 import hashlib
+import importlib
 import json
 import os
-import shlex
-import tempfile
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ellama_jax.data.listings import listing_to_document, load_listings
-from ellama_jax.data.tokenizer import Tokenizer, load_tokenizer
-from ellama_jax.data.windows import Manifest, check_absent, window_set_name, write_windows
-from ellama_jax.paths import local_path
-from ellama_jax.progress import progress
+from ellama_jax.data.documents import read_documents
+from ellama_jax.data.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import seqio
+    import tensorflow as tf
 
-DOMAINS = ("ecommerce", "general")
 FEATURE = "targets"
+_BATCH = 256  # documents encoded at once
+_MOST_SHARDS = 64  # what is read again at most when reading a corpus was interrupted
 
 
-def read_documents(path: str | os.PathLike) -> Iterator[dict]:
-    """Yields the documents of a JSONL file, each checked.
+class Corpus(NamedTuple):
+    """A SeqIO task or mixture, or a TFDS dataset, whose texts are to become documents.
 
-    Args:
-        path: one object a line: text, domain, language, source, and product_id or nothing. Empty
-            lines are left out.
-
-    Raises:
-        ValueError: names the file and the line where one is no document.
-        OSError: if the file cannot be read.
+    Attributes:
+        name: as registered; of TFDS `name` or `name:version`.
+        is_tfds: which of the two.
+        split: of it.
+        text_field: the feature that holds the text; None is `targets` of a task, `text` of TFDS.
+        modules: imported first, to register tasks.
+        domain, language, source: of every document.
     """
-    with open(path, "rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                document = json.loads(line.decode("utf-8"))
-                _check_document(document)
-            except ValueError as error:
-                raise ValueError(f"{path}:{number}: must be a document, got {error}") from error
-            yield document
 
-
-def listing_documents(path: str | os.PathLike, seed: int) -> Iterator[dict]:
-    """Yields the listings of a JSONL file as documents of the e-commerce domain.
-
-    Args:
-        path: listing records, see data/listings.py.
-        seed: of the order of aspects in the text.
-    """
-    for listing in load_listings(path):
-        yield {
-            "text": listing_to_document(listing, seed=seed),
-            "domain": "ecommerce",
-            "language": listing["language"],
-            "source": listing["source"],
-            "product_id": listing["product_id"],
-        }
+    name: str
+    is_tfds: bool
+    split: str
+    text_field: str | None
+    modules: tuple[str, ...]
+    domain: str
+    language: str
+    source: str
 
 
 def make_vocabulary(tokenizer: Tokenizer) -> "seqio.Vocabulary":
@@ -117,7 +93,7 @@ def register_documents(
     return seqio.TaskRegistry.add(
         name,
         source=seqio.FunctionDataSource(read, splits=["train"]),
-        preprocessors=[functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=False)],
+        preprocessors=[_encode_batches],
         output_features={FEATURE: feature},
     )
 
@@ -146,109 +122,155 @@ def read_ids(task: "seqio.Task") -> Iterator[np.ndarray]:
         yield example[FEATURE]
 
 
-def prepare(
-    *,
-    documents: Sequence[str] = (),
-    listings: Sequence[str] = (),
-    tokenizer_dir: str | os.PathLike,
-    window_length: int,
-    out: str | os.PathLike,
-    seed: int,
-    by_source: bool = False,
-    overwrite: bool = False,
-    command: str,
-) -> list[Manifest]:
-    """Writes documents and listings as window sets, one for each domain and language.
+def corpus_identity(corpus: Corpus) -> str:
+    """Returns what a corpus says of its content: its tasks, their files, the registering code."""
+    digest = hashlib.sha256()
+    for task in _text_tasks(corpus):
+        digest.update(json.dumps([task.name, list(task.source.list_shards(corpus.split))]).encode())
+    for name in corpus.modules:
+        digest.update(Path(importlib.import_module(name).__file__).read_bytes())
+    return digest.hexdigest()
 
-    All input is read and checked before the first set is written; each set is written atomically.
 
-    Args:
-        documents: JSONL files of documents.
-        listings: JSONL files of listing records.
-        tokenizer_dir: of the model to be trained.
-        window_length: tokens in a window.
-        out: directory of the sets; each is `<domain>-<language>` or, with `by_source`,
-            `<domain>-<language>-<source>`.
-        seed: of aspect order and shuffles.
-        by_source: one set for each source.
-        overwrite: replace finished sets of the same names.
-        command: for the manifests.
+def text_shards(corpus: Corpus) -> list[tuple[str, Callable[[], Iterator[str]]]]:
+    """Returns the shards of a corpus, a name and a reader of the texts each.
 
-    Returns:
-        The manifests, by name.
+    Of a task, what its preprocessors make before its own vocabulary comes in is the text. A
+    mixture gives each of its tasks once: its rates are for training, not for what is on disk.
 
     Raises:
-        ValueError: for a broken line, no input, an unfit tokenizer, or a set that exists.
+        ValueError: if there is no such task, dataset or split, or no text in the feature.
     """
-    if not documents and not listings:
-        raise ValueError("--documents or --listings: must name at least one file, got none.")
-    if window_length < 2:
-        raise ValueError(f"--window-length: must be at least 2, got {window_length}.")
-    tokenizer = load_tokenizer(tokenizer_dir)
-    out = local_path(out, "--out")
-    with _spool_directory(out) as spool_dir:
-        groups = _split_into_groups(documents, listings, seed, by_source, spool_dir)
-        for name in groups:
-            check_absent(out / name, overwrite)
-        return [
-            _write_group(
-                groups[name], out / name, tokenizer, window_length=window_length, seed=seed,
-                overwrite=overwrite, command=command,
-            )
-            for name in sorted(groups)
-        ]  # fmt: skip
+    shards = []
+    for task in _text_tasks(corpus):
+        number = max(1, min(_MOST_SHARDS, len(task.source.list_shards(corpus.split))))
+        name = re.sub(r"[^A-Za-z0-9]+", "_", task.name).strip("_")
+        for index in range(number):
+            read = functools.partial(_read_texts, task, corpus.split, index, number)
+            shards.append((f"{name}-{corpus.split}-{index:05d}-of-{number:05d}", read))
+    return shards
 
 
-def main_prepare(argv: list[str]) -> None:
-    """Runs `ellama prepare`."""
-    parser = argparse.ArgumentParser(
-        prog="ellama prepare",
-        description="Write documents as token windows, one set for each domain and language.",
-        epilog="example: ellama prepare --documents reviews.jsonl docs.jsonl --listings shop.jsonl"
-        "\n           --tokenizer checkpoints/base/tokenizer --window-length 8192 --out windows",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--documents", nargs="+", default=[], metavar="FILE", help="documents JSONL")
-    add("--listings", nargs="+", default=[], metavar="FILE", help="listing records JSONL")
-    add("--tokenizer", required=True, metavar="DIR", help="holds tokenizer.json of the model")
-    add("--window-length", type=int, default=8192, help="tokens in a window (default 8192)")
-    add("--out", required=True, metavar="DIR", help="where the sets are written")
-    add("--seed", type=int, default=0, help="of aspect order and shuffles (default 0)")
-    add("--by-source", action="store_true", help="one set for each source")
-    add("--overwrite", action="store_true", help="replace finished sets of the same names")
-    args = parser.parse_args(argv)
-    manifests = prepare(
-        documents=args.documents,
-        listings=args.listings,
-        tokenizer_dir=args.tokenizer,
-        window_length=args.window_length,
-        out=args.out,
-        seed=args.seed,
-        by_source=args.by_source,
-        overwrite=args.overwrite,
-        command=shlex.join(["ellama", "prepare", *argv]),
-    )
-    for manifest in manifests:
-        print(_describe(manifest))
+def _text_tasks(corpus: Corpus) -> list["seqio.Task"]:
+    _quiet_tensorflow()
+    import seqio
 
-
-@dataclass
-class _Group:
-    """The documents of one window set, on their way there."""
-
-    key: tuple[str, str, str | None]  # domain, language, source
-    spool_path: Path
-    counts: Counter = field(default_factory=Counter)  # documents by input file
-
-    def add(self, key: tuple[str, str, str | None], path: str) -> None:
-        """Counts a document of the file `path`."""
-        if key != self.key:
+    for name in corpus.modules:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise ValueError(f"--task-module: must be importable, got {name}: {error}.") from error
+    if corpus.is_tfds:
+        source = seqio.TfdsDataSource(_with_version(corpus.name))
+        tasks = [_text_task(corpus.name, source, [], corpus.text_field or "text")]
+    else:
+        tasks = [
+            _text_task(task.name, task.source, task.preprocessors, corpus.text_field or FEATURE)
+            for task in _tasks_of(corpus.name)
+        ]
+    for task in tasks:
+        if corpus.split not in task.splits:
             raise ValueError(
-                f"{path}: set names must differ, got {self.spool_path.stem} for both {self.key} "
-                f"and {key}; rename the source."
+                f"--split: must be one of {', '.join(task.splits)} of {task.name}, got "
+                f"{corpus.split}."
             )
-        self.counts[str(path)] += 1
+    return tasks
+
+
+def _tasks_of(name: str) -> list["seqio.Task"]:
+    import seqio
+
+    try:
+        found = seqio.get_mixture_or_task(name)
+    except ValueError as error:
+        raise ValueError(
+            f"--task: {name} must be a registered SeqIO task or mixture, got none of this name; "
+            "name the module that registers it with --task-module."
+        ) from error
+    return found.tasks if isinstance(found, seqio.Mixture) else [found]
+
+
+def _with_version(name: str) -> str:
+    """Returns a TFDS name with its version, as SeqIO demands it."""
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(name)
+    except Exception as error:  # TFDS raises many kinds, some with pages of text
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"--tfds: {name} must be a dataset of TFDS, got {reason[:160]}") from error
+    return name if ":" in name else f"{name}:{builder.version}"
+
+
+def _text_task(name: str, source: object, preprocessors: Sequence, text_field: str) -> "seqio.Task":
+    """Returns a task, not registered, that ends where the other would have tokenised."""
+    import seqio
+    import tensorflow as tf
+
+    their = seqio.preprocessors
+    names = ("tokenize", "tokenize_and_append_eos", "append_eos", "append_eos_after_trim")
+    ends = [getattr(their, end) for end in names if hasattr(their, end)] + [_encode_batches]
+    kept = [
+        step
+        for step in preprocessors
+        if getattr(step, "func", step) not in ends
+        and not isinstance(step, seqio.CacheDatasetPlaceholder)
+    ]
+
+    def keep_text(dataset: tf.data.Dataset) -> tf.data.Dataset:
+        spec = dataset.element_spec
+        found = spec.get(text_field) if isinstance(spec, dict) else None
+        if found is None or found.dtype != tf.string or found.shape.rank not in (0, None):
+            known = {key: value.dtype.name for key, value in spec.items()}
+            raise ValueError(
+                f"--text-field: must be a feature of {name} that holds text, got {text_field} of "
+                f"{known}."
+            )
+        return dataset.map(lambda example: {FEATURE: example[text_field]})
+
+    feature = seqio.Feature(seqio.PassThroughVocabulary(1), dtype=tf.string, rank=0, add_eos=False)
+    return seqio.Task(
+        name.replace("/", "."), source=source, preprocessors=[*kept, keep_text],
+        output_features={FEATURE: feature},
+    )  # fmt: skip
+
+
+def _read_texts(task: "seqio.Task", split: str, index: int, num_shards: int) -> Iterator[str]:
+    import seqio
+
+    info = seqio.ShardInfo(index, num_shards) if num_shards > 1 else None
+    dataset = task.get_dataset(
+        None, split=split, shuffle=False, seed=0, shard_info=info, try_in_mem_cache=False
+    )
+    for number, example in enumerate(dataset.as_numpy_iterator()):
+        try:
+            yield example[FEATURE].decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{task.name}: example {number} of shard {index} must be UTF-8, got {error}."
+            ) from error
+
+
+def _encode_batches(
+    dataset: "tf.data.Dataset", output_features: Mapping[str, "seqio.Feature"]
+) -> "tf.data.Dataset":
+    """SeqIO's `tokenize`, many texts at a time: the tokenizer then works on all cores."""
+    import tensorflow as tf
+
+    tokenizer = output_features[FEATURE].vocabulary.tokenizer
+
+    def encode(texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        ids = tokenizer.encode_batch([text.decode("utf-8") for text in texts])
+        flat = np.fromiter((i for row in ids for i in row), dtype=np.int32)
+        return flat, np.array([len(row) for row in ids], dtype=np.int64)
+
+    def encode_batch(example: dict) -> dict:
+        flat, lengths = tf.numpy_function(encode, [example[FEATURE]], (tf.int32, tf.int64))
+        flat, lengths = tf.ensure_shape(flat, [None]), tf.ensure_shape(lengths, [None])
+        return {FEATURE: tf.RaggedTensor.from_row_lengths(flat, lengths)}
+
+    batches = dataset.batch(_BATCH).map(encode_batch).prefetch(1)
+    return batches.unbatch().map(lambda example: {FEATURE: tf.convert_to_tensor(example[FEATURE])})
 
 
 def _quiet_tensorflow() -> None:
@@ -318,112 +340,6 @@ def _vocabulary_class() -> type:
             return hash(self.tokenizer.fingerprint)
 
     return TokenizerVocabulary
-
-
-def _check_document(document: object) -> None:
-    if not isinstance(document, dict):
-        raise ValueError(f"a JSON {type(document).__name__} instead of an object.")
-    for name in ("text", "domain", "language", "source"):
-        if not isinstance(document.get(name), str) or not document[name].strip():
-            raise ValueError(f"{name}: must be a string that is not empty; it is missing or not.")
-    if document["domain"] not in DOMAINS:
-        raise ValueError(f"domain: must be ecommerce or general, got {document['domain']!r}.")
-    window_set_name(document["domain"], document["language"])
-    document["text"].encode("utf-8")  # half a surrogate pair is valid JSON, but no text
-
-
-@contextlib.contextmanager
-def _spool_directory(out: Path) -> Iterator[Path]:
-    existed = out.exists()
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        with tempfile.TemporaryDirectory(prefix=".spool-", dir=out) as directory:
-            yield Path(directory)
-    finally:
-        if not existed and not any(out.iterdir()):
-            out.rmdir()  # a refused input leaves nothing behind
-
-
-def _split_into_groups(
-    documents: Sequence[str],
-    listings: Sequence[str],
-    seed: int,
-    by_source: bool,
-    spool_dir: Path,
-) -> dict[str, _Group]:
-    """Writes the documents of each window set into a file of their own; returns sets by name."""
-    groups: dict[str, _Group] = {}
-    inputs = [(path, read_documents(path)) for path in documents]
-    inputs += [(path, listing_documents(path, seed)) for path in listings]
-    with contextlib.ExitStack() as stack:
-        files: dict[str, IO] = {}
-        for path, read in inputs:
-            for document in read:
-                source = document["source"] if by_source else None
-                key = (document["domain"], document["language"], source)
-                name = window_set_name(*key)
-                if name not in groups:
-                    groups[name] = _Group(key, spool_dir / f"{name}.jsonl")
-                    files[name] = stack.enter_context(
-                        open(groups[name].spool_path, "w", encoding="utf-8")
-                    )
-                groups[name].add(key, path)
-                files[name].write(json.dumps(document) + "\n")
-    if not groups:
-        raise ValueError(f"documents: must be at least one, got none in {[*documents, *listings]}.")
-    return groups
-
-
-def _write_group(
-    group: _Group,
-    dst: Path,
-    tokenizer: Tokenizer,
-    *,
-    window_length: int,
-    seed: int,
-    overwrite: bool,
-    command: str,
-) -> Manifest:
-    domain, language, source = group.key
-    task_name = "prepare:" + dst.name.replace("-", "_")
-    task = register_documents(task_name, group.spool_path, tokenizer)
-    return write_windows(
-        dst,
-        _with_progress(read_ids(task), f"tokenising {dst.name}", group.counts.total()),
-        tokenizer=tokenizer,
-        window_length=window_length,
-        domain=domain,
-        language=language,
-        source=source,
-        seed=seed,
-        sources=[
-            {"name": Path(path).name, "sha256": _file_sha256(path), "documents": count}
-            for path, count in group.counts.items()
-        ],
-        command=command,
-        overwrite=overwrite,
-    )
-
-
-def _with_progress(items: Iterable, title: str, total: int) -> Iterator:
-    with progress(title, total=total, unit="docs") as bar:
-        for item in items:
-            yield item
-            bar.update(1)
-
-
-def _file_sha256(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _describe(manifest: Manifest) -> str:
-    full = manifest.num_tokens / (manifest.num_tokens + manifest.num_padding)
-    return (
-        f"{manifest.name}: {manifest.num_documents:,} documents, {manifest.num_tokens:,} tokens in "
-        f"{manifest.num_windows:,} windows of {manifest.window_length:,} "
-        f"({full:.1%} full, {manifest.num_split_documents:,} documents split)"
-    )
 
 
 # --- records of TFRecord files and TFDS datasets, for data/readers.py ----------------------------

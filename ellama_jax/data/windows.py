@@ -1,17 +1,18 @@
 """Token windows: documents packed into rows of one length, on disk and back.
 
-Owns the ArrayRecord directories with their manifests, and how segments, positions and targets
-follow from a window's tokens. Which documents share a window is data/packing.py's; mixing and
-batching for training is data/loader.py's.
+Owns the ArrayRecord directories with their manifests. Which documents share a window is
+data/packing.py's, what a window's tokens mean for training is data/features.py's, and mixing and
+batching is data/loader.py's.
 """
 
 import dataclasses
+import errno
 import hashlib
+import itertools
 import json
 import os
 import re
 import shutil
-from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +21,13 @@ import numpy as np
 from array_record.python import array_record_data_source, array_record_module
 
 import ellama_jax
-from ellama_jax.data.packing import PADDING, fill_windows, plan_windows
+from ellama_jax.data.features import segments as segments
+from ellama_jax.data.features import shift_within_documents as shift_within_documents
+from ellama_jax.data.features import to_features as to_features
+from ellama_jax.data.packing import PADDING as PADDING
+from ellama_jax.data.packing import fill_windows, plan_windows
 from ellama_jax.data.tokenizer import Tokenizer
-from ellama_jax.paths import local_path
+from ellama_jax.paths import local_path, write_whole
 
 MANIFEST_FILE = "manifest.json"
 
@@ -43,10 +48,15 @@ class Manifest:
         num_padding: num_windows * window_length - num_tokens.
         num_split_documents: documents longer than a window.
         seed: of the shuffles.
-        content_sha256: over the windows' bytes in order; the identity of the set.
+        content_sha256: over the shards' sha256 in order; the identity of the set.
         sources: [{name, sha256, documents}], the files the documents came from.
-        shards: [{name, records, bytes}].
+        shards: [{name, records, bytes, sha256}]; sha256 is over the bytes of the windows.
         command, version: what wrote the set.
+        num_bytes, num_words: of the documents' text, in UTF-8 and between white space; None where
+            only tokens were known.
+        by_source: document source -> {documents, tokens, bytes, words}; BOS and EOS counted.
+        run: {sha256, sets}: over everything that decides the bytes, and the names of all sets that
+            the run of `ellama prepare` wrote.
     """
 
     name: str
@@ -69,6 +79,10 @@ class Manifest:
     shards: list[dict]
     command: str
     version: str
+    num_bytes: int | None = None
+    num_words: int | None = None
+    by_source: dict | None = None
+    run: dict | None = None
 
 
 class WindowSet:
@@ -178,45 +192,117 @@ def write_windows(
     """
     dst = Path(dst)
     check_absent(dst, overwrite)
-    name = window_set_name(domain, language, source)
-    tokens, lengths = _frame_documents(documents, tokenizer)
+    window_set_name(domain, language, source)
+    tokens, lengths = frame_documents(list(documents), tokenizer)
     plan = plan_windows(lengths, window_length, seed)
     partial = dst.with_name(f".{dst.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        windows = fill_windows(tokens, plan)
         windows_per_shard = max(1, max_shard_bytes // (4 * window_length))
-        shards, digest = _write_shards(partial, windows, plan.num_windows, windows_per_shard)
-        manifest = Manifest(
-            name=name,
-            domain=domain,
-            language=language,
-            source=source,
-            tokenizer_fingerprint=tokenizer.fingerprint,
-            vocab_size=tokenizer.vocab_size,
-            bos_id=tokenizer.bos_id,
-            eos_id=tokenizer.eos_id,
-            window_length=window_length,
-            num_windows=plan.num_windows,
-            num_documents=len(lengths),
-            num_tokens=len(tokens),
-            num_padding=plan.num_windows * window_length - len(tokens),
-            num_split_documents=int(np.sum(lengths > window_length)),
-            seed=seed,
-            content_sha256=digest,
-            sources=list(sources),
-            shards=shards,
-            command=command,
-            version=ellama_jax.__version__,
-        )
-        text = json.dumps(dataclasses.asdict(manifest), indent=1, ensure_ascii=False)
-        (partial / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
-        WindowSet(partial)  # what cannot be read back must not take its place
-        _move_into_place(partial, dst)
+        windows = fill_windows(tokens, plan)
+        shards = _write_shards(partial, windows, plan.num_windows, windows_per_shard)
+        manifest = make_manifest(
+            tokenizer, shards, window_length=window_length, domain=domain, language=language,
+            source=source, num_documents=len(lengths), num_tokens=len(tokens),
+            num_split_documents=int(np.sum(lengths > window_length)), seed=seed,
+            sources=list(sources), command=command,
+        )  # fmt: skip
+        finish_set(partial, manifest)
+        move_into_place(partial, dst)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return manifest
+
+
+def frame_documents(
+    documents: Sequence[Sequence[int]], tokenizer: Tokenizer
+) -> tuple[np.ndarray, np.ndarray]:
+    """Puts BOS and EOS around documents and lays them end to end.
+
+    Args:
+        documents: ids of each document, without BOS and EOS.
+        tokenizer: what made the ids.
+
+    Returns:
+        `tokens` [N] uint32 and `lengths` [documents] int64, BOS and EOS counted.
+
+    Raises:
+        ValueError: if there is no document, or one is empty or holds ids that are not ordinary
+            tokens of the tokenizer.
+    """
+    if not documents:
+        raise ValueError("documents: must be at least one, got none.")
+    lengths = np.fromiter(map(len, documents), dtype=np.int64, count=len(documents))
+    ids = np.fromiter(itertools.chain.from_iterable(documents), dtype=np.int64, count=lengths.sum())
+    _check_ids(ids, lengths, tokenizer)
+    bos = 0 if tokenizer.bos_id is None else 1
+    lengths += bos + 1
+    ends = np.cumsum(lengths)
+    ordinary = np.ones(ends[-1], dtype=bool)
+    tokens = np.empty(ends[-1], dtype=np.uint32)
+    for places, token in ((ends - 1, tokenizer.eos_id), (ends - lengths, tokenizer.bos_id))[
+        : 1 + bos
+    ]:
+        ordinary[places] = False
+        tokens[places] = token
+    tokens[ordinary] = ids
+    return tokens, lengths
+
+
+def write_shard(path: str | os.PathLike, windows: Iterable[np.ndarray]) -> dict:
+    """Writes windows, [window_length] uint32 each, as one ArrayRecord file.
+
+    Returns:
+        {name, records, bytes, sha256} for the manifest.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    path, digest, records = Path(path), hashlib.sha256(), 0
+    # One record a group: Grain reads single records, and a group is decompressed as a whole.
+    try:
+        writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+        for window in windows:
+            record = window.astype("<u4").tobytes()
+            digest.update(record)
+            writer.write(record)
+            records += 1
+        writer.close()
+    except RuntimeError as error:  # ArrayRecord's, for everything
+        raise OSError(_system_error(error), f"{error}".splitlines()[0], str(path)) from error
+    size = path.stat().st_size
+    return {"name": path.name, "records": records, "bytes": size, "sha256": digest.hexdigest()}
+
+
+def make_manifest(
+    tokenizer: Tokenizer, shards: list[dict], *, window_length: int, num_tokens: int, **fields
+) -> Manifest:
+    """Returns the manifest of shards that `write_shard` wrote; `fields` are further ones of it."""
+    num_windows = sum(shard["records"] for shard in shards)
+    digests = "".join(shard["sha256"] for shard in shards)
+    return Manifest(
+        name=window_set_name(fields["domain"], fields["language"], fields["source"]),
+        tokenizer_fingerprint=tokenizer.fingerprint,
+        vocab_size=tokenizer.vocab_size,
+        bos_id=tokenizer.bos_id,
+        eos_id=tokenizer.eos_id,
+        window_length=window_length,
+        num_windows=num_windows,
+        num_tokens=num_tokens,
+        num_padding=num_windows * window_length - num_tokens,
+        content_sha256=hashlib.sha256(digests.encode()).hexdigest(),
+        shards=shards,
+        version=ellama_jax.__version__,
+        **fields,
+    )
+
+
+def finish_set(directory: Path, manifest: Manifest) -> None:
+    """Writes the manifest beside the shards; what cannot be read back is refused."""
+    text = json.dumps(dataclasses.asdict(manifest), indent=1, ensure_ascii=False)
+    write_whole(directory / MANIFEST_FILE, text + "\n")
+    WindowSet(directory)
 
 
 def check_absent(dst: str | os.PathLike, overwrite: bool) -> None:
@@ -283,172 +369,58 @@ def read_manifest(windows_dir: str | os.PathLike) -> Manifest:
     return manifest
 
 
-def segments(
-    tokens: np.ndarray, *, eos_id: int, bos_id: int | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Derives which document each token of a window, or of a part of it, belongs to.
-
-    A document ends at EOS; no text produces EOS (data/tokenizer.py). Where one token is both BOS
-    and EOS, it begins a document if text follows it.
-
-    Args:
-        tokens: [..., T] uint32, `PADDING` where unused.
-        eos_id: the id that ends a document.
-        bos_id: the id that begins one; matters only where it equals `eos_id`.
-
-    Returns:
-        `segment_ids` [..., T] int32 from 1, 0 at padding, and `positions` [..., T] int32 from 0 in
-        each segment.
-
-    >>> window = np.array([1, 11, 12, 2, 1, 21, 2, PADDING], dtype=np.uint32)
-    >>> segment_ids, positions = segments(window, eos_id=2)
-    >>> segment_ids.tolist(), positions.tolist()
-    ([1, 1, 1, 1, 2, 2, 2, 0], [0, 1, 2, 3, 0, 1, 2, 0])
-    """
-    tokens = np.asarray(tokens, dtype=np.uint32)
-    padding = tokens == PADDING
-    ends = tokens == eos_id
-    if bos_id == eos_id:
-        before_text = ~(ends | padding)[..., 1:]
-        ends[..., :-1] &= ~before_text
-    # A token's segment is 1 + the number of ends before it.
-    segment_ids = np.where(padding, 0, 1 + np.cumsum(ends, axis=-1) - ends)
-    index = np.arange(tokens.shape[-1])
-    starts = np.zeros_like(segment_ids)
-    starts[..., 1:] = np.where(ends[..., :-1], index[1:], 0)
-    positions = np.where(padding, 0, index - np.maximum.accumulate(starts, axis=-1))
-    return segment_ids.astype(np.int32), positions.astype(np.int32)
-
-
-def shift_within_documents(
-    tokens: np.ndarray, segment_ids: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Builds next-token targets for one packed window.
-
-    A position's target is the next token of the *same* document, so no document is trained to
-    predict its neighbour's first token. Positions without such a target weigh 0.
-
-    Args:
-        tokens: [..., T] int32, documents laid end to end.
-        segment_ids: [..., T] int32, document number in the window from 1; 0 is padding.
-
-    Returns:
-        `targets` [..., T] int32 and `loss_weights` [..., T] float32 (1.0 where the target counts).
-
-    Raises:
-        ValueError: if the two arrays differ in shape.
-
-    Documents [11 12 2] and [21 2], then padding:
-
-        >>> targets, weights = shift_within_documents([11, 12, 2, 21, 2, 0], [1, 1, 1, 2, 2, 0])
-        >>> targets.tolist()
-        [12, 2, 0, 2, 0, 0]
-        >>> weights.tolist()
-        [1.0, 1.0, 0.0, 1.0, 0.0, 0.0]
-    """
-    tokens, segment_ids = np.asarray(tokens, np.int32), np.asarray(segment_ids, np.int32)
-    if tokens.shape != segment_ids.shape:
+def _check_ids(ids: np.ndarray, lengths: np.ndarray, tokenizer: Tokenizer) -> None:
+    """Names the first document whose ids are no text's; `ids` holds all of them end to end."""
+    if not lengths.all():
+        raise ValueError(f"document {np.argmin(lengths)}: must hold tokens, got none.")
+    outside = (ids < 0) | (ids >= tokenizer.vocab_size)
+    wrong = outside | (ids == tokenizer.eos_id)
+    if not wrong.any():
+        return
+    first = int(np.argmax(wrong))
+    number = int(np.searchsorted(np.cumsum(lengths), first, side="right"))
+    if outside[first]:
         raise ValueError(
-            f"segment_ids: must have the shape of tokens {tokens.shape}, got {segment_ids.shape}."
+            f"document {number}: ids must be in [0, {tokenizer.vocab_size}), got {ids[first]}; was "
+            "it made by another tokenizer?"
         )
-    here, following = segment_ids[..., :-1], segment_ids[..., 1:]
-    counts = np.zeros(tokens.shape, dtype=bool)
-    counts[..., :-1] = (here == following) & (here != 0)
-    targets = np.zeros_like(tokens)
-    targets[..., :-1] = np.where(counts[..., :-1], tokens[..., 1:], 0)
-    return targets, counts.astype(np.float32)
+    raise ValueError(
+        f"document {number}: must not hold EOS ({tokenizer.eos_id}), which ends documents in a "
+        "window; encode texts with data/tokenizer.py."
+    )
 
 
-def to_features(
-    tokens: np.ndarray, *, eos_id: int, bos_id: int | None = None
-) -> dict[str, np.ndarray]:
-    """Turns a window, or a part of it, into the arrays of a training row.
-
-    Args:
-        tokens: [..., T] uint32, `PADDING` where unused.
-        eos_id, bos_id: as in the manifest.
-
-    Returns:
-        `inputs targets segment_ids positions` [..., T] int32 and `loss_weights` [..., T] float32.
-        Padding has input 0, segment 0 and weight 0; id 0 inside a document is a token like others.
-
-    >>> row = to_features(np.array([1, 0, 2, PADDING], dtype=np.uint32), eos_id=2)
-    >>> {name: row[name].tolist() for name in ("inputs", "targets", "loss_weights")}
-    {'inputs': [1, 0, 2, 0], 'targets': [0, 2, 0, 0], 'loss_weights': [1.0, 1.0, 0.0, 0.0]}
-    """
-    segment_ids, positions = segments(tokens, eos_id=eos_id, bos_id=bos_id)
-    inputs = np.where(segment_ids == 0, 0, tokens).astype(np.int32)
-    targets, loss_weights = shift_within_documents(inputs, segment_ids)
-    return {
-        "inputs": inputs,
-        "targets": targets,
-        "loss_weights": loss_weights,
-        "segment_ids": segment_ids,
-        "positions": positions,
-    }
-
-
-def _frame_documents(
-    documents: Iterable[Sequence[int]], tokenizer: Tokenizer
-) -> tuple[np.ndarray, np.ndarray]:
-    # BOS + ids + EOS of all documents in one flat array: a list of lists would take 10 x the room.
-    flat, lengths = array("I"), array("q")
-    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    for number, document in enumerate(documents):
-        ids = np.asarray(document, dtype=np.int64)
-        _check_document(number, ids, tokenizer)
-        flat.extend(bos)
-        flat.frombytes(ids.astype(np.uint32).tobytes())
-        flat.append(tokenizer.eos_id)
-        lengths.append(len(bos) + len(ids) + 1)
-    if not lengths:
-        raise ValueError("documents: must be at least one, got none.")
-    return np.frombuffer(flat, dtype=np.uint32), np.frombuffer(lengths, dtype=np.int64)
-
-
-def _check_document(number: int, ids: np.ndarray, tokenizer: Tokenizer) -> None:
-    if ids.ndim != 1 or ids.size == 0:
-        raise ValueError(f"document {number}: must hold tokens, got shape {ids.shape}.")
-    if ids.min() < 0 or ids.max() >= tokenizer.vocab_size:
-        raise ValueError(
-            f"document {number}: ids must be in [0, {tokenizer.vocab_size}), "
-            f"got {ids.min()} to {ids.max()}; was it made by another tokenizer?"
-        )
-    if np.any(ids == tokenizer.eos_id):
-        raise ValueError(
-            f"document {number}: must not hold EOS ({tokenizer.eos_id}), which ends documents in a "
-            "window; encode texts with data/tokenizer.py."
-        )
+def _system_error(error: RuntimeError) -> int:
+    """Returns the number of the system's error that a library only has in words."""
+    full = "space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error)
+    return errno.ENOSPC if full else errno.EIO
 
 
 def _write_shards(
     directory: Path, windows: Iterator[np.ndarray], num_windows: int, windows_per_shard: int
-) -> tuple[list[dict], str]:
+) -> list[dict]:
     num_shards = -(-num_windows // windows_per_shard)
-    digest, shards = hashlib.sha256(), []
-    for number in range(num_shards):
-        records = min(windows_per_shard, num_windows - number * windows_per_shard)
-        name = f"windows-{number:05d}-of-{num_shards:05d}.array_record"
-        # One record a group: Grain reads single records, and a group is decompressed as a whole.
-        writer = array_record_module.ArrayRecordWriter(str(directory / name), "group_size:1")
-        for _ in range(records):
-            record = next(windows).astype("<u4").tobytes()
-            digest.update(record)
-            writer.write(record)
-        writer.close()
-        size = (directory / name).stat().st_size
-        shards.append({"name": name, "records": records, "bytes": size})
-    return shards, digest.hexdigest()
+    return [
+        write_shard(
+            directory / shard_name(number, num_shards), itertools.islice(windows, windows_per_shard)
+        )
+        for number in range(num_shards)
+    ]
 
 
-def _move_into_place(partial: Path, dst: Path) -> None:
-    if not (dst / MANIFEST_FILE).is_file():
-        os.replace(partial, dst)
-        return
+def shard_name(number: int, num_shards: int) -> str:
+    """Returns the file name of a shard."""
+    return f"windows-{number:05d}-of-{num_shards:05d}.array_record"
+
+
+def move_into_place(partial: Path, dst: Path) -> None:
+    """Renames a finished set to `dst`, in place of one that is there, unless that is done."""
     # A directory with files cannot be replaced in one step; the old set goes aside first, so at
     # no time does a mixture of both exist.
     old = dst.with_name(f".{dst.name}.old")
+    if partial.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        if (dst / MANIFEST_FILE).is_file():
+            os.replace(dst, old)
+        os.replace(partial, dst)
     shutil.rmtree(old, ignore_errors=True)
-    os.replace(dst, old)
-    os.replace(partial, dst)
-    shutil.rmtree(old)
