@@ -23,6 +23,7 @@ from ellama_jax.data.mixture import (
     check_repetition,
     describe_mixture_so_far,
     fingerprint_mixture,
+    host_rows,
     row_weights,
     source_shares,
 )
@@ -182,10 +183,9 @@ class Loader:
         Raises:
             ValueError: if `process_count` does not divide the global batch size.
         """
-        self._check_host(process_index, process_count)
-        rows_per_host = self._batch_size // process_count
-        first = int(step) * self._batch_size + process_index * rows_per_host
-        rows = [self._rows[first + row] for row in range(rows_per_host)]
+        mine = host_rows(self._batch_size, process_index, process_count)
+        first = int(step) * self._batch_size
+        rows = [self._rows[first + row] for row in range(mine.start, mine.stop)]
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
     def iterate(
@@ -196,7 +196,7 @@ class Loader:
         Grain's threads read the next batches while this one trains; the order is that of the
         steps whatever the number of threads.
         """
-        self._check_host(process_index, process_count)
+        host_rows(self._batch_size, process_index, process_count)  # refused here, not in a thread
         if start_step >= stop_step:
             return iter(())
         steps = grain.MapDataset.range(start_step, stop_step)
@@ -239,23 +239,29 @@ class Loader:
             step,
         )
 
+    def fingerprint_until(self, step: int) -> str:
+        """Returns a sha256 of `mixture_until(step)`: equal ones have read the same so far."""
+        return fingerprint_mixture(self.mixture_until(step))
+
+    def describe(self, steps: int) -> Iterator[str]:
+        """Says what `steps` steps read of what there is, one line a source, one a switch."""
+        epochs = self.epochs(steps)
+        for source in self.sources:
+            yield (
+                f"{source.token_share:6.1%} {source.name}: {source.windows.manifest.num_tokens} "
+                f"tokens on disk, read {epochs[source.name]:.2f} times"
+            )
+        for number, (path, start) in enumerate(self.stages[1:], start=1):
+            shares = [(s.name, s.token_shares[number]) for s in self.sources]
+            said = ", ".join(f"{share:.1%} {name}" for name, share in shares if share > 0)
+            yield f"after step {start} ({path}): {said}"
+
     def _reads(self, step: int) -> list[SourceReads]:
         counts = self._order.rows_before(step * self._batch_size)
         return [
             SourceReads(source.name, count, rows, source.windows.manifest.num_tokens)
             for source, count, rows in zip(self.sources, counts, self._num_rows, strict=True)
         ]
-
-    def _check_host(self, process_index: int, process_count: int) -> None:
-        if process_count < 1 or self._batch_size % process_count:
-            raise ValueError(
-                f"global_batch_size: must be divisible by the number of hosts {process_count}, "
-                f"got {self._batch_size}."
-            )
-        if not 0 <= process_index < process_count:
-            raise ValueError(
-                f"process_index: must be in [0, {process_count}), got {process_index}."
-            )
 
 
 def batch_fingerprint(batch: Mapping[str, np.ndarray], first_row: int = 0) -> str:

@@ -12,7 +12,7 @@ import itertools
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from ellama_jax.data.windows import Manifest
@@ -78,7 +78,8 @@ def source_shares(
     Raises:
         ValueError: if a share has no set, or a weight is of no set or missing.
     """
-    _check_names(section.source_weights, found, f"{path}.source_weights")
+    names = [manifest.name for manifests in found.values() for manifest in manifests]
+    check_source_names(section.source_weights, names, f"{path}.source_weights")
     shares = {}
     for key, share in language_shares(section, path).items():
         if key not in found:
@@ -175,6 +176,37 @@ class RowOrder:
         return counts
 
 
+def host_rows(batch_size: int, process_index: int, process_count: int) -> slice:
+    """Returns the rows of a global batch that one host feeds.
+
+    Host 0 has the first rows, so the hosts' batches laid end to end are the global batch.
+
+    Raises:
+        ValueError: if `process_count` does not divide the batch.
+
+    >>> host_rows(8, 1, 4)
+    slice(2, 4, None)
+    """
+    if process_count < 1 or batch_size % process_count:
+        raise ValueError(
+            f"global_batch_size: must be divisible by the number of hosts {process_count}, got "
+            f"{batch_size}."
+        )
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index: must be in [0, {process_count}), got {process_index}.")
+    rows = batch_size // process_count
+    return slice(process_index * rows, (process_index + 1) * rows)
+
+
+def check_source_names(given: Iterable[str], names: Sequence[str], path: str) -> None:
+    """Refuses keys of the configuration section `path` that name no source of the mixture."""
+    for name in given:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(names))}."
+            raise ValueError(f"{path}.{name}: is no source of this mixture; {hint}")
+
+
 class SourceReads(NamedTuple):
     """How often one source is read up to some step.
 
@@ -208,9 +240,7 @@ def check_repetition(reads: Sequence[SourceReads], data_config: "DataConfig", st
     """
     caps = data_config.max_epochs_by_source
     names = [read.name for read in reads]
-    for name in caps:
-        if name not in names:
-            raise ValueError(f"data.max_epochs_by_source.{name}: {_no_such_set(name, names)}")
+    check_source_names(caps, names, "data.max_epochs_by_source")
     over = []
     for read in reads:
         cap = caps.get(read.name, data_config.max_epochs)
@@ -308,21 +338,6 @@ def _set_weights(
             f"{path}.source_weights: one of {', '.join(names)} must be above 0, got none."
         )
     return {name: given[name] for name in names}
-
-
-def _check_names(
-    weights: Mapping[str, float], found: Mapping[Key, Sequence[Manifest]], path: str
-) -> None:
-    names = [manifest.name for manifests in found.values() for manifest in manifests]
-    for name in weights:
-        if name not in names:
-            raise ValueError(f"{path}.{name}: {_no_such_set(name, names)}")
-
-
-def _no_such_set(name: str, names: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(names))}."
-    return f"is no window set of this mixture; {hint}"
 
 
 def _missing_set(windows_dir: str, path: str, key: Key, share: float, found: Mapping) -> str:

@@ -8,10 +8,13 @@ packs.
 
 import argparse
 import contextlib
+import difflib
 import functools
 import hashlib
+import importlib
 import json
 import os
+import runpy
 import shlex
 import tempfile
 from collections import Counter
@@ -424,3 +427,64 @@ def _describe(manifest: Manifest) -> str:
         f"{manifest.num_windows:,} windows of {manifest.window_length:,} "
         f"({full:.1%} full, {manifest.num_split_documents:,} documents split)"
     )
+
+
+# --- A mixture streamed straight into training (data/streaming.py) ---
+
+
+def find_mixture(name: str, module: str) -> "dict[str, tuple[seqio.Task, float]]":
+    """Returns the tasks of a registered mixture, or one task, each with SeqIO's rate.
+
+    Args:
+        name: of a SeqIO mixture or task.
+        module: imported first, for what it registers: a module's name or a file.py; "" for none.
+
+    Raises:
+        ValueError: if the module cannot be imported or registers no such name.
+    """
+    _quiet_tensorflow()
+    import seqio
+    import tensorflow as tf
+
+    tf.config.set_visible_devices([], "GPU")  # it would take the memory that training needs
+    try:
+        if module.endswith(".py"):
+            runpy.run_path(module)
+        elif module:
+            importlib.import_module(module)
+    except (ImportError, OSError, SyntaxError) as error:
+        raise ValueError(
+            f"data.seqio_module: must be a module or a file.py that can be imported, got {module}: "
+            f"{error}."
+        ) from error
+    known = [*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()]
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else "data.seqio_module names what registers it."
+        raise ValueError(f"data.seqio_mixture: must be a registered name, got {name}; {hint}")
+    found = seqio.get_mixture_or_task(name)
+    if isinstance(found, seqio.Task):
+        return {found.name: (found, 1.0)}
+    return {task.name: (task, found.get_rate(task)) for task in found.tasks}
+
+
+def read_shuffled_ids(task: "seqio.Task", seed: int) -> Iterator[np.ndarray]:
+    """Yields the ids of each document of a task once, [n] int32, shuffled as SeqIO shuffles.
+
+    Args:
+        task: with the feature `targets`.
+        seed: of the order, and of what the task's preprocessors draw.
+
+    Raises:
+        ValueError: if the task cannot be read.
+    """
+    import tensorflow as tf
+
+    try:
+        dataset = task.get_dataset(sequence_length=None, split="train", shuffle=True, seed=seed)
+        for example in dataset.as_numpy_iterator():
+            yield example[FEATURE]
+    except tf.errors.OpError as error:
+        # The first line says what happened, then follows where in TensorFlow.
+        said = str(error.message).strip().splitlines()[0]
+        raise ValueError(f"SeqIO task {task.name}: must be readable, got {said}") from error
