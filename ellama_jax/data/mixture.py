@@ -313,10 +313,14 @@ def mixture_differences(before: Mapping, now: Mapping) -> list[str]:
     old, new = flatten_paths(before), flatten_paths(now)
     said = []
     for name in sorted(old.keys() | new.keys()):
-        values = [str(values.get(name, "absent"))[:12] for values in (old, new)]
+        values = [_short(values.get(name, "absent")) for values in (old, new)]
         if old.get(name) != new.get(name):
             said.append(f"{name} was {values[0]}, now {values[1]}")
     return said
+
+
+def _short(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)[:12]
 
 
 def _set_weights(

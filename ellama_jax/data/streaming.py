@@ -10,7 +10,7 @@ import itertools
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,8 +21,6 @@ from ellama_jax.data.tokenizer import Tokenizer
 from ellama_jax.data.windows import to_features
 
 if TYPE_CHECKING:
-    import seqio
-
     from ellama_jax.config import DataConfig
 
 # Rows that wait for a document which fits. More waste less, but of a small task they would hold
@@ -35,11 +33,11 @@ class StreamedTask:
     """One SeqIO task of a streamed mixture.
 
     Attributes:
-        task: as it is registered.
+        task: the `seqio.Task`, as it is registered.
         document_share: part of all *documents* that come from here: what a rate is in SeqIO.
     """
 
-    task: "seqio.Task"
+    task: Any
     document_share: float
 
     domain = "seqio"
@@ -214,7 +212,7 @@ class Stream:
         logging.getLogger(__name__).warning("%s.", said)
 
 
-def _check_features(task: "seqio.Task", tokenizer: Tokenizer) -> None:
+def _check_features(task: Any, tokenizer: Tokenizer) -> None:
     features, name = task.output_features, f"SeqIO task {task.name}"
     if list(features) != [FEATURE]:
         raise ValueError(
