@@ -39,7 +39,8 @@ def get_config() -> ConfigDict:
     data.general_shares = ConfigDict(  # of the general tokens; the paper: 10 % not English
         {"en": 0.9, "de": 0.025, "fr": 0.025, "it": 0.025, "es": 0.025}
     )
-    # Set name -> weight, among the sets of one domain and language; none: by their tokens.
+    # Set name -> weight, among the sets of one domain and language; none: by their tokens. What a
+    # file names here a command line changes with --config.data.source_weights['general-en']=2.
     data.source_weights = ConfigDict()
     # Name -> ConfigDict of start_step and the shares above that change then, for example
     # data.stages.anneal = ConfigDict({"start_step": 70000, "replay_frac": 0.3}): a late switch to

@@ -168,7 +168,7 @@ def test_a_stage_of_a_file_is_overridden_key_by_key(tmp_path):
     (tmp_path / "staged.py").write_text(STAGED)
     file = f"--config={tmp_path / 'staged.py'}"
     argv = [file, "--config.data.stages.anneal.start_step=80000"]
-    argv += ["--config.data.max_epochs_by_source.general-en=2"]
+    argv += ["--config.data.max_epochs_by_source['general-en']=2"]
     data = load_config(argv, "train")[0].data
     stage = data.stages["anneal"]
     assert (stage.start_step, stage.replay_frac, stage.general_shares) == (80000, 0.3, None)

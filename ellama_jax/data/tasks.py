@@ -443,10 +443,6 @@ def find_mixture(name: str, module: str) -> "dict[str, tuple[seqio.Task, float]]
         ValueError: if the module cannot be imported or registers no such name.
     """
     _quiet_tensorflow()
-    import seqio
-    import tensorflow as tf
-
-    tf.config.set_visible_devices([], "GPU")  # it would take the memory that training needs
     try:
         if module.endswith(".py"):
             runpy.run_path(module)
@@ -457,6 +453,10 @@ def find_mixture(name: str, module: str) -> "dict[str, tuple[seqio.Task, float]]
             f"data.seqio_module: must be a module or a file.py that can be imported, got {module}: "
             f"{error}."
         ) from error
+    import seqio
+    import tensorflow as tf
+
+    tf.config.set_visible_devices([], "GPU")  # it would take the memory that training needs
     known = [*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()]
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)

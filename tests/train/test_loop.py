@@ -261,7 +261,7 @@ def test_a_checkpoint_without_the_mixture_in_words_still_resumes(whole_run, tiny
     """As runs left them before there were stages: the fingerprint alone."""
     workdir = tmp_path / "run"
     shutil.copytree(whole_run, workdir)
-    (path,) = (workdir / "checkpoints" / "6" / "data").glob("*")
+    path = workdir / "checkpoints" / "6" / "data" / "metadata"
     data = json.loads(path.read_text())
     del data["mixture"]
     path.write_text(json.dumps(data))
@@ -280,14 +280,14 @@ def test_the_log_has_epochs_and_the_checkpoint_the_ledger(whole_run):
         assert all(record["epochs"][name] >= before for name, before in rows.items())
         rows = record["epochs"]
     assert set(rows) == set(records[-1]["tokens_consumed"]) and min(rows.values()) > 0
-    (path,) = (whole_run / "checkpoints" / "6" / "data").glob("*")
+    path = whole_run / "checkpoints" / "6" / "data" / "metadata"
     data = json.loads(path.read_text())
     assert data["ledger"] == records[-1]["tokens_consumed"]
     assert data["mixture"]["shares_from_step"]["0"]["general-en"] == pytest.approx(0.35)
 
 
 def test_repetition_is_refused_before_any_device_is_used(tiny_config, tmp_path):
-    message = r"^data.max_epochs: no set may be read more often in 6 steps, got ecommerce-en \d"
+    message = r"^data.max_epochs: no set may be read more often in 6 steps, got ecommerce-de 0.23"
     with pytest.raises(ValueError, match=message):
         prepare_run(tiny_config(data__max_epochs=0.1), tmp_path / "run")
     prepare_run(tiny_config(data__max_epochs=0.1, data__on_repetition="warn"), tmp_path / "run")
