@@ -4,12 +4,12 @@ import json
 import shutil
 
 import pytest
-from conftest import WORDS
 from test_loop import assert_same_state, steady
 
 from ellama_jax.train.loop import prepare_run, train
 from ellama_jax.train.metrics import read_metrics
 
+WORDS = {"en": "red lamp oak table price", "de": "rote Lampe Eiche Tisch Preis"}
 TASKS = """
 from ellama_jax.data.tasks import make_mixture, register_documents
 from ellama_jax.data.tokenizer import load_tokenizer
