@@ -89,14 +89,23 @@ def read_grain(loader: Loader, steps: int, rows: int, threads: int) -> Iterable:
     return mixed[: steps * rows].to_iter_dataset(options).batch(rows)
 
 
-def best_rate(make: Callable[[], Iterable], tokens: int, runs: int) -> float:
-    """Returns tokens a second of the fastest of several runs."""
-    best = float("inf")
+def best_rates(make: Callable[[], Iterable], tokens: int, runs: int) -> tuple[float, float]:
+    """Returns millions of tokens a second and a CPU second, each of the best of several runs.
+
+    The second says what the work costs, on a busy machine too.
+    """
+    secs, cpu_secs = [], []
     for _ in range(runs):
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         collections.deque(make(), maxlen=0)
-        best = min(best, time.perf_counter() - start)
-    return tokens / best
+        secs.append(time.perf_counter() - start)
+        cpu_secs.append(time.process_time() - cpu_start)
+    return tokens / min(secs) / 1e6, tokens / min(cpu_secs) / 1e6
+
+
+def _print_rates(label: str, rates: tuple[float, float], bare: float | None = None) -> None:
+    ratio = f", {rates[1] / bare:.2f} of bare" if bare else ""
+    print(f"{label:<32}{rates[0]:7.2f} M tokens/s {rates[1]:7.2f} M tokens/CPU s{ratio}")
 
 
 def measure(directory: Path, args: argparse.Namespace) -> None:
@@ -104,20 +113,19 @@ def measure(directory: Path, args: argparse.Namespace) -> None:
     steps, rows, tokens = args.steps, args.rows, args.steps * args.rows * args.seq_len
     loader = Loader(*_open(directory, args, 1))
     windows = [source.windows for source in loader.sources]
-    bare = best_rate(lambda: read_bare(windows, steps, rows), tokens, args.runs)
-    print(f"{'bare ArrayRecord, 1 thread':<40}{bare / 1e6:8.2f} M tokens/s")
+    bare = best_rates(lambda: read_bare(windows, steps, rows), tokens, args.runs)
+    _print_rates("bare ArrayRecord, 1 thread", bare)
     for threads in (1, 2, 4):
         loader = Loader(*_open(directory, args, threads))
         for name, make in (
             ("Loader.iterate", lambda loader=loader: loader.iterate(0, steps)),
             ("plain Grain", lambda n=threads, o=loader: read_grain(o, steps, rows, n)),
         ):
-            rate = best_rate(make, tokens, args.runs)
             label = f"{name}, {threads} thread{'s' if threads > 1 else ''}"
-            print(f"{label:<40}{rate / 1e6:8.2f} M tokens/s, {rate / bare:.2f} of bare")
+            _print_rates(label, best_rates(make, tokens, args.runs), bare[1])
     batch = loader.batch(0)
-    rate = best_rate(lambda: [batch_fingerprint(batch)], rows * args.seq_len, 3 * args.runs)
-    print(f"{'fingerprint of a batch':<40}{rate / 1e6:8.2f} M tokens/s")
+    rates = best_rates(lambda: [batch_fingerprint(batch)], rows * args.seq_len, 3 * args.runs)
+    _print_rates("fingerprint of a batch", rates)
     report_shares(loader, steps)
 
 
