@@ -32,11 +32,23 @@ def get_config() -> ConfigDict:
 
     data = config.data = ConfigDict()
     data.windows_dir = ""  # directory of the window sets that `ellama prepare` wrote
+    data.seqio_mixture = ""  # or this SeqIO mixture or task, tokenised while it is read: for trials
+    data.seqio_module = ""  # module, or file.py, that registers it
     data.replay_frac = 0.5  # share of tokens from the general domain
     data.ecommerce_shares = ConfigDict({language: 0.2 for language in LANGUAGES})  # of its tokens
     data.general_shares = ConfigDict(  # of the general tokens; the paper: 10 % not English
         {"en": 0.9, "de": 0.025, "fr": 0.025, "it": 0.025, "es": 0.025}
     )
+    # Set name -> weight, among the sets of one domain and language; none: by their tokens. What a
+    # file names here a command line changes with --config.data.source_weights['general-en']=2.
+    data.source_weights = ConfigDict()
+    # Name -> ConfigDict of start_step and the shares above that change then, for example
+    # data.stages.anneal = ConfigDict({"start_step": 70000, "replay_frac": 0.3}): a late switch to
+    # the data that matter most (arXiv 2407.07263).
+    data.stages = ConfigDict()
+    data.max_epochs = 4.0  # how often a set may be read; up to 4 is nearly new (arXiv 2305.16264)
+    data.max_epochs_by_source = ConfigDict()  # set name -> its own number
+    data.on_repetition = "error"  # what more repetition is: error | warn
     data.seq_len = 8192  # tokens a row; divides the window length
     data.global_batch_size = 1440  # rows a step over all hosts
     data.seed = 0  # order of the windows and of the mixture

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 DTYPES = ("float32", "bfloat16")
+ON_REPETITION = ("error", "warn")
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,29 @@ class MeshConfig:
 
 
 @dataclass(frozen=True)
+class StageConfig:
+    """Shares from a step on; what is None is as in the data section."""
+
+    start_step: int
+    replay_frac: float | None = None
+    ecommerce_shares: dict[str, float] | None = None
+    general_shares: dict[str, float] | None = None
+    source_weights: dict[str, float] | None = None
+
+
+@dataclass(frozen=True)
 class DataConfig:
     windows_dir: str
+    seqio_mixture: str
+    seqio_module: str
     replay_frac: float
     ecommerce_shares: dict[str, float]
     general_shares: dict[str, float]
+    source_weights: dict[str, float]
+    stages: dict[str, StageConfig]
+    max_epochs: float
+    max_epochs_by_source: dict[str, float]
+    on_repetition: str
     seq_len: int
     global_batch_size: int
     seed: int
@@ -218,10 +237,11 @@ def build_dataclass(cls, values: Mapping, path: str = ""):
             near = difflib.get_close_matches(key, fields, n=1)
             hint = f"did you mean {path}{near[0]}?" if near else f"known: {', '.join(fields)}."
             raise ValueError(f"{path}{key}: is no configuration key; {hint}")
-    missing = [f"{path}{name}" for name in fields if name not in values]
+    required = [name for name, field in fields.items() if field.default is dataclasses.MISSING]
+    missing = [f"{path}{name}" for name in required if name not in values]
     if missing:
         raise ValueError(f"{', '.join(missing)}: must be set; configs/base.py defines every key.")
-    return cls(**{name: _convert(values[name], hints[name], path + name) for name in fields})
+    return cls(**{name: _convert(item, hints[name], path + name) for name, item in values.items()})
 
 
 def _convert(value, hint, name: str):
@@ -278,9 +298,8 @@ def _check(config: RunConfig) -> None:
         f"must be divisible by train.num_microbatches ({train.num_microbatches})",
         data.global_batch_size,
     )
-    _require(0 <= data.replay_frac <= 1, "data.replay_frac", "must lie in [0, 1]", data.replay_frac)
-    _check_shares("data.ecommerce_shares", data.ecommerce_shares, data.replay_frac < 1)
-    _check_shares("data.general_shares", data.general_shares, data.replay_frac > 0)
+    _check_mixture(data, train.steps)
+    _check_repetition(data)
     _check_learning(config)
     _check_checkpoint(config.checkpoint)
 
@@ -293,6 +312,55 @@ def _check_checkpoint(checkpoint: CheckpointConfig) -> None:
         f"must be 0 or a multiple of checkpoint.save_every_steps ({every})",
         checkpoint.keep_every_steps,
     )
+
+
+def stage_sections(data: DataConfig) -> list[tuple[str, int, DataConfig]]:
+    """Returns the data section as each stage has it, in the order of the stages.
+
+    Returns:
+        (path of the section in the configuration, first step, section with the stage's shares); the
+        first is the section itself, `data`, from step 0.
+    """
+    sections = [("data", 0, data)]
+    for name, stage in sorted(data.stages.items(), key=lambda item: item[1].start_step):
+        given = {key: value for key, value in vars(stage).items() if value is not None}
+        start_step = given.pop("start_step")
+        section = dataclasses.replace(data, **given)
+        sections.append((f"data.stages.{name}", start_step, section))
+    return sections
+
+
+def _check_mixture(data: DataConfig, steps: int) -> None:
+    if data.seqio_mixture:
+        _require(not data.stages, "data.stages",
+                 "must be empty with data.seqio_mixture, whose rates are one for the whole run",
+                 ", ".join(data.stages))  # fmt: skip
+    elif data.seqio_module:
+        _require(False, "data.seqio_module", "must be empty without data.seqio_mixture",
+                 data.seqio_module)  # fmt: skip
+    starts: dict[int, str] = {}
+    for path, start, section in stage_sections(data):
+        if path != "data":
+            rule = f"must be from 1 to below train.steps ({steps}), or the stage is never reached"
+            _require(1 <= start < steps, f"{path}.start_step", rule, start)
+            other = starts.setdefault(start, path)
+            _require(other == path, f"{path}.start_step", f"must differ from {other}'s", start)
+        frac = section.replay_frac
+        _require(0 <= frac <= 1, f"{path}.replay_frac", "must lie in [0, 1]", frac)
+        _check_shares(f"{path}.ecommerce_shares", section.ecommerce_shares, frac < 1)
+        _check_shares(f"{path}.general_shares", section.general_shares, frac > 0)
+        for name, weight in section.source_weights.items():
+            _require(weight >= 0, f"{path}.source_weights.{name}", "must not be negative", weight)
+
+
+def _check_repetition(data: DataConfig) -> None:
+    caps = {f"data.max_epochs_by_source.{k}": v for k, v in data.max_epochs_by_source.items()}
+    for name, cap in {"data.max_epochs": data.max_epochs, **caps}.items():
+        _require(cap > 0, name, "must be positive", cap)
+    _require(
+        data.on_repetition in ON_REPETITION,
+        "data.on_repetition", f"must be one of {', '.join(ON_REPETITION)}", data.on_repetition,
+    )  # fmt: skip
 
 
 def _check_shares(name: str, shares: dict[str, float], used: bool) -> None:

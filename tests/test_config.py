@@ -7,7 +7,13 @@ import textwrap
 
 import pytest
 
-from ellama_jax.config import config_from_mapping, config_to_mapping, configs_dir, load_config
+from ellama_jax.config import (
+    config_from_mapping,
+    config_to_mapping,
+    configs_dir,
+    load_config,
+    stage_sections,
+)
 
 BASE = f"--config={configs_dir() / 'base.py'}"
 
@@ -109,6 +115,19 @@ def test_a_wrong_command_line_is_one_clear_error(argv, message):
         ({"data__replay_frac": 1.5}, r"^data.replay_frac: must lie in \[0, 1\], got 1.5"),
         ({"data__general_shares": {"en": 0.5}}, r"^data.general_shares: must sum to 1, got 0.5"),
         ({"data__general_shares": {"en": 2.0, "de": -1.0}}, r"^data.general_shares.de: must not be negative"),
+        ({"data__max_epochs": 0.0}, r"^data.max_epochs: must be positive, got 0.0"),
+        ({"data__max_epochs_by_source": {"general-en": -1.0}}, r"^data.max_epochs_by_source.general-en: must be positive"),
+        ({"data__on_repetition": "ignore"}, r"^data.on_repetition: must be one of error, warn, got ignore"),
+        ({"data__source_weights": {"general-en": -1.0}}, r"^data.source_weights.general-en: must not be negative"),
+        ({"data__seqio_module": "my.tasks"}, r"^data.seqio_module: must be empty without data.seqio_mixture, got my.tasks"),
+        ({"data__stages": {"a": 3}}, r"^data.stages.a: must be a section, got 3"),
+        ({"data__stages": {"a": {}}}, r"^data.stages.a.start_step: must be set"),
+        ({"data__stages": {"a": {"start_step": 0}}}, r"^data.stages.a.start_step: must be from 1 to below train.steps \(85000\), .* got 0"),
+        ({"data__stages": {"a": {"start_step": 85000}}}, r"^data.stages.a.start_step: .* never reached, got 85000"),
+        ({"data__stages": {"a": {"start_step": 5}, "b": {"start_step": 5}}}, r"^data.stages.b.start_step: must differ from data.stages.a's, got 5"),
+        ({"data__stages": {"a": {"start_step": 5, "replay_fraq": 1.0}}}, r"^data.stages.a.replay_fraq: .* did you mean data.stages.a.replay_frac\?"),
+        ({"data__stages": {"a": {"start_step": 5, "replay_frac": 2.0}}}, r"^data.stages.a.replay_frac: must lie in \[0, 1\], got 2.0"),
+        ({"data__stages": {"a": {"start_step": 5, "general_shares": {"en": 0.5}}}}, r"^data.stages.a.general_shares: must sum to 1, got 0.5"),
         ({"data__general_shares": 1.0}, r"^data.general_shares: must be dict"),
         ({"evaluate__alphas": (0.0, "x")}, r"^evaluate.alphas\[1\]: must be float, got 'x'"),
         ({"optimizer__b2": 1.0}, r"^optimizer.b2: must lie in \[0, 1\)"),
@@ -132,6 +151,52 @@ def test_missing_keys_and_sections_are_named():
 def test_shares_of_an_unused_domain_need_not_sum_to_one():
     values = changed(data__replay_frac=0.0, data__general_shares={})
     assert config_from_mapping(values).data.general_shares == {}
+
+
+STAGED = """
+from ml_collections import ConfigDict
+from configs import base
+def get_config():
+    config = base.get_config()
+    config.data.stages.anneal = ConfigDict({"start_step": 70000, "replay_frac": 0.3})
+    config.data.max_epochs_by_source = ConfigDict({"general-en": 8.0})
+    return config
+"""
+
+
+def test_a_stage_of_a_file_is_overridden_key_by_key(tmp_path):
+    (tmp_path / "staged.py").write_text(STAGED)
+    file = f"--config={tmp_path / 'staged.py'}"
+    argv = [file, "--config.data.stages.anneal.start_step=80000"]
+    argv += ["--config.data.max_epochs_by_source['general-en']=2"]
+    data = load_config(argv, "train")[0].data
+    stage = data.stages["anneal"]
+    assert (stage.start_step, stage.replay_frac, stage.general_shares) == (80000, 0.3, None)
+    assert data.max_epochs_by_source == {"general-en": 2.0}
+    with pytest.raises(ValueError, match="start_stap"):
+        load_config([file, "--config.data.stages.anneal.start_stap=3"], "train")
+
+
+def test_a_stage_inherits_what_it_does_not_give(tmp_path):
+    values = changed(
+        data__stages={"b": {"start_step": 9}, "a": {"start_step": 7, "replay_frac": 1}}
+    )
+    data = config_from_mapping(values).data
+    sections = [(path, start, s.replay_frac) for path, start, s in stage_sections(data)]
+    assert sections == [("data", 0, 0.5), ("data.stages.a", 7, 1.0), ("data.stages.b", 9, 0.5)]
+    assert stage_sections(data)[2][2].general_shares == data.general_shares
+
+
+def test_a_configuration_with_stages_survives_being_written():
+    values = changed(data__stages={"a": {"start_step": 7, "replay_frac": 0.1}})
+    config = config_from_mapping(values)
+    assert config_from_mapping(config_to_mapping(config)) == config
+
+
+def test_stages_do_not_go_with_a_streamed_mixture():
+    values = changed(data__stages={"a": {"start_step": 7}}, data__seqio_mixture="mine")
+    with pytest.raises(ValueError, match="^data.stages: must be empty with data.seqio_mixture"):
+        config_from_mapping(values)
 
 
 def test_whole_numbers_serve_as_floats():

@@ -15,7 +15,7 @@ LAYERS = (
     ("train", "evaluate"),
     ("plan", "report", "report_page", "report_plots", "report_sections"),
     ("audit_page", "audit_words"),
-    ("demo", "inspect"),
+    ("demo", "curate", "inspect"),
     ("cli",),
 )
 HOMES = {
@@ -23,8 +23,9 @@ HOMES = {
     "orbax": {"weights/checkpoint.py"},
     "grain": {"data/loader.py"},
     "seqio": {"data/tasks.py"},
-    "tensorflow": {"data/tasks.py"},
-    "tensorflow_datasets": {"data/tasks.py"},
+    "tensorflow": {"data/tasks.py", "data/tensorflow_records.py"},
+    "tensorflow_datasets": {"data/tasks.py", "data/tensorflow_records.py"},
+    "apache_beam": {"data/curation.py", "data/curation_sinks.py", "curate.py"},
     # reference.py asks the source without the code that imports it.
     "gguf": {"weights/gguf.py", "weights/reference.py"},
     "ml_collections": {"config.py"},

@@ -1,13 +1,12 @@
 """The training batches: a mixture of window sets, read in an order that depends on the step alone.
 
-Owns the shares of the sources, the order of rows and the batches of each host. It does not make
-windows (data/windows.py), and knows nothing of devices: arrays come out as NumPy.
+Owns the window sets of a mixture, reading, and the batches of each host. Shares and order are
+data/mixture.py's; it does not make windows (data/windows.py), and knows nothing of devices: arrays
+come out as NumPy.
 """
 
 import hashlib
-import json
 import logging
-import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,14 +16,22 @@ from typing import TYPE_CHECKING
 import grain
 import numpy as np
 
-from ellama_jax.data.windows import MANIFEST_FILE, WindowSet, read_manifest, to_features
+from ellama_jax.config import stage_sections
+from ellama_jax.data.mixture import (
+    RowOrder,
+    SourceReads,
+    check_repetition,
+    describe_mixture_so_far,
+    fingerprint_mixture,
+    host_rows,
+    row_weights,
+    source_shares,
+)
+from ellama_jax.data.windows import MANIFEST_FILE, Manifest, WindowSet, read_manifest, to_features
 from ellama_jax.paths import local_path
 
 if TYPE_CHECKING:
     from ellama_jax.config import DataConfig
-
-# Row weights are integers for exact arithmetic: floats would drift over a trillion tokens.
-_WEIGHT_SCALE = 2**40
 
 
 @dataclass(frozen=True)
@@ -34,12 +41,18 @@ class Source:
     Attributes:
         name: the set's name, as `ecommerce-de`.
         windows: the set.
-        token_share: part of all tokens that come from here; the shares of a mixture sum to 1.
+        token_shares: part of all tokens that come from here, stage by stage; those of all sources
+            of a mixture sum to 1 in each stage.
     """
 
     name: str
     windows: WindowSet
-    token_share: float
+    token_shares: tuple[float, ...]
+
+    @property
+    def token_share(self) -> float:
+        """Part of all tokens that come from here before the first switch."""
+        return self.token_shares[0]
 
     @property
     def domain(self) -> str:
@@ -51,16 +64,30 @@ class Source:
         """The language of every document in the set."""
         return self.windows.manifest.language
 
+    def count_rows(self, seq_len: int) -> int:
+        """Returns how many rows of `seq_len` tokens the set gives in one epoch."""
+        return len(self.windows) * (self.windows.manifest.window_length // seq_len)
+
+    def describe(self) -> dict:
+        """Says what the manifest says: how much text, of which files."""
+        manifest = self.windows.manifest
+        return {
+            "name": self.name,
+            "domain": self.domain,
+            "language": self.language,
+            "token_share": self.token_share,
+            "num_tokens": manifest.num_tokens,
+            "num_documents": manifest.num_documents,
+            "files": list(manifest.sources),
+        }
+
 
 def open_sources(data_config: "DataConfig", tokenizer_fingerprint: str | None) -> list[Source]:
-    """Opens the window sets of a mixture and gives each its share of the tokens.
-
-    The general domain has `replay_frac` of the tokens, e-commerce the rest; each divides its part
-    among languages by its shares, and a language among its sets by their sizes.
+    """Opens the window sets of a mixture and gives each its share of the tokens in each stage.
 
     Args:
-        data_config: windows_dir holds the sets; replay_frac, general_shares and ecommerce_shares
-            say the mixture; seq_len must divide the sets' window length.
+        data_config: windows_dir holds the sets; replay_frac, general_shares, ecommerce_shares,
+            source_weights and stages say the mixture; seq_len must divide the sets' window length.
         tokenizer_fingerprint: of the model's tokenizer; None accepts any single one.
 
     Returns:
@@ -69,18 +96,23 @@ def open_sources(data_config: "DataConfig", tokenizer_fingerprint: str | None) -
     Raises:
         ValueError: if shares do not sum to 1, a share has no set, or a set does not fit.
     """
-    wanted = _language_shares(data_config)
     found = _find_sets(local_path(data_config.windows_dir, "data.windows_dir"))
-    sources = []
-    for key, share in wanted.items():
-        if key not in found:
-            raise ValueError(_missing_set(data_config.windows_dir, key, share, found))
-        sets = [WindowSet(path, tokenizer_fingerprint) for path in found[key]]
-        all_tokens = sum(windows.manifest.num_tokens for windows in sets)
-        for windows in sets:
-            part = windows.manifest.num_tokens / all_tokens
-            sources.append(Source(windows.manifest.name, windows, share * part))
-    unused = ["-".join(key) for key in sorted(found.keys() - wanted.keys())]
+    manifests = {key: [manifest for _, manifest in sets] for key, sets in found.items()}
+    shares = [
+        source_shares(section, path, manifests) for path, _, section in stage_sections(data_config)
+    ]
+    used = {name for stage in shares for name in stage}
+    sources = [
+        Source(
+            manifest.name,
+            WindowSet(path, tokenizer_fingerprint),
+            tuple(stage.get(manifest.name, 0.0) for stage in shares),
+        )
+        for sets in found.values()
+        for path, manifest in sets
+        if manifest.name in used
+    ]
+    unused = sorted(m.name for sets in manifests.values() for m in sets if m.name not in used)
     if unused:
         logging.getLogger(__name__).warning(
             "%s: %s not used, the mixture gives no share.", data_config.windows_dir, unused
@@ -96,23 +128,27 @@ class Loader:
         loader = Loader(open_sources(config, tokenizer.fingerprint), config)
         for batch in loader.iterate(start_step, stop_step, process_index, process_count): ...
 
-    So resuming needs the step alone, and may happen on another number of hosts. A batch is a dict
+    So resuming needs the step alone, and may happen on another number of hosts. At the first step
+    of a stage the shares change; each source goes on where it was (arXiv 2407.07263: a blend of two
+    stages with a late switch serves continued pretraining best). A batch is a dict
     of NumPy arrays: inputs, targets, segment_ids, positions [B, T] int32, loss_weights [B, T]
     float32, source_ids [B] int32.
 
     Attributes:
         sources: the mixture.
-        row_weights: part of all rows that come from each source. Rows of a source with much
-            padding hold fewer tokens, so it gives more rows than its token share.
-        mixture_fingerprint: sha256 over all that the batches depend on.
+        stages: (path in the configuration, first step) of each stage; the first is `data`, 0.
+        row_weights: part of all rows that come from each source, before the first switch. Rows of
+            a source with much padding hold fewer tokens, so it gives more rows than its token
+            share.
+        mixture_fingerprint: sha256 over all that the batches depend on, all stages included.
     """
 
     def __init__(self, sources: Sequence[Source], data_config: "DataConfig"):
         """Prepares the mixture; reads no window yet.
 
         Args:
-            sources: from `open_sources`.
-            data_config: seq_len, global_batch_size (rows), seed, num_read_threads.
+            sources: from `open_sources` of the same configuration.
+            data_config: seq_len, global_batch_size (rows), seed, stages, num_read_threads.
 
         Raises:
             ValueError: if there is no source, or a number is out of its range.
@@ -122,11 +158,18 @@ class Loader:
             if getattr(data_config, name) < 1:
                 raise ValueError(f"{name}: must be at least 1, got {getattr(data_config, name)}.")
         self.sources = list(sources)
-        self.row_weights = _row_weights(sources, data_config.seq_len)
+        self.stages = [(path, start) for path, start, _ in stage_sections(data_config)]
+        self._config = data_config
         self._batch_size = data_config.global_batch_size
         self._num_threads = data_config.num_read_threads
-        self._rows = _mix_rows(self.sources, self.row_weights, data_config)
-        self.mixture_fingerprint = _mixture_fingerprint(self.sources, data_config)
+        self._num_rows = [source.count_rows(data_config.seq_len) for source in sources]
+        num_tokens = [source.windows.manifest.num_tokens for source in sources]
+        shares = zip(*(source.token_shares for source in sources), strict=True)
+        weights = [row_weights(stage, self._num_rows, num_tokens) for stage in shares]
+        self.row_weights = weights[0]
+        self._order = RowOrder([start * self._batch_size for _, start in self.stages], weights)
+        self._rows = _mix_rows(self.sources, self._order, data_config)
+        self.mixture_fingerprint = fingerprint_mixture(self.mixture_until(None))
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """Returns the global batch of `step`, counted from 0."""
@@ -140,10 +183,9 @@ class Loader:
         Raises:
             ValueError: if `process_count` does not divide the global batch size.
         """
-        self._check_host(process_index, process_count)
-        rows_per_host = self._batch_size // process_count
-        first = step * self._batch_size + process_index * rows_per_host
-        rows = [self._rows[first + row] for row in range(rows_per_host)]
+        mine = host_rows(self._batch_size, process_index, process_count)
+        first = int(step) * self._batch_size
+        rows = [self._rows[first + row] for row in range(mine.start, mine.stop)]
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
     def iterate(
@@ -154,7 +196,7 @@ class Loader:
         Grain's threads read the next batches while this one trains; the order is that of the
         steps whatever the number of threads.
         """
-        self._check_host(process_index, process_count)
+        host_rows(self._batch_size, process_index, process_count)  # refused here, not in a thread
         if start_step >= stop_step:
             return iter(())
         steps = grain.MapDataset.range(start_step, stop_step)
@@ -171,16 +213,55 @@ class Loader:
         counts = np.bincount(batch["source_ids"], weights=tokens, minlength=len(self.sources))
         return {s.name: int(n) for s, n in zip(self.sources, counts, strict=True)}
 
-    def _check_host(self, process_index: int, process_count: int) -> None:
-        if process_count < 1 or self._batch_size % process_count:
-            raise ValueError(
-                f"global_batch_size: must be divisible by the number of hosts {process_count}, "
-                f"got {self._batch_size}."
+    def epochs(self, step: int) -> dict[str, float]:
+        """Returns how often each source was read in the steps before `step`, by name."""
+        return {read.name: read.rows_read / read.num_rows for read in self._reads(step)}
+
+    def check_repetition(self, steps: int) -> None:
+        """Refuses, or warns of, sources that `steps` steps read more often than they may.
+
+        Raises:
+            ValueError: see `data/mixture.py:check_repetition`.
+        """
+        check_repetition(self._reads(steps), self._config, steps)
+
+    def mixture_until(self, step: int | None) -> dict:
+        """Returns as plain data all that the batches before `step` depend on; None: all batches.
+
+        A later stage may still change: what was read so far stays what it is.
+        """
+        return describe_mixture_so_far(
+            [source.name for source in self.sources],
+            [source.windows.manifest.content_sha256 for source in self.sources],
+            [start for _, start in self.stages],
+            [source.token_shares for source in self.sources],
+            self._config,
+            step,
+        )
+
+    def fingerprint_until(self, step: int) -> str:
+        """Returns a sha256 of `mixture_until(step)`: equal ones have read the same so far."""
+        return fingerprint_mixture(self.mixture_until(step))
+
+    def describe(self, steps: int) -> Iterator[str]:
+        """Says what `steps` steps read of what there is, one line a source, one a switch."""
+        epochs = self.epochs(steps)
+        for source in self.sources:
+            yield (
+                f"{source.token_share:6.1%} {source.name}: {source.windows.manifest.num_tokens} "
+                f"tokens on disk, read {epochs[source.name]:.2f} times"
             )
-        if not 0 <= process_index < process_count:
-            raise ValueError(
-                f"process_index: must be in [0, {process_count}), got {process_index}."
-            )
+        for number, (path, start) in enumerate(self.stages[1:], start=1):
+            shares = [(s.name, s.token_shares[number]) for s in self.sources]
+            said = ", ".join(f"{share:.1%} {name}" for name, share in shares if share > 0)
+            yield f"after step {start} ({path}): {said}"
+
+    def _reads(self, step: int) -> list[SourceReads]:
+        counts = self._order.rows_before(step * self._batch_size)
+        return [
+            SourceReads(source.name, count, rows, source.windows.manifest.num_tokens)
+            for source, count, rows in zip(self.sources, counts, self._num_rows, strict=True)
+        ]
 
 
 def batch_fingerprint(batch: Mapping[str, np.ndarray], first_row: int = 0) -> str:
@@ -230,36 +311,24 @@ class _Rows:
         return row | {"source_ids": np.int32(self._source_id)}
 
 
-class _Interleave(grain.transforms.DatasetSelectionMap):
-    """Which source gives row k of the mixture, and which of its rows: by arithmetic, no state.
+class _Selection(grain.transforms.DatasetSelectionMap):
+    """A `RowOrder` as Grain asks for it.
 
-    After any k rows, each source has given k times its weight, to within about a row. Source by
-    source, of the rows that those before it left over it takes its part of the weight that is
-    left, rounded to the nearest row: rounded down, the first sources would all lag, and with them
-    their domain. `MapDataset.mix` rounds down, and the weights to 1 % of the smallest.
+    `MapDataset.mix` has no stages, rounds down, and the weights to 1 % of the smallest.
     """
 
-    def __init__(self, row_weights: Sequence[float]):
-        self._weights = [max(1, round(weight * _WEIGHT_SCALE)) for weight in row_weights]
+    def __init__(self, order: RowOrder):
+        self._order = order
 
     def __len__(self) -> int:
         return sys.maxsize
 
     def __getitem__(self, index: int) -> tuple[int, int]:
-        weight_left = sum(self._weights)
-        before, after = index, index + 1  # rows left over, without and with row `index`
-        for source, weight in enumerate(self._weights):
-            half = weight_left // 2
-            given, given_after = ((n * weight + half) // weight_left for n in (before, after))
-            if given_after > given:
-                return source, given
-            before, after = before - given, after - given_after
-            weight_left -= weight
-        raise AssertionError("the last source must take every row that is left")
+        return self._order.locate(index)
 
 
 def _mix_rows(
-    sources: Sequence[Source], row_weights: Sequence[float], data_config: "DataConfig"
+    sources: Sequence[Source], order: RowOrder, data_config: "DataConfig"
 ) -> grain.MapDataset:
     datasets = []
     for source_id, source in enumerate(sources):
@@ -268,64 +337,19 @@ def _mix_rows(
         # order of the others as it was. Grain shuffles every epoch anew.
         digest = hashlib.sha256(f"{data_config.seed}/{source.name}".encode()).digest()
         datasets.append(rows.shuffle(seed=int.from_bytes(digest[:4], "big")).repeat())
-    return grain.MapDataset.select_from_datasets(datasets, _Interleave(row_weights))
+    return grain.MapDataset.select_from_datasets(datasets, _Selection(order))
 
 
-def _row_weights(sources: Sequence[Source], seq_len: int) -> list[float]:
-    # rows = tokens / (mean tokens of a row), over a whole number of epochs exactly.
-    rows = []
-    for source in sources:
-        manifest = source.windows.manifest
-        num_rows = manifest.num_windows * (manifest.window_length // seq_len)
-        rows.append(source.token_share * num_rows / manifest.num_tokens)
-    return [weight / math.fsum(rows) for weight in rows]
-
-
-def _language_shares(data_config: "DataConfig") -> dict[tuple[str, str], float]:
-    """Returns each (domain, language)'s part of all tokens, those above 0."""
-    replay_frac = data_config.replay_frac
-    if not 0 <= replay_frac <= 1:
-        raise ValueError(f"data.replay_frac: must be between 0 and 1, got {replay_frac}.")
-    wanted = {}
-    parts = (
-        ("ecommerce", 1 - replay_frac, data_config.ecommerce_shares),
-        ("general", replay_frac, data_config.general_shares),
-    )
-    for domain, domain_share, shares in parts:
-        if domain_share == 0:
-            continue
-        total = math.fsum(shares.values())
-        if abs(total - 1) > 1e-6 or any(share < 0 for share in shares.values()):
-            raise ValueError(
-                f"data.{domain}_shares: must be 0 or more and sum to 1, got {dict(shares)} "
-                f"(sum {total:g})."
-            )
-        for language, share in shares.items():
-            if share > 0:
-                wanted[domain, language] = domain_share * share / total
-    return wanted
-
-
-def _find_sets(windows_dir: Path) -> dict[tuple[str, str], list[Path]]:
+def _find_sets(windows_dir: Path) -> dict[tuple[str, str], list[tuple[Path, Manifest]]]:
     """Returns the finished sets directly below a directory, by domain and language."""
     if not windows_dir.is_dir():
         raise ValueError(f"data.windows_dir: must be a directory, got {windows_dir}.")
-    found: dict[tuple[str, str], list[Path]] = {}
+    found: dict[tuple[str, str], list[tuple[Path, Manifest]]] = {}
     # Hidden directories are sets that are being written.
     for path in sorted(windows_dir.glob(f"[!.]*/{MANIFEST_FILE}")):
         manifest = read_manifest(path.parent)
-        found.setdefault((manifest.domain, manifest.language), []).append(path.parent)
+        found.setdefault((manifest.domain, manifest.language), []).append((path.parent, manifest))
     return found
-
-
-def _missing_set(windows_dir: str, key: tuple[str, str], share: float, found: Mapping) -> str:
-    domain, language = key
-    names = ", ".join("-".join(key) for key in sorted(found))
-    return (
-        f"data.{domain}_shares: {language} has {share:.1%} of the tokens, so {windows_dir} must "
-        f"hold a window set {domain}-{language}, got {names or 'no set'}; prepare it or set its "
-        "share to 0."
-    )
 
 
 def _check_sources(sources: Sequence[Source], seq_len: int) -> None:
@@ -346,12 +370,3 @@ def _check_sources(sources: Sequence[Source], seq_len: int) -> None:
                 f"data.seq_len: must be 2 or more and divide the window_length {window_length} of "
                 f"{source.name}, got {seq_len}."
             )
-
-
-def _mixture_fingerprint(sources: Sequence[Source], data_config: "DataConfig") -> str:
-    parts = [
-        [source.name, source.windows.manifest.content_sha256, source.token_share]
-        for source in sources
-    ]
-    order = [data_config.seed, data_config.seq_len, data_config.global_batch_size]
-    return hashlib.sha256(json.dumps([parts, order]).encode()).hexdigest()

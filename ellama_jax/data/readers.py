@@ -270,13 +270,13 @@ def _row_group_ranges(name: str, part_bytes: int) -> Iterator[tuple[int, int | N
 
 
 def _tfds_parts(name: str, data_dir: str | None) -> Iterator[Part]:
-    from ellama_jax.data import tasks
+    from ellama_jax.data.tensorflow_records import tfds_parts
 
     match = _TFDS_NAME.fullmatch(name)
     if not match:
         raise ValueError(f"{name}: must be a dataset with its split, as in name:1.0.0[train].")
     dataset, split = match.groups()
-    for whole, start, stop in tasks.tfds_parts(dataset, split, data_dir):
+    for whole, start, stop in tfds_parts(dataset, split, data_dir):
         yield Part(f"{dataset}[{whole}]", "tfds", "none", start, stop, data_dir)
 
 
@@ -446,7 +446,7 @@ def _with_nulls(column: Any, values: list) -> list:
 
 
 def _read_tfrecord(part: Part) -> Iterator[Record | BadRecord]:
-    from ellama_jax.data.tasks import read_tfrecord_examples
+    from ellama_jax.data.tensorflow_records import read_tfrecord_examples
 
     with _unpacked(part) as (path, damage):
         try:
@@ -484,7 +484,7 @@ def _unpacked(part: Part) -> Iterator[tuple[str, Damaged | None]]:
 
 
 def _read_tfds(part: Part) -> Iterator[Record | BadRecord]:
-    from ellama_jax.data.tasks import read_tfds
+    from ellama_jax.data.tensorflow_records import read_tfds
 
     dataset, split = _TFDS_NAME.fullmatch(part.path).groups()
     examples = read_tfds(dataset, split, part.data_dir, part.start, part.stop)

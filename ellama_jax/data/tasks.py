@@ -1,16 +1,18 @@
 """Corpora as SeqIO tasks: ours for other SeqIO code, and those of others for `prepare`.
 
-Owns everything that touches SeqIO and TensorFlow, which take 15 seconds to import: they are
+Owns everything that touches SeqIO, which with TensorFlow takes 15 seconds to import: both are
 imported inside functions. It does not pack or mask: SeqIO's own converters take id 0 for padding,
 and in the Llama 3 vocabulary id 0 is "!". So SeqIO describes, and data/windows.py packs.
 """
 
+import difflib
 import functools
 import hashlib
 import importlib
 import json
 import os
 import re
+import runpy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ellama_jax.data.documents import read_documents
+from ellama_jax.data.tensorflow_records import quiet_tensorflow
 from ellama_jax.data.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -73,7 +76,7 @@ def register_documents(
     Returns:
         The task; `task.get_dataset(None, split="train", shuffle=False)` reads it.
     """
-    _quiet_tensorflow()
+    quiet_tensorflow()
     import seqio
     import tensorflow as tf
 
@@ -108,7 +111,7 @@ def make_mixture(name: str, rates: Mapping[str, float]) -> "seqio.Mixture":
         name: as in `register_documents`.
         rates: task name -> rate, above 0.
     """
-    _quiet_tensorflow()
+    quiet_tensorflow()
     import seqio
 
     seqio.MixtureRegistry.remove(name)
@@ -152,7 +155,7 @@ def text_shards(corpus: Corpus) -> list[tuple[str, Callable[[], Iterator[str]]]]
 
 
 def _text_tasks(corpus: Corpus) -> list["seqio.Task"]:
-    _quiet_tensorflow()
+    quiet_tensorflow()
     import seqio
 
     for name in corpus.modules:
@@ -273,15 +276,9 @@ def _encode_batches(
     return batches.unbatch().map(lambda example: {FEATURE: tf.convert_to_tensor(example[FEATURE])})
 
 
-def _quiet_tensorflow() -> None:
-    # Its start-up messages would bury ours; read once, when it is imported.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-
-
 @functools.cache
 def _vocabulary_class() -> type:
-    _quiet_tensorflow()
+    quiet_tensorflow()
     import seqio
     import tensorflow as tf
 
@@ -342,128 +339,62 @@ def _vocabulary_class() -> type:
     return TokenizerVocabulary
 
 
-# --- records of TFRecord files and TFDS datasets, for data/readers.py ----------------------------
+# --- A mixture streamed straight into training (data/streaming.py) ---
 
 
-def read_tfrecord_examples(path: str | os.PathLike) -> Iterator[dict | bytes]:
-    """Yields the fields of each tf.train.Example of a TFRecord file, on a local disk and plain.
-
-    Yields:
-        The fields by name: single values as they are, several as a list, none as None; bytes as
-        strings where they are UTF-8. A record that is no tf.train.Example comes as its bytes.
-
-    Raises:
-        ValueError: where the file is damaged; what came before was yielded.
-    """
-    _quiet_tensorflow()
-    import tensorflow as tf
-
-    records = tf.data.TFRecordDataset(os.fspath(path)).as_numpy_iterator()
-    missing = os.path.getsize(path)
-    while True:
-        try:
-            record = next(records)
-        except StopIteration:
-            break
-        except (tf.errors.DataLossError, tf.errors.InvalidArgumentError) as error:
-            raise ValueError(str(error.message).split("} ")[-1].split(" [Op:")[0]) from error
-        missing -= len(record) + 16  # with its length and two checksums
-        yield _example_fields(record)
-    if missing:  # TensorFlow takes a file that ends inside a length for one that ends before it
-        raise ValueError(f"{missing} bytes after the last record")
-
-
-def tfds_parts(name: str, split: str, data_dir: str | None) -> list[tuple[str, int, int]]:
-    """Returns the shards of a split of a TFDS dataset as (whole split, first, last + 1 example).
+def find_mixture(name: str, module: str) -> "dict[str, tuple[seqio.Task, float]]":
+    """Returns the tasks of a registered mixture, or one task, each with SeqIO's rate.
 
     Args:
-        name: as TFDS takes it, `dataset/config:1.0.0`.
-        split: in TFDS's language, as `train`, `train[:10%]` or `train+test`.
-        data_dir: where the dataset was prepared; TFDS's own place by default.
+        name: of a SeqIO mixture or task.
+        module: imported first, for what it registers: a module's name or a file.py; "" for none.
 
     Raises:
-        ValueError: if there is no such dataset, it was not prepared, or it has no such split.
+        ValueError: if the module cannot be imported or registers no such name.
     """
-    import tensorflow_datasets as tfds
-
-    builder = _tfds_builder(name, data_dir)
-    splits = builder.info.splits
-    if not splits:
-        raise ValueError(f"{name}: must be prepared in {builder.data_dir}, got no splits there.")
+    quiet_tensorflow()
     try:
-        wanted = tfds.core.splits.AbstractSplit.from_spec(split).to_absolute(splits)
-    except (ValueError, LookupError, AssertionError, NotImplementedError) as error:
+        if module.endswith(".py"):
+            runpy.run_path(module)
+        elif module:
+            importlib.import_module(module)
+    except (ImportError, OSError, SyntaxError) as error:
         raise ValueError(
-            f"{name}: must have the split {split}, got {', '.join(sorted(splits))}."
+            f"data.seqio_module: must be a module or a file.py that can be imported, got {module}: "
+            f"{error}."
         ) from error
-    parts = []
-    for piece in wanted:
-        first, end = 0, splits[piece.splitname].num_examples if piece.to is None else piece.to
-        for length in splits[piece.splitname].shard_lengths:
-            start, stop = max(piece.from_ or 0, first), min(end, first + length)
-            if start < stop:
-                parts.append((piece.splitname, start, stop))
-            first += length
-    return parts
-
-
-def read_tfds(name: str, split: str, data_dir: str | None, start: int, stop: int) -> Iterator[dict]:
-    """Yields the examples `start` to `stop` of a whole split of a TFDS dataset, in stored order.
-
-    Yields:
-        Their features as plain values: labels by their names, bytes as strings where they are
-        UTF-8, arrays as lists.
-    """
-    import tensorflow_datasets as tfds
-
-    from ellama_jax.data.records import plain_value
-
-    builder = _tfds_builder(name, data_dir)
-    if builder.info.file_format in tfds.core.FileFormat.with_random_access():
-        # The whole split, for that of Parquet files pays no heed to a slice.
-        examples = builder.as_data_source(split)
-        rows = (examples[index] for index in range(start, stop))
-    else:
-        wanted = tfds.core.ReadInstruction(split, from_=start, to=stop, unit="abs")
-        config = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
-        rows = tfds.as_numpy(builder.as_dataset(split=wanted, read_config=config))
-    labels = {
-        key: feature
-        for key, feature in builder.info.features.items()
-        if isinstance(feature, tfds.features.ClassLabel)
-    }
-    for row in rows:
-        # -1 says that there is no label.
-        names = {k: f.int2str(int(row[k])) if row[k] >= 0 else None for k, f in labels.items()}
-        yield plain_value(row) | names
-
-
-def _tfds_builder(name: str, data_dir: str | None):
-    _quiet_tensorflow()
-    import tensorflow_datasets as tfds
-
-    try:
-        return tfds.builder(name, data_dir=data_dir)
-    except (tfds.core.DatasetNotFoundError, ValueError, LookupError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
-        where = data_dir or "TFDS's own folder; is data_dir missing"
-        raise ValueError(f"{name}: must be a dataset of {where}, got: {reason}.") from error
-
-
-def _example_fields(record: bytes) -> dict | bytes:
+    import seqio
     import tensorflow as tf
-    from google.protobuf.message import DecodeError
+
+    tf.config.set_visible_devices([], "GPU")  # it would take the memory that training needs
+    known = [*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()]
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else "data.seqio_module names what registers it."
+        raise ValueError(f"data.seqio_mixture: must be a registered name, got {name}; {hint}")
+    found = seqio.get_mixture_or_task(name)
+    if isinstance(found, seqio.Task):
+        return {found.name: (found, 1.0)}
+    return {task.name: (task, found.get_rate(task)) for task in found.tasks}
+
+
+def read_shuffled_ids(task: "seqio.Task", seed: int) -> Iterator[np.ndarray]:
+    """Yields the ids of each document of a task once, [n] int32, shuffled as SeqIO shuffles.
+
+    Args:
+        task: with the feature `targets`.
+        seed: of the order, and of what the task's preprocessors draw.
+
+    Raises:
+        ValueError: if the task cannot be read.
+    """
+    import tensorflow as tf
 
     try:
-        features = tf.train.Example.FromString(record).features.feature
-    except DecodeError:
-        return record
-    return {name: _feature_value(features[name]) for name in sorted(features)}
-
-
-def _feature_value(feature) -> object:
-    from ellama_jax.data.records import plain_value
-
-    kind = feature.WhichOneof("kind")
-    values = [plain_value(value) for value in getattr(feature, kind).value] if kind else []
-    return values[0] if len(values) == 1 else values or None
+        dataset = task.get_dataset(sequence_length=None, split="train", shuffle=True, seed=seed)
+        for example in dataset.as_numpy_iterator():
+            yield example[FEATURE]
+    except tf.errors.OpError as error:
+        # The first line says what happened, then follows where in TensorFlow.
+        said = str(error.message).strip().splitlines()[0]
+        raise ValueError(f"SeqIO task {task.name}: must be readable, got {said}") from error

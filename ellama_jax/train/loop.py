@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from ellama_jax.data.loader import (
     combine_fingerprints,
     open_sources,
 )
+from ellama_jax.data.mixture import mixture_differences
 from ellama_jax.data.tokenizer import Tokenizer, check_fits, load_tokenizer
 from ellama_jax.distributed import exchange, leads, on_leader, start_processes
 from ellama_jax.model.llama import REMAT_POLICIES, abstract_params, count_params, init_params
@@ -53,6 +54,9 @@ from ellama_jax.weights.layout import (
 )
 from ellama_jax.weights.verdict import check_verified, inherit_verification
 
+if TYPE_CHECKING:
+    from ellama_jax.data.streaming import Stream
+
 EXIT_TERMINATED = 143  # 128 + SIGTERM, what a scheduler expects of a job it ended
 
 
@@ -66,7 +70,7 @@ class Run:
     base: CheckpointInfo | None
     tokenizer: Tokenizer
     tokenizer_dir: Path
-    loader: Loader
+    loader: "Loader | Stream"
 
 
 def main_train(argv: list[str]) -> None:
@@ -122,12 +126,23 @@ def prepare_run(
     base, tokenizer_dir = _find_base(config, model)
     tokenizer = load_tokenizer(tokenizer_dir)
     check_fits(tokenizer, model.vocab_size)
-    loader = Loader(open_sources(config.data, tokenizer.fingerprint), config.data)
+    loader = _make_loader(config, tokenizer)
     _check_best_metric(config, loader)
     if base is not None:
         check_verified(base, allow_unverified=allow_unverified)
     _make_workdir(workdir)
     return Run(config, workdir, model, base, tokenizer, tokenizer_dir, loader)
+
+
+def _make_loader(config: RunConfig, tokenizer: Tokenizer) -> "Loader | Stream":
+    if config.data.seqio_mixture:
+        # Imports TensorFlow, which no other training needs.
+        from ellama_jax.data.streaming import Stream
+
+        return Stream(config.data, tokenizer)
+    loader = Loader(open_sources(config.data, tokenizer.fingerprint), config.data)
+    loader.check_repetition(config.train.steps)
+    return loader
 
 
 def _find_base(config: RunConfig, model: LlamaConfig):
@@ -148,7 +163,7 @@ def _find_base(config: RunConfig, model: LlamaConfig):
     return base, base.tokenizer_dir
 
 
-def _check_best_metric(config: RunConfig, loader: Loader) -> None:
+def _check_best_metric(config: RunConfig, loader: "Loader | Stream") -> None:
     known = known_metrics(_source_names(loader))
     if config.checkpoint.best_metric not in ("", *known):
         raise ValueError(
@@ -157,7 +172,7 @@ def _check_best_metric(config: RunConfig, loader: Loader) -> None:
         )
 
 
-def _source_names(loader: Loader) -> list[str]:
+def _source_names(loader: "Loader | Stream") -> list[str]:
     """Returns `<domain>/<language>` by source id; several sets of one language share a name."""
     return [f"{source.domain}/{source.language}" for source in loader.sources]
 
@@ -243,24 +258,38 @@ def _start_or_resume(run: Run, mesh: Mesh, optimizer, manager) -> tuple[TrainSta
         params = _base_params(run, abstract, mesh)
         opt_state = init_opt_state(optimizer, params, abstract_state)
         state = init_state(params, opt_state)
-        ledger, sums = {source.name: 0 for source in run.loader.sources}, {}
+        ledger, sums = {}, {}
     else:
         step, params, opt_state, data, _ = checkpoints.restore_training(
             manager, abstract, abstract_state
         )
-        if data["mixture_fingerprint"] != run.loader.mixture_fingerprint:
-            raise ValueError(
-                f"{run.workdir}: must be resumed with the mixture it was trained with "
-                f"({data['mixture_fingerprint']}), got {run.loader.mixture_fingerprint}; "
-                "start a new workdir, or restore data.* and the windows."
-            )
+        _check_same_mixture(run, step, data)
         counts = {name: jnp.int32(data[name]) for name in ("skipped", "skipped_in_a_row")}
         state = TrainState(jnp.int32(step), params, opt_state, **counts)
         # Checkpoints from before there were means have no sums of them.
         ledger, sums = data["ledger"], data.get("interval_sums", {})
     scalars = NamedSharding(mesh, PartitionSpec())
     placed = {n: jax.device_put(np.asarray(getattr(state, n)), scalars) for n in _COUNTERS}
+    # A stage to come may have brought sources that this checkpoint does not know.
+    ledger = {source.name: 0 for source in run.loader.sources} | ledger
     return state._replace(**placed), _SoFar(ledger, IntervalMeans(_source_names(run.loader), sums))
+
+
+def _check_same_mixture(run: Run, step: int, data: dict) -> None:
+    """Refuses to resume if the batches so far would have been others; later stages may change."""
+    wanted, got = data["mixture_fingerprint"], run.loader.fingerprint_until(step)
+    if wanted == got:
+        return
+    # Checkpoints from before there were stages say no more than the fingerprint.
+    differ = []
+    if "mixture" in data:
+        differ = mixture_differences(data["mixture"], run.loader.mixture_until(step))
+    said = "; ".join(differ[:4]) or f"{got[:16]}, not {wanted[:16]}"
+    raise ValueError(
+        f"{run.workdir}: must be resumed with the mixture it was trained with up to step {step}, "
+        f"got another: {said}. Start a new workdir, or restore data.* and the windows; stages that "
+        f"start at step {step} or later may be changed."
+    )
 
 
 class _SoFar(NamedTuple):
@@ -352,6 +381,7 @@ class _StepReport:
         rate = float(self._schedule(step - 1))
         record = step_record(metrics, self._sources, step=step, learning_rate=rate, secs=secs)
         record |= {"tokens_consumed": dict(ledger), "batch_fingerprint": fingerprint}
+        record["epochs"] = self._run.loader.epochs(step)
         if self._log is not None:
             self._log.write(record)
         self._bar.note(loss=record["loss"], lr=rate, tok_s=int(record["tokens_per_sec"]))
@@ -380,7 +410,8 @@ def _save(run: Run, manager, state: TrainState, so_far: _SoFar, *, due: bool) ->
         "step": step,
         "ledger": dict(so_far.ledger),
         "interval_sums": dict(so_far.means.sums),
-        "mixture_fingerprint": run.loader.mixture_fingerprint,
+        "mixture_fingerprint": run.loader.fingerprint_until(step),
+        "mixture": run.loader.mixture_until(step),
         "skipped": int(state.skipped),
         "skipped_in_a_row": int(state.skipped_in_a_row),
     }
@@ -398,8 +429,8 @@ def _meta(run: Run, step: int) -> dict:
         "step": step,
         "base": str(base.path) if base else "random weights",
         "base_provenance": base.meta["provenance"] if base else None,
-        "mixture_fingerprint": run.loader.mixture_fingerprint,
-        "data": [_describe_source(source) for source in run.loader.sources],
+        "mixture_fingerprint": run.loader.fingerprint_until(step),
+        "data": [source.describe() for source in run.loader.sources],
     }
     return make_meta(
         run.model,
@@ -408,20 +439,6 @@ def _meta(run: Run, step: int) -> dict:
         verification=inherit_verification(base) if base else inherit_verification(),
         config=config_to_mapping(run.config),
     )
-
-
-def _describe_source(source) -> dict:
-    """Says of one window set what its manifest says: how much text, of which files."""
-    manifest = source.windows.manifest
-    return {
-        "name": source.name,
-        "domain": source.domain,
-        "language": source.language,
-        "token_share": source.token_share,
-        "num_tokens": manifest.num_tokens,
-        "num_documents": manifest.num_documents,
-        "files": list(manifest.sources),
-    }
 
 
 def _write_config(run: Run) -> None:
@@ -448,10 +465,8 @@ def _say_what_runs(run: Run, mesh: Mesh, done: int) -> None:
     tokens = config.data.global_batch_size * config.data.seq_len
     resumed = f", resuming after step {done}" if done else ""
     print(f"{config.train.steps} steps of {tokens} tokens, peak learning rate {peak:g}{resumed}")
-    for source in run.loader.sources:
-        print(
-            f"  {source.token_share:6.1%} {source.name}: {source.windows.manifest.num_tokens} tokens on disk"
-        )
+    for line in run.loader.describe(config.train.steps):
+        print(f"  {line}")
     sys.stdout.flush()
 
 

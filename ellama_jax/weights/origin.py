@@ -66,6 +66,8 @@ def _describe_training(provenance: Mapping, data: Mapping | None, digits: int) -
 
 
 def _describe_source(source: Mapping) -> str:
+    if "document_share" in source:  # streamed: nobody knows how much there is
+        return f"  (asked for {source['document_share']:.1%} of the documents, streamed)"
     return (
         f"  (asked for {source['token_share']:.1%}; on disk {source['num_tokens']:,} tokens in "
         f"{source['num_documents']:,} documents)"

@@ -64,6 +64,13 @@ def windows_dir(tmp_path_factory):
 def make_config(windows_dir, **changes):
     arguments = {
         "windows_dir": str(windows_dir),
+        "seqio_mixture": "",
+        "seqio_module": "",
+        "source_weights": {},
+        "stages": {},
+        "max_epochs": 4.0,
+        "max_epochs_by_source": {},
+        "on_repetition": "error",
         "replay_frac": 0.5,
         "ecommerce_shares": {"de": 0.75, "en": 0.25},
         "general_shares": {"de": 0.1, "en": 0.9},

@@ -405,6 +405,37 @@ def train(workdir="run", **changes):
     return ("train", "--config=run.py", *overrides, "--workdir", workdir)
 
 
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"data.max_epochs": 0.01}, "data.max_epochs: no set may be read more often in 2 steps, got"),
+        ({"data.max_epochs": -1}, "data.max_epochs: must be positive, got -1.0."),
+        ({"data.on_repetition": "never"}, "data.on_repetition: must be one of error, warn, got never"),
+        ({"data.on_repetion": "warn"}, "on_repetion"),
+        ({"data.seqio_module": "mine"}, "data.seqio_module: must be empty without data.seqio_mixture"),
+        ({"data.seqio_mixture": "m", "data.seqio_module": "not/there.py"}, "data.seqio_module: must be a"),
+    ],
+)  # fmt: skip
+def test_a_mixture_that_cannot_be_is_refused(refused, keys, words):
+    assert words in refused(*train(**keys))
+
+
+@pytest.mark.parametrize(
+    ("stage", "words"),
+    [
+        ({"start_step": 2}, "data.stages.late.start_step: must be from 1 to below train.steps (2)"),
+        ({"start_stop": 1}, "data.stages.late.start_stop: is no configuration key; did you mean"),
+        ({"start_step": 1, "general_shares": {"fr": 1.0}}, "must hold a window set general-fr, got"),
+        ({"start_step": 1, "source_weights": {"general": 1.0}}, "late.source_weights.general: is no s"),
+    ],
+)  # fmt: skip
+def test_a_stage_that_cannot_be_is_refused(refused, place, stage, words):
+    lines = (place / "run.py").read_text().replace("    return config\n", "")
+    lines += f"    config.data.stages.late = {stage}\n    return config\n"
+    (place / "run.py").write_text(lines)
+    assert words in refused(*train())
+
+
 def test_a_cut_shard_is_refused(refused, place):
     (shard,) = (place / "windows" / "general-en").glob("*.array_record")
     size = shard.stat().st_size

@@ -65,6 +65,7 @@ def tiny_arguments(windows_dir):
         "data.windows_dir": windows_dir, "data.seq_len": 32, "data.global_batch_size": 8,
         "train.steps": 6, "schedule.warmup_steps": 1, "checkpoint.save_every_steps": 2,
         "checkpoint.keep_last": 3, "model.remat": "none",
+        "data.max_epochs": 1e9,  # the sets are tiny; tests of repetition set their own
     }  # fmt: skip
     config = """
 from configs import demo

@@ -1,5 +1,6 @@
 """The loop: a run equals itself however often it was interrupted, and says what is wrong early."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+from ellama_jax.config import StageConfig
 from ellama_jax.train.loop import main_train, prepare_run, train
 from ellama_jax.train.metrics import read_metrics
 from ellama_jax.tree import flatten_paths
@@ -208,6 +210,87 @@ def test_a_changed_mixture_is_refused_at_resume(whole_run, tiny_config, tmp_path
     config = tiny_config(train__steps=8, data__replay_frac=0.4, mesh__fsdp=8)
     with pytest.raises(ValueError, match="must be resumed with the mixture it was trained with"):
         train(prepare_run(config, workdir))
+
+
+@pytest.fixture
+def staged_config(tiny_config):
+    """Returns `make(start_step)`: the tiny run with a switch of shares."""
+
+    def make(start_step):
+        config = tiny_config(mesh__fsdp=8)
+        stages = {"late": StageConfig(start_step=start_step, replay_frac=0.1)}
+        return dataclasses.replace(config, data=dataclasses.replace(config.data, stages=stages))
+
+    return make
+
+
+@pytest.mark.parametrize("kept", [2, 4])
+def test_a_run_with_a_switch_resumes_bit_for_bit(staged_config, tmp_path, kept):
+    """The shares switch after step 3; resumed before it and after it."""
+    whole, workdir = tmp_path / "whole", tmp_path / "run"
+    train(prepare_run(staged_config(3), whole))
+    shutil.copytree(whole, workdir)
+    for step in range(kept + 2, 8, 2):
+        shutil.rmtree(workdir / "checkpoints" / str(step))
+    train(prepare_run(staged_config(3), workdir))
+    assert steady(read_metrics(workdir)) == steady(read_metrics(whole))
+    assert_same_state(workdir / "checkpoints", whole / "checkpoints")
+
+
+def test_a_stage_to_come_may_be_added_and_a_past_one_not_changed(
+    whole_run, staged_config, tmp_path
+):
+    workdir = tmp_path / "run"
+    shutil.copytree(whole_run, workdir)
+    for step in (4, 6):
+        shutil.rmtree(workdir / "checkpoints" / str(step))
+    message = (
+        r"with the mixture it was trained with up to step 2, .*shares_from_step/1/ecommerce-de"
+    )
+    with pytest.raises(ValueError, match=message):
+        train(prepare_run(staged_config(1), workdir))
+    train(prepare_run(staged_config(2), workdir))  # what was read so far is the same
+    ours, theirs = read_metrics(workdir), read_metrics(whole_run)
+    assert [r["batch_fingerprint"] for r in ours[:2]] == [
+        r["batch_fingerprint"] for r in theirs[:2]
+    ]
+    assert ours[2]["batch_fingerprint"] != theirs[2]["batch_fingerprint"]
+
+
+def test_a_checkpoint_without_the_mixture_in_words_still_resumes(whole_run, tiny_config, tmp_path):
+    """As runs left them before there were stages: the fingerprint alone."""
+    workdir = tmp_path / "run"
+    shutil.copytree(whole_run, workdir)
+    path = workdir / "checkpoints" / "6" / "data" / "metadata"
+    data = json.loads(path.read_text())
+    del data["mixture"]
+    path.write_text(json.dumps(data))
+    train(prepare_run(tiny_config(train__steps=7, mesh__fsdp=8), workdir))
+    assert read_metrics(workdir)[-1]["step"] == 7
+    with pytest.raises(
+        ValueError, match="up to step 7, got another: order/seed was 0, now 1. Start"
+    ):
+        train(prepare_run(tiny_config(train__steps=8, mesh__fsdp=8, data__seed=1), workdir))
+
+
+def test_the_log_has_epochs_and_the_checkpoint_the_ledger(whole_run):
+    records = read_metrics(whole_run)
+    rows = {name: 0.0 for name in records[0]["epochs"]}
+    for record in records:
+        assert all(record["epochs"][name] >= before for name, before in rows.items())
+        rows = record["epochs"]
+    assert set(rows) == set(records[-1]["tokens_consumed"]) and min(rows.values()) > 0
+    path = whole_run / "checkpoints" / "6" / "data" / "metadata"
+    data = json.loads(path.read_text())
+    assert data["ledger"] == records[-1]["tokens_consumed"]
+    assert data["mixture"]["shares_from_step"]["0"]["general-en"] == pytest.approx(0.35)
+
+
+def test_repetition_is_refused_before_any_device_is_used(tiny_config, tmp_path):
+    message = r"^data.max_epochs: no set may be read more often in 6 steps, got ecommerce-de 0.23"
+    with pytest.raises(ValueError, match=message):
+        prepare_run(tiny_config(data__max_epochs=0.1), tmp_path / "run")
+    prepare_run(tiny_config(data__max_epochs=0.1, data__on_repetition="warn"), tmp_path / "run")
 
 
 def test_a_changed_key_is_said_at_resume(whole_run, tiny_config, tmp_path, capsys):
