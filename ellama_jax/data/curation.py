@@ -23,6 +23,7 @@ from ellama_jax.data.curation_records import (
     Dropped,
     Item,
     SourceReader,
+    common_root,
     count_outcome,
     place_id,
     sentence_key,
@@ -83,11 +84,15 @@ def build_pipeline(
     pipeline: beam.Pipeline, recipe: Recipe, parts: Sequence, out: str, index_path: str
 ) -> None:
     """Adds the graph to a pipeline, see `run_pipeline`."""
+    roots = {
+        source: common_root(part for of, part in parts if of == source) for source in recipe.sources
+    }
     read = (
         pipeline
         | "parts" >> beam.Create(list(parts))
         | "spread" >> beam.Reshuffle()
-        | "read" >> beam.ParDo(_Read(recipe)).with_outputs("bad", "dropped", "counts", main="items")
+        | "read"
+        >> beam.ParDo(_Read(recipe, roots)).with_outputs("bad", "dropped", "counts", main="items")
     )
     shop, loose = (
         read.items
@@ -137,14 +142,14 @@ def build_pipeline(
 class _Read(beam.DoFn):
     """Parts to (source, item), with what is bad or dropped and the counts on the side."""
 
-    def __init__(self, recipe: Recipe):
-        self._recipe = recipe
+    def __init__(self, recipe: Recipe, roots: Mapping[str, str]):
+        self._recipe, self._roots = recipe, roots
         self._readers: dict[str, SourceReader] = {}
 
     def process(self, element: tuple[str, Part]) -> Iterator:
         source, part = element
         if source not in self._readers:
-            self._readers[source] = SourceReader(source, self._recipe)
+            self._readers[source] = SourceReader(source, self._recipe, self._roots[source])
         counts: dict = {}
         for outcome in self._readers[source].read(part):
             for key, count in count_outcome(outcome).items():
@@ -164,7 +169,7 @@ class _Read(beam.DoFn):
         self._readers.clear()
 
     def __getstate__(self) -> dict:
-        return {"_recipe": self._recipe, "_readers": {}}
+        return {"_recipe": self._recipe, "_roots": self._roots, "_readers": {}}
 
 
 def _product_key(element: tuple[str, Item], collapse: bool) -> tuple[tuple, Item]:
@@ -436,9 +441,12 @@ class _Members:
 
 def _near_ones(
     element: tuple[bytes, Iterable], threshold: float, max_compared: int
-) -> Iterator[tuple[str, str]]:
-    for found in drop_in_bucket(_Members(element[1]), threshold, max_compared):
-        yield found.dropped, found.kept
+) -> list[tuple[str, str]]:
+    _, members = element
+    if len(list(itertools.islice(members, 2))) < 2:
+        return []  # most buckets hold one document
+    found = drop_in_bucket(_Members(members), threshold, max_compared)
+    return [(duplicate.dropped, duplicate.kept) for duplicate in found]
 
 
 class _WithoutDrops(beam.DoFn):

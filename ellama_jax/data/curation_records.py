@@ -7,6 +7,7 @@ Beam: data/curation.py runs this in its workers, and tests run it alone.
 import hashlib
 import itertools
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -71,15 +72,17 @@ class SourceReader:
     Args:
         name: of the source.
         recipe: what is to be done.
+        root: how the paths of all its files begin. Places of items begin after it, so that moving
+            the files changes no document.
 
     Raises:
         ValueError: if the mapping of the fields cannot be understood, or there is no classifier
             where the recipe names one.
     """
 
-    def __init__(self, name: str, recipe: Recipe):
+    def __init__(self, name: str, recipe: Recipe, root: str = ""):
         self.name, self.recipe, self.source = name, recipe, recipe.sources[name]
-        self._space = recipe.product_space(name)
+        self._space, self._root = recipe.product_space(name), root
         self._mapping = parse_mapping(self.source.fields) if self.source.fields else None
         handlers = {"listings": self._listing, "reviews": self._review, "pages": self._page,
                     "documents": self._document}  # fmt: skip
@@ -112,7 +115,7 @@ class SourceReader:
             return record
         try:
             fields = map_fields(record.fields, self._mapping) if self._mapping else record.fields
-            return self._handle(record.place, fields)
+            return self._handle(record.place.removeprefix(self._root), fields)
         except (ValueError, RecursionError) as error:
             raw = json.dumps(record.fields, ensure_ascii=True, default=str)[:_RAW_CHARS]
             return BadRecord(record.place, str(error), raw)
@@ -211,6 +214,13 @@ class SourceReader:
                 domain = "ecommerce" if shop else "general"
                 batch[n] = batch[n]._replace(fields={**batch[n].fields, "domain": domain})
             yield from batch
+
+
+def common_root(parts: Iterable[Part]) -> str:
+    """Returns how the paths of all parts begin, up to a slash."""
+    paths = sorted({part.path for part in parts})
+    common = os.path.commonprefix(paths[:1] + paths[-1:])
+    return common[: common.rfind("/") + 1]
 
 
 def count_outcome(outcome: Item | Dropped | BadRecord) -> Counter:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
+from ellama_jax.data.curation_output import curated_files
 from ellama_jax.data.listings import listing_to_document, load_listings
 from ellama_jax.data.windows import window_set_name
 from ellama_jax.paths import as_path, is_remote
@@ -31,9 +32,9 @@ def find_files(patterns: Iterable[str | os.PathLike], option: str) -> list[str]:
     """Returns the files that paths, globs and directories name, sorted.
 
     Args:
-        patterns: files; globs as `web/*.jsonl.gz`; or directories, of which the JSONL files in
-            `documents/train`, where `ellama curate` writes, or else in themselves count. Local
-            or gs://.
+        patterns: files; globs as `web/*.jsonl.gz`; or directories: those of `ellama curate`, of
+            which the documents to train on count, and others that hold JSONL files. Local or
+            gs://.
         option: what the user gave them for.
 
     Raises:
@@ -158,7 +159,9 @@ def short_names(paths: Sequence[str]) -> list[str]:
 def _expand(pattern: str, option: str) -> list[str]:
     path = as_path(pattern)
     if path.is_dir():
-        found = _files_of(path / "documents" / "train") or _files_of(path)
+        curated = (path / "documents").is_dir()  # refused if curate did not finish it
+        found = curated_files(path, "documents", "train") if curated else _files_of(path)
+        found = [os.fspath(file) for file in found]
         expected = f"hold {', '.join(_SUFFIXES)} files, in itself or in documents/train"
     elif any(map(_is_glob, path.parts)) and not path.exists():
         found, expected = _glob(path), "match a file"
