@@ -11,12 +11,15 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from ellama_jax.audit_words import (
+    FERTILITY_FROM,
     bin_name,
     one_line,
     piece_title,
     printable,
     special_runs,
+    stage_name,
     vocabulary_notes,
+    weight_words,
 )
 from ellama_jax.data.audit import Piece, cut_window
 from ellama_jax.data.packing import PADDING
@@ -33,7 +36,7 @@ _MOST_CHARACTERS = 900  # of one document
 _MOST_REPEATED = 6  # groups of equal documents, over all sets
 _MOST_PAIRS = 6  # of near-duplicates, over all sets
 
-_STYLE = """
+STYLE = """
 .tiles { grid-template-columns: repeat(auto-fit, minmax(170px, 1fr)); }
 .strip { display: flex; height: 14px; border-radius: 4px; overflow: hidden; margin: 8px 0 12px; }
 .strip i { min-width: 1px; border-right: 1px solid var(--card); }
@@ -83,7 +86,7 @@ def render_audit(
     """
     audits = audit["sets"]
     sections = [
-        _problem_section(audit["problems"]),
+        problem_section(audit["problems"], "No problem was found in the windows read."),
         _mixture_section(audit.get("mixture")),
         _set_section(audits),
         _language_section(audits, audit["languages"]),
@@ -99,7 +102,7 @@ def render_audit(
         "sections": [section for section in sections if section],
         "footer": "Made by `ellama inspect` from the windows on disk.",
     }
-    return render_page(content, _STYLE)
+    return render_page(content, STYLE)
 
 
 def _subtitle(audits: Mapping) -> str:
@@ -116,23 +119,27 @@ def _tiles(audits: Mapping, problems: Sequence) -> list[dict]:
     documents = sum(m["num_documents"] for m in manifests)
     padding = sum(m["num_padding"] for m in manifests)
     cut = sum(m["num_split_documents"] for m in manifests)
-    found = [a["duplicates"] for a in audits.values()]
+    found = [a["duplicates"] for a in audits.values() if a["duplicates"] is not None]
     again = sum(d["exact_documents"] + d["near_documents"] for d in found)
     seen = max(1, sum(d["documents"] for d in found))
     return [
-        _tile("problems", str(len(problems)), "listed below" if problems else "none found",
+        make_tile("problems", str(len(problems)), "listed below" if problems else "none found",
               "bad" if problems else "good"),
-        _tile("tokens", _short(tokens), f"in {len(audits)} window sets"),
-        _tile("documents", _short(documents), f"{cut:,} cut ({cut / max(1, documents):.1%})"),
-        _tile("duplicates", f"{again / seen:.1%}", "exact and near, of the documents read"),
-        _tile("padding", f"{padding / max(1, tokens + padding):.2%}", "of all places"),
+        make_tile("tokens", short_number(tokens), f"in {len(audits)} window sets"),
+        make_tile("documents", short_number(documents), f"{cut:,} cut ({cut / max(1, documents):.1%})"),
+        make_tile("duplicates", f"{again / seen:.1%}", "exact and near, of the documents read")
+        if found else make_tile("duplicates", "–", "not looked for without the tokenizer"),
+        make_tile("padding", f"{padding / max(1, tokens + padding):.2%}", "of all places"),
     ]  # fmt: skip
 
 
-def _problem_section(problems: Sequence[Mapping]) -> dict:
+def problem_section(problems: Sequence[Mapping], none: str) -> dict:
+    """Returns the section that lists problems, [{set, text}], or says that there are none."""
     if not problems:
-        return make_section("Problems", ["No problem was found in the windows read."])
-    items = "".join(f"<li><b>{_text(p['set'])}</b>: {_text(p['text'])}</li>" for p in problems)
+        return make_section("Problems", [none])
+    items = "".join(
+        f"<li><b>{escape_text(p['set'])}</b>: {escape_text(p['text'])}</li>" for p in problems
+    )
     section = make_section("Problems")
     return {**section, "markup": f'<div class="card problems"><ul>{items}</ul></div>'}
 
@@ -144,30 +151,33 @@ def _mixture_section(mixture: Mapping | None) -> dict | None:
     measured = stages[0]["measured_steps"]
     words = [
         f"{mixture['steps']:,} steps of {mixture['global_batch_size']} x {mixture['seq_len']} "
-        f"tokens, {_short(mixture['tokens'])} tokens in all; fingerprint "
+        f"tokens, {short_number(mixture['tokens'])} tokens in all; fingerprint "
         f"{mixture['fingerprint'][:16]}. Asked is what the configuration says, realised what the "
         f"first {measured:,} steps{' of each stage' if len(stages) > 1 else ''} gave."
     ]
-    header = ["source", "tokens on disk", "times read"]
+    words += [f"{stage_name(stage)}: {weight_words(stage['weights'])}."
+              for stage in stages if stage["weights"]]  # fmt: skip
+    header = ["source", "tokens on disk", "times read", "allowed"]
     bars = []
     for stage in stages:
-        head = f"{stage['name']}: " if len(stages) > 1 else ""
+        head = f"{stage_name(stage)}: " if len(stages) > 1 else ""
         header += [f"{head}asked", "realised", "tokens"]
     rows = []
     for source in mixture["sources"]:
-        row = [source["name"], f"{source['disk_tokens']:,}", f"{source['epochs']:.2f}"]
+        row = [source["name"], f"{source['disk_tokens']:,}", f"{source['epochs']:.2f}",
+               f"{source['max_epochs']:g}"]  # fmt: skip
         for number, stage in enumerate(stages):
             asked, realised = source["asked"][number], source["realised"][number]
-            row += [f"{asked:.2%}", f"{realised:.2%}", _short(asked * stage["tokens"])]
-            group = stage["name"] if len(stages) > 1 else ""
+            row += [f"{asked:.2%}", f"{realised:.2%}", short_number(asked * stage["tokens"])]
+            group = stage_name(stage) if len(stages) > 1 else ""
             bars.append((number, Bar(group, source["name"], 100 * realised, _colour(source["domain"]),
                                      mark=100 * asked, text=f"{realised:.1%}")))  # fmt: skip
-        rows.append(_row(row))
+        rows.append(make_row(row))
     ordered = [bar for _, bar in sorted(bars, key=lambda item: item[0])]
-    plot = _plot("Share of tokens, in per cent", ordered, "tick: what was asked")
+    plot = make_plot("Share of tokens, in per cent", ordered, "tick: what was asked")
     return make_section(
         "Mixture", words, legend=("e-commerce", "general"), plots=[plot],
-        tables=[_table(header, rows, 1)],
+        tables=[make_table(header, rows, 1)],
     )  # fmt: skip
 
 
@@ -176,30 +186,34 @@ def _set_section(audits: Mapping) -> dict:
               "bytes a token", "exact again", "near again")  # fmt: skip
     rows = []
     for name, audit in audits.items():
-        m, found, text = audit["manifest"], audit["duplicates"], audit["text"] or {}
-        cells = _row([
+        m, found, text = audit["manifest"], audit["duplicates"], audit["fertility"] or {}
+        cells = make_row([
             name, f"{m['num_documents']:,}", f"{m['num_tokens']:,}", f"{m['num_windows']:,}",
             f"{m['padding_share']:.2%}", f"{m['split_share']:.1%}",
             _two(text.get("tokens_per_word")), _two(text.get("bytes_per_token")),
-            f"{found['exact_share']:.1%}", f"{found['near_share']:.1%}",
+            *(f"{found[key]:.1%}" if found else "–" for key in ("exact_share", "near_share")),
         ])  # fmt: skip
         rows.append(cells)
     blocks = [{"folded": True, "title": "How the sets were made",
                "text": "\n".join(f"{name}: {printable(a['manifest']['command'])}"
                                  for name, a in audits.items())}]  # fmt: skip
-    tables = [_table(header, rows, 1), *_source_table(audits)]
+    tables = [make_table(header, rows, 1), *_source_table(audits)]
     return make_section("Window sets", tables=tables, blocks=blocks)
 
 
 def _source_table(audits: Mapping) -> list[dict]:
     """Returns a table of the documents' sources, or none where no manifest counts them."""
     rows = [
-        _row([source, name, f"{counts['documents']:,}", f"{counts['tokens']:,}",
+        make_row([source, name, f"{counts['documents']:,}", f"{counts['tokens']:,}",
               f"{counts['tokens'] / audit['manifest']['num_tokens']:.1%}"])
         for name, audit in audits.items()
         for source, counts in sorted(audit["manifest"]["by_source"].items())
     ]  # fmt: skip
-    return [_table(("source", "set", "documents", "tokens", "of its set"), rows, 2)] if rows else []
+    return (
+        [make_table(("source", "set", "documents", "tokens", "of its set"), rows, 2)]
+        if rows
+        else []
+    )
 
 
 def _language_section(audits: Mapping, languages: Sequence[Mapping]) -> dict:
@@ -208,16 +222,18 @@ def _language_section(audits: Mapping, languages: Sequence[Mapping]) -> dict:
         sums: Counter[tuple[str, str]] = Counter()
         for manifest in (audit["manifest"] for audit in audits.values()):
             sums[manifest["domain"], manifest["language"]] += manifest[key]
-        bars = [Bar(domain, language, count, _colour(domain), text=_short(count))
+        bars = [Bar(domain, language, count, _colour(domain), text=short_number(count))
                 for (domain, language), count in sorted(sums.items())]  # fmt: skip
-        plots.append(_plot(title, bars))
+        plots.append(make_plot(title, bars))
     for key, title in (("tokens_per_word", "Tokens a word"), ("bytes_per_token", "Bytes a token")):
         bars = [Bar(row["domain"], row["language"], row[key], _colour(row["domain"]),
                     text=_two(row[key])) for row in languages if row[key]]  # fmt: skip
         if bars:
-            plots.append(_plot(title, bars))
+            plots.append(make_plot(title, bars))
+    ways = sorted({a["fertility"]["from"] for a in audits.values() if a["fertility"]})
     words = ["Words are what white space separates. More tokens a word, or fewer bytes a token, "
-             "make a language dearer to train on and its texts longer to read."]  # fmt: skip
+             "make a language dearer to train on and its texts longer to read.",
+             *(f"Fertility {FERTILITY_FROM[way]}." for way in ways)]  # fmt: skip
     return make_section("Languages and fertility", words, plots=plots)
 
 
@@ -230,7 +246,9 @@ def _length_section(audits: Mapping) -> dict:
         bars = [Bar("", bin_name(low, high), count, _colour(audit["manifest"]["domain"]),
                     text=f"{count:,}") for low, high, count in lengths["bins"]]  # fmt: skip
         quartiles = ", ".join(f"{value:,}" for value in lengths["quartiles"])
-        plots.append(_plot(name, bars, f"quartiles {quartiles}; longest {lengths['longest']:,}"))
+        plots.append(
+            make_plot(name, bars, f"quartiles {quartiles}; longest {lengths['longest']:,}")
+        )
     words = ["Whole documents read, by their tokens; each step doubles."]
     return make_section("Document lengths", words, plots=plots)
 
@@ -240,9 +258,9 @@ def _vocabulary_section(advice: Mapping | None) -> dict | None:
         return None
     sizes = advice["sizes"]
     header = ("domain", "language", "held-out tokens", *(f"+{size:,}" for size in sizes))
-    rows = [_row([row["domain"], row["language"], f"{row['tokens']:,}",
+    rows = [make_row([row["domain"], row["language"], f"{row['tokens']:,}",
                   *(f"{share:.1%}" for share in row["saved"])]) for row in advice["rows"]]  # fmt: skip
-    models = [_row([model, *(f"{count / 1e6:,.1f}M" for count in added)])
+    models = [make_row([model, *(f"{count / 1e6:,.1f}M" for count in added)])
               for model, added in advice["parameters"].items()]  # fmt: skip
     names = [f"{row['domain']} {row['language']}" for row in advice["rows"]]
     plots = []
@@ -256,8 +274,8 @@ def _vocabulary_section(advice: Mapping | None) -> dict | None:
     legend = tuple(dict.fromkeys(row["language"] for row in advice["rows"]))
     return make_section(
         "What more tokens would save", vocabulary_notes(advice), legend=legend, plots=plots,
-        tables=[_table(header, rows, 2),
-                _table(("embedding parameters added", *header[3:]), models, 1)],
+        tables=[make_table(header, rows, 2),
+                make_table(("embedding parameters added", *header[3:]), models, 1)],
     )  # fmt: skip
 
 
@@ -268,11 +286,16 @@ def _duplicate_section(audits: Mapping) -> dict:
     repeated, pairs = [], []
     for name, audit in audits.items():
         found = audit["duplicates"]
+        if found is None:
+            continue
         repeated += [(group["times"], name, group["text"]) for group in found["most_repeated"]]
         pairs += [(name, example) for example in found["near_examples"]]
     words = ["Whole documents of the windows read, each set for itself; in a sample of a part f of "
-             "the windows, only about f squared of all pairs can meet."]  # fmt: skip
-    if not repeated and not pairs:
+             "the windows, only about f squared of all pairs can meet. What is a duplicate is the "
+             "rule of `ellama curate`."]  # fmt: skip
+    if all(audit["duplicates"] is None for audit in audits.values()):
+        words = ["Not looked for: windows are decoded for this, which needs their tokenizer."]
+    elif not repeated and not pairs:
         words.append("None found.")
     repeated.sort(key=lambda group: -group[0])
     # A few of every set before more of one.
@@ -286,11 +309,11 @@ def _repeated_markup(repeated: Sequence[tuple[int, str, str]]) -> str:
     if not repeated:
         return ""
     items = "".join(
-        f'<div class="again"><b>{times} times in {_text(name)}</b>'
-        f'<div class="text" dir="auto">{_text(one_line(text, 200))}</div></div>'
+        f'<div class="again"><b>{times} times in {escape_text(name)}</b>'
+        f'<div class="text" dir="auto">{escape_text(one_line(text, 200))}</div></div>'
         for times, name, text in repeated
     )
-    return f'<div class="card twin"><h3>Most repeated, to the letter</h3>{items}</div>'
+    return f'<div class="card twin"><h3>Most repeated</h3>{items}</div>'
 
 
 def _place_in_set(pairs: Sequence[tuple], index: int) -> tuple[int, int]:
@@ -301,7 +324,7 @@ def _pair_markup(name: str, example: Mapping) -> str:
     first, second = (printable(example[key])[:_MOST_CHARACTERS] for key in ("first", "second"))
     left, right = mark_differences(first, second)
     return (
-        f'<div class="card twin"><h3>{_text(name)}, similarity {example["jaccard"]:.2f}</h3>'
+        f'<div class="card twin"><h3>{escape_text(name)}, similarity {example["similarity"]:.2f}</h3>'
         f'<div class="pair"><div class="text" dir="auto">{left}</div>'
         f'<div class="text" dir="auto">{right}</div></div></div>'
     )
@@ -320,7 +343,7 @@ def mark_differences(first: str, second: str) -> tuple[str, str]:
         for side, side_words, (start, end) in zip(
             sides, words, (spans[:2], spans[2:]), strict=True
         ):
-            text = _text("".join(side_words[start:end]))
+            text = escape_text("".join(side_words[start:end]))
             side.append(text if kind == "equal" or not text else f"<mark>{text}</mark>")
     return "".join(sides[0]), "".join(sides[1])
 
@@ -369,7 +392,7 @@ def window_markup(
     documents = "1 document" if len(pieces) == 1 else f"{len(pieces)} documents"
     title = f"{windows.path.name}, window {index}: {documents}, {padding:,} padding"
     folded = f"<details{' open' if is_open else ''}><summary>documents</summary>{shown}</details>"
-    return (f'<div class="card window"><h3>{_text(title)}</h3><div class="strip">{strip}</div>'
+    return (f'<div class="card window"><h3>{escape_text(title)}</h3><div class="strip">{strip}</div>'
             f"{folded}</div>")  # fmt: skip
 
 
@@ -379,16 +402,16 @@ def _piece_markup(piece: Piece, tokenizer: Tokenizer) -> str:
     for special, ids in runs:
         text = printable(tokenizer.decode(ids.tolist()))
         if special:
-            body += f'<bdi class="chip">{_text(text)}</bdi>'
+            body += f'<bdi class="chip">{escape_text(text)}</bdi>'
         else:
-            body += _text(text[:left])
+            body += escape_text(text[:left])
             more = len(text) - left
             body += f'<span class="soft"> … {more:,} more characters … </span>' if more > 0 else ""
             left = max(0, left - len(text))
     edges = "" if piece.begins else " cut-begin"
     edges += "" if piece.ends else " cut-end"
     return (
-        f'<div class="piece c{(piece.number - 1) % 5}{edges}"><h4>{_text(piece_title(piece))}</h4>'
+        f'<div class="piece c{(piece.number - 1) % 5}{edges}"><h4>{escape_text(piece_title(piece))}</h4>'
         f'<div class="text" dir="auto">{body}</div></div>'
     )
 
@@ -396,11 +419,13 @@ def _piece_markup(piece: Piece, tokenizer: Tokenizer) -> str:
 # --- small parts ---------------------------------------------------------------------------------
 
 
-def _text(text: str) -> str:
+def escape_text(text: str) -> str:
+    """Makes markup of a text that may hold anything."""
     return escape(text, quote=True)
 
 
-def _tile(name: str, value: str, note: str, tone: str = "") -> dict:
+def make_tile(name: str, value: str, note: str, tone: str = "") -> dict:
+    """Returns one of the large numbers on top of a page."""
     return {"name": name, "value": value, "note": note, "tone": tone}
 
 
@@ -408,15 +433,18 @@ def _cell(text: str) -> dict:
     return {"text": text, "small": "", "tone": ""}
 
 
-def _row(texts: Sequence[str]) -> list[dict]:
+def make_row(texts: Sequence[str]) -> list[dict]:
+    """Returns a row of plain cells."""
     return [_cell(text) for text in texts]
 
 
-def _table(header: Sequence[str], rows: Sequence, text_columns: int) -> dict:
+def make_table(header: Sequence[str], rows: Sequence, text_columns: int) -> dict:
+    """Returns a table whose first columns are text and the others numbers."""
     return {"header": header, "rows": rows, "text_columns": text_columns}
 
 
-def _plot(title: str, bars: Sequence[Bar], caption: str = "") -> dict:
+def make_plot(title: str, bars: Sequence[Bar], caption: str = "") -> dict:
+    """Returns a plot of bars."""
     return {"title": title, "svg": bar_chart(title, bars), "caption": caption}
 
 
@@ -428,10 +456,10 @@ def _two(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
 
 
-def _short(count: float) -> str:
+def short_number(count: float) -> str:
     """Writes a large number with three digits.
 
-    >>> _short(950), _short(12_345), _short(2.5e12)
+    >>> short_number(950), short_number(12_345), short_number(2.5e12)
     ('950', '12.3k', '2.5T')
     """
     for size, name in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e4, "k")):

@@ -16,6 +16,8 @@ from ellama_jax.data.windows import Manifest
 _RULER = 78  # columns
 _BAR = 40
 _BOLD, _DIM, _CYAN, _RED, _PLAIN = "\033[1m", "\033[2m", "\033[36m", "\033[31m", "\033[0m"
+FERTILITY_FROM = {"manifest": "of the whole set, as prepare counted it",
+                  "sample": "of the windows read, decoded"}  # fmt: skip
 # What a document may hold and a terminal would obey.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -37,8 +39,10 @@ def describe_set(audit: Mapping) -> str:
         *_source_lines(m),
         f"  read {read}: {sample['documents']:,} documents, {sample['tokens']:,} tokens",
     ]
-    if audit["text"] is not None:
-        lines.append("  " + _fertility_words(audit["text"]))
+    if audit["fertility"] is not None:
+        lines.append("  " + _fertility_words(audit["fertility"], audit["text"]))
+    if found is None:
+        return "\n".join([*lines, *length_lines(audit["lengths"])])
     lines.append(f"  duplicates among {found['documents']:,} whole documents: "
                  f"{found['exact_documents']:,} exact ({found['exact_share']:.1%}), "
                  f"{found['near_documents']:,} near ({found['near_share']:.1%})")  # fmt: skip
@@ -52,12 +56,13 @@ def _source_lines(manifest: Mapping) -> Iterator[str]:
                f"({share:.1%})")  # fmt: skip
 
 
-def _fertility_words(text: Mapping) -> str:
-    words = f"{text['tokens_per_word']:.2f} tokens a word" if text["words"] else "no words"
-    if text["bytes"]:
-        words += (f", {text['tokens_per_byte']:.3f} tokens a byte "
-                  f"({text['bytes_per_token']:.2f} bytes a token)")  # fmt: skip
-    named = text["documents_naming_special_tokens"]
+def _fertility_words(found: Mapping, text: Mapping | None) -> str:
+    words = f"{found['tokens_per_word']:.2f} tokens a word" if found["words"] else "no words"
+    if found["bytes"]:
+        words += (f", {found['tokens_per_byte']:.3f} tokens a byte "
+                  f"({found['bytes_per_token']:.2f} bytes a token)")  # fmt: skip
+    words += f", {FERTILITY_FROM[found['from']]}"
+    named = text["documents_naming_special_tokens"] if text else 0
     more = f"; {named:,} documents spell a special token's name as text" if named else ""
     return f"fertility: {words}{more}"
 
@@ -150,27 +155,68 @@ def describe_mixture(mixture: Mapping) -> str:
     """Says what mixture a configuration asks for, what its batches give and how often it reads."""
     stages = mixture["stages"]
     lines = [f"{mixture['steps']:,} steps of {mixture['global_batch_size']} x "
-             f"{mixture['seq_len']} tokens, {1 - mixture['replay_frac']:.0%} e-commerce, "
-             f"{mixture['replay_frac']:.0%} general"]  # fmt: skip
-    for source, rows in zip(mixture["sources"], mixture["row_shares"], strict=True):
-        lines.append(f"  {source['name']}: {source['asked'][0]:.1%} of tokens ({rows:.1%} of rows)"
-                     f", {source['disk_tokens']:,} tokens on disk, read {source['epochs']:.2f} "
-                     "times")  # fmt: skip
+             f"{mixture['seq_len']} tokens, {domain_words(stages[0]['replay_frac'])}"]  # fmt: skip
+    rows = [("source", "tokens on disk", "read", "allowed")]
+    for source in mixture["sources"]:
+        rows.append((source["name"], f"{source['disk_tokens']:,}", f"{source['epochs']:.2f} times",
+                     f"{source['max_epochs']:g}"))  # fmt: skip
+    lines.append(table_text(rows, 1))
     for number, stage in enumerate(stages):
         lines += _stage_lines(mixture["sources"], stage, number, len(stages))
     return "\n".join([*lines, f"mixture fingerprint {mixture['fingerprint'][:16]}"])
 
 
+def domain_words(replay_frac: float) -> str:
+    """Says how a mixture divides its tokens among the domains.
+
+    >>> domain_words(0.25)
+    '75% e-commerce, 25% general'
+    """
+    return f"{1 - replay_frac:.0%} e-commerce, {replay_frac:.0%} general"
+
+
+def stage_name(stage: Mapping) -> str:
+    """Names a stage by its place in the configuration."""
+    return stage["name"].rpartition(".")[2] if "." in stage["name"] else "begin"
+
+
 def _stage_lines(sources: Sequence[Mapping], stage: Mapping, number: int, of: int) -> list[str]:
-    head = f"stage {stage['name']} from step {stage['start_step']:,}: " if of > 1 else ""
+    head = (f"stage {stage_name(stage)} from step {stage['start_step']:,}, "
+            f"{domain_words(stage['replay_frac'])}: " if of > 1 else "")  # fmt: skip
     lines = [f"{head}{stage['tokens']:,} tokens; shares in the first {stage['measured_steps']:,} of "
              f"{stage['steps']:,} steps"]  # fmt: skip
+    if stage["weights"]:
+        lines.append(f"  {weight_words(stage['weights'])}")
     rows = [("source", "asked", "realised", "off by")]
     for source in sources:
         asked, realised = source["asked"][number], source["realised"][number]
         off = f"{100 * (realised - asked):+.2f} points"
         rows.append((source["name"], f"{asked:.2%}", f"{realised:.2%}", off))
     return [*lines, table_text(rows, 1)]
+
+
+def weight_words(weights: Mapping[str, float]) -> str:
+    """Says what divides a language among its sets.
+
+    >>> weight_words({"ecommerce-de-shop": 3.0, "ecommerce-de-web": 1.0})
+    'source_weights: ecommerce-de-shop 3, ecommerce-de-web 1; other languages by their tokens'
+    """
+    said = ", ".join(f"{name} {weight:g}" for name, weight in sorted(weights.items()))
+    return f"source_weights: {said}; other languages by their tokens"
+
+
+def describe_stream(stream: Mapping) -> str:
+    """Says what a SeqIO mixture is made of; its text is not audited, for it is in no windows."""
+    rows = [("task", "rate", "of the documents")]
+    for task in stream["tasks"]:
+        rows.append((task["name"], f"{task['rate']:g}", f"{task['share']:.2%}"))
+    many = "1 task" if len(stream["tasks"]) == 1 else f"{len(stream['tasks'])} tasks"
+    return "\n".join([
+        f"{stream['steps']:,} steps of {stream['global_batch_size']} x {stream['seq_len']} tokens "
+        f"from the SeqIO mixture {stream['mixture']}: {many}, tokenised while they are read",
+        table_text(rows, 1),
+        "nothing was audited: the text is in no window set; `ellama prepare` makes them",
+    ])  # fmt: skip
 
 
 def describe_problems(problems: Sequence[Mapping], colour: bool = False) -> str:
@@ -261,6 +307,11 @@ def one_line(text: str, most: int) -> str:
     """Cuts a text down to one line of at most `most` characters."""
     line = " ".join(printable(text).split())
     return line if len(line) <= most else line[: most - 1] + "…"
+
+
+def make_ruler(mark: str, title: str, colour: bool, strong: bool = False) -> str:
+    """Draws a line with a title in it, before a piece of text."""
+    return _ruler(mark, title, colour, _BOLD if strong else _CYAN)
 
 
 def _ruler(mark: str, title: str, colour: bool, tone: str) -> str:

@@ -20,7 +20,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import ellama_jax
+from ellama_jax.audit_curation_words import describe_curation
 from ellama_jax.config import load_values
+from ellama_jax.data.audit_curation import measure_curation
 from ellama_jax.data.contamination import (
     build_index,
     items_to_eval_texts,
@@ -68,7 +70,7 @@ def main_curate(argv: list[str]) -> None:
         command=shlex.join(["ellama", "curate", *argv]),
         beam_options=beam_options,
     )
-    print(describe_curation(report))
+    print(describe_curation(measure_curation(report)))
 
 
 def curate(
@@ -309,21 +311,3 @@ def _publish(stage: Path, out: Path) -> None:
         os.replace(out, old)
     os.replace(stage, out)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def describe_curation(report: dict) -> str:
-    """Says what a curation read, left out and kept, source by source."""
-    lines = []
-    for name, by_language in report["counts"].items():
-        total: dict[str, int] = {}
-        for counts in by_language.values():
-            for what, number in counts.items():
-                total[what] = total.get(what, 0) + number
-        lines.append(f"{name}: {total.pop('read', 0):,} records")
-        kept = {what: n for what, n in total.items() if what.startswith("kept")}
-        for what, number in sorted(kept.items()):
-            if not what.endswith(", bytes"):
-                size = kept[f"{what}, bytes"] / 2**20
-                lines.append(f"  {what:<40} {number:>9,}  {size:,.1f} MiB")
-        lines += [f"  {what:<40} {n:>9,}" for what, n in sorted(total.items()) if what not in kept]
-    return "\n".join(lines)

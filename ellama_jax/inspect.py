@@ -12,14 +12,17 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from ellama_jax.audit_curation_words import describe_curation_whole, show_examples
 from ellama_jax.audit_words import (
     describe_languages,
     describe_mixture,
     describe_problems,
     describe_set,
+    describe_stream,
     describe_vocabulary,
     show_window,
 )
+from ellama_jax.data.curation_output import REPORT_FILE, is_curated
 from ellama_jax.data.tokenizer import Tokenizer, load_tokenizer
 from ellama_jax.data.windows import MANIFEST_FILE, WindowSet
 from ellama_jax.paths import as_path
@@ -27,15 +30,15 @@ from ellama_jax.paths import as_path
 _SETS = f"[!.]*/{MANIFEST_FILE}"  # hidden directories are sets that are being written
 # Which jobs an option is for; elsewhere it is refused and not passed over in silence.
 _OPTIONS = {
-    "show": ("a window set",),
+    "show": ("a window set", "a curation"),
     "window": ("a window set",),
     "sample": ("a window set", "a configuration"),
     "vocabulary": ("a window set",),
-    "strict": ("a window set", "a configuration"),
-    "html": ("a window set", "a configuration"),
+    "strict": ("a window set", "a configuration", "a curation"),
+    "html": ("a window set", "a configuration", "a curation"),
     "tokenizer": ("a window set", "a configuration"),
     "mesh": ("a checkpoint",),
-    "json": ("a checkpoint", "a comparison", "a window set", "a configuration"),
+    "json": ("a checkpoint", "a comparison", "a window set", "a configuration", "a curation"),
     "layers": ("a comparison",),
     "plot": ("a comparison",),
 }
@@ -57,11 +60,12 @@ def main_inspect(argv: list[str]) -> None:
 def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ellama inspect",
-        description="Say in words what a checkpoint, a window set, a directory of window sets or a "
-        "configuration's mixture holds, or how two models differ.",
+        description="Say in words what a checkpoint, a window set, a directory of window sets, a "
+        "curation or a configuration's mixture holds, or how two models differ.",
         epilog="example:\n  ellama inspect runs/8b/checkpoints\n"
         "  ellama inspect runs/8b/checkpoints --mesh fsdp=8,tensor=2\n"
         "  ellama inspect base --diff runs/8b/checkpoints --layers --plot moved.png\n"
+        "  ellama inspect curated --show 3 --html curation.html\n"
         "  ellama inspect windows --tokenizer base/tokenizer --html audit.html\n"
         "  ellama inspect windows/ecommerce-de --show 2 --tokenizer base/tokenizer\n"
         "  ellama inspect windows --tokenizer base/tokenizer --vocabulary 1000,5000,30000\n"
@@ -69,7 +73,7 @@ def _make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "path", help="checkpoint root or step, window set(s), or configuration file"
+        "path", help="checkpoint root or step, window set(s), curation, or configuration file"
     )
     parser.add_argument(
         "--mesh", metavar="SIZES", help="show a checkpoint divided over a mesh, as fsdp=8,tensor=2"
@@ -82,8 +86,11 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--layers", action="store_true", help="with --diff: a table layer by layer")
     parser.add_argument("--plot", metavar="OUT.png", help="with --diff: draw that table")
     parser.add_argument("--json", metavar="OUT", help="write what is said as data")
-    parser.add_argument("--html", metavar="OUT.html", help="write the audit of windows as one page")
-    parser.add_argument("--show", type=_positive, metavar="N", help="decode the first N windows")
+    parser.add_argument("--html", metavar="OUT.html", help="write an audit as one page")
+    parser.add_argument(
+        "--show", type=_positive, metavar="N",
+        help="decode the first N windows; of a curation, N examples of each source and fate",
+    )  # fmt: skip
     parser.add_argument("--window", type=int, metavar="I", help="decode window I, from 0")
     parser.add_argument(
         "--sample", type=_positive, metavar="N",
@@ -121,6 +128,9 @@ def _find_job(path: Path, args, is_config: bool) -> tuple[str, Callable]:
         return "a configuration", _inspect_mixture
     if is_windows:
         return "a window set", _inspect_windows
+    if is_curated(path):
+        return "a curation", _inspect_curation
+    _check_finished(path)
     if path.is_file():
         raise ValueError(
             f"{path}: must be a directory or a configuration file (.py), got another file; "
@@ -130,6 +140,17 @@ def _find_job(path: Path, args, is_config: bool) -> tuple[str, Callable]:
     if not path.is_dir() and path.name != "best":
         raise ValueError(f"{path}: must be a directory or a configuration file (.py), got neither.")
     return "a checkpoint", _inspect_checkpoint
+
+
+def _check_finished(path: Path) -> None:
+    """Refuses what `ellama curate` has begun; a local one is hidden beside its place till the end."""
+    hidden = path.with_name(f".{path.name}.partial") if path.name else path
+    begun = any((path / part / "train").is_dir() for part in ("documents", "listings"))
+    if begun or (path / "work").is_dir() or (not path.exists() and hidden.is_dir()):
+        raise ValueError(
+            f"{path}: must hold a finished curation, got one without {REPORT_FILE}; "
+            "curate again, it is written last."
+        )
 
 
 def _check_options(args, job: str) -> None:
@@ -145,7 +166,10 @@ def _inspect_mixture(path: Path, args, overrides: list[str]) -> None:
     from ellama_jax.data.audit_problems import find_mixture_problems
 
     _check_files(args)
-    mixture, sets = measure_config(args.path, overrides)
+    config = _load_config(args.path, overrides)
+    if config.data.seqio_mixture:
+        return _inspect_stream(config, args)
+    mixture, sets = measure_mixture_of(config)
     tokenizer = _find_tokenizer(sets[0].path, args.tokenizer)
     audit = {"mixture": mixture, **audit_sets(sets, tokenizer, args.sample), "vocabulary": None}
     found = [{"set": "mixture", "text": text} for text in find_mixture_problems(mixture)]
@@ -153,6 +177,46 @@ def _inspect_mixture(path: Path, args, overrides: list[str]) -> None:
     print(describe_mixture(mixture))
     print(describe_languages(audit["languages"], list(audit["sets"].values())))
     _close(f"Mixture of {args.path}", audit, sets, tokenizer, args)
+
+
+def _inspect_stream(config, args) -> None:
+    """Says what a SeqIO mixture is made of; there are no windows that could be audited."""
+    from ellama_jax.data.tasks import find_mixture
+
+    data = config.data
+    for name in ("html", "sample", "tokenizer"):
+        if getattr(args, name) is not None:
+            raise ValueError(
+                f"--{name}: must be used with a mixture of window sets, got the SeqIO mixture "
+                f"{data.seqio_mixture}."
+            )
+    tasks = {name: rate for name, (_, rate) in find_mixture(
+        data.seqio_mixture, data.seqio_module).items()}  # fmt: skip
+    total = sum(tasks.values()) or 1.0
+    stream = {
+        "mixture": data.seqio_mixture, "steps": config.train.steps,
+        "global_batch_size": data.global_batch_size, "seq_len": data.seq_len,
+        "tasks": [{"name": name, "rate": rate, "share": rate / total}
+                  for name, rate in sorted(tasks.items())],
+    }  # fmt: skip
+    print(describe_stream(stream))
+    _write_json(args.json, {"stream": stream})
+
+
+def _inspect_curation(path: Path, args, overrides: list[str]) -> None:
+    from ellama_jax.data.audit_curation import audit_curation
+
+    _check_files(args)
+    audit = audit_curation(path, args.show)
+    print(describe_curation_whole(audit))
+    if args.show:
+        print(show_examples(audit, _has_colour()))
+    _write_json(args.json, audit)
+    if args.html is not None:
+        from ellama_jax.audit_curation_page import render_curation
+
+        _write_page(args.html, render_curation(f"Curation {path}", audit))
+    _end_with(audit["problems"], args)
 
 
 def _inspect_windows(path: Path, args, overrides: list[str]) -> None:
@@ -178,7 +242,7 @@ def _audit_windows(path: Path, sets: list[WindowSet], args, tokenizer: Tokenizer
         print(describe_vocabulary(audit["vocabulary"]))
     if tokenizer is None:
         print(
-            f"nothing was decoded: give --tokenizer, or put it in {sets[0].path.parent}/tokenizer"
+            f"nothing was decoded, so neither text nor duplicates were looked at: give --tokenizer, or put it in {sets[0].path.parent}/tokenizer"
         )
     _close(f"Audit of {path}", audit, sets, tokenizer, args)
 
@@ -189,11 +253,19 @@ def _close(title: str, audit: dict, sets: list, tokenizer: Tokenizer | None, arg
     if args.html is not None:
         from ellama_jax.audit_page import render_audit
 
-        page = render_audit(title, audit, sets, tokenizer)
-        _replace(Path(args.html), lambda partial: partial.write_text(page, encoding="utf-8"))
-        print(f"wrote {args.html}")
-    if audit["problems"]:
-        print(describe_problems(audit["problems"], _has_colour()))
+        _write_page(args.html, render_audit(title, audit, sets, tokenizer))
+    _end_with(audit["problems"], args)
+
+
+def _write_page(path: str, page: str) -> None:
+    _replace(Path(path), lambda partial: partial.write_text(page, encoding="utf-8"))
+    print(f"wrote {path}")
+
+
+def _end_with(problems: list, args) -> None:
+    """Lists the problems last; with --strict they are an exit status."""
+    if problems:
+        print(describe_problems(problems, _has_colour()))
         if args.strict:
             sys.exit(1)
 
@@ -319,15 +391,20 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
             partial.unlink()
 
 
-def measure_config(config_path: str, overrides: list[str]) -> tuple[dict, list[WindowSet]]:
-    """Measures the mixture that a configuration asks for; returns it and its window sets."""
+def _load_config(config_path: str, overrides: list[str]):
     from ellama_jax.config import load_config
-    from ellama_jax.data.audit import measure_mixture
-    from ellama_jax.data.loader import Loader, open_sources
 
     config, others = load_config([f"--config={config_path}", *overrides], "inspect")
     if others:
         raise ValueError(f"{others[0]}: is no option of inspect.")
+    return config
+
+
+def measure_mixture_of(config) -> tuple[dict, list[WindowSet]]:
+    """Measures the mixture of window sets that a configuration asks for; returns it and the sets."""
+    from ellama_jax.data.audit import measure_mixture
+    from ellama_jax.data.loader import Loader, open_sources
+
     data = config.data
     loader = Loader(open_sources(data, None), data)
     mixture = measure_mixture(loader, data, config.train.steps)
@@ -335,7 +412,6 @@ def measure_config(config_path: str, overrides: list[str]) -> tuple[dict, list[W
         "steps": config.train.steps,
         "global_batch_size": data.global_batch_size,
         "seq_len": data.seq_len,
-        "replay_frac": data.replay_frac,
         "row_shares": list(loader.row_weights),
         "fingerprint": loader.mixture_fingerprint,
     }

@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 
+from ellama_jax.data.curation_output import to_line, write_shard
 from ellama_jax.data.tokenizer import (
     BEGIN_OF_TEXT,
     END_OF_TEXT,
@@ -183,7 +184,10 @@ def test_without_a_tokenizer_all_but_the_text_is_said(windows, tmp_path, capsys)
     shutil.copytree(windows / "ecommerce-en", tmp_path / "ecommerce-en")
     main_inspect([str(tmp_path / "ecommerce-en"), "--html", str(tmp_path / "a.html")])
     out = capsys.readouterr().out
-    assert "nothing was decoded: give --tokenizer" in out and "fertility" not in out
+    assert (
+        "nothing was decoded, so neither text nor duplicates were looked at" in out
+        and "fertility" not in out
+    )
     with pytest.raises(ValueError, match="--tokenizer: must be given to decode"):
         main_inspect([str(tmp_path / "ecommerce-en"), "--show", "1"])
 
@@ -227,7 +231,8 @@ def test_a_configuration_s_mixture_is_described(windows, tmp_path, capsys):
     main_inspect([str(config), *more, "--config.data.replay_frac=0.25"])
     out = capsys.readouterr().out
     assert "75% e-commerce, 25% general" in out
-    assert "ecommerce-en: 75.0% of tokens" in out and "general-en: 25.0% of tokens" in out
+    assert re.search(r"general-en +[\d,]+ +[\d.]+ times +4\n", out)
+    assert "a run refuses this (data.on_repetition=error)" in out
     assert "mixture fingerprint" in out
     assert re.search(r"general-en +25\.00% +\d\d\.\d\d% +[+-]\d\.\d\d points", out)
     page, data = tmp_path / "mixture.html", tmp_path / "mixture.json"
@@ -330,3 +335,48 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
         main_inspect([word.format(**places) for word in argv])
     assert words in str(error.value) and "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def curated(tmp_path_factory):
+    """A finished curation, as small as its files may be."""
+    root = tmp_path_factory.mktemp("curation") / "curated"
+    record = {"id": "shop-1", "text": NASTY}
+    name = "documents/train/ecommerce-en-shop-00000-of-00001.jsonl.gz"
+    file = {"name": name, **write_shard(str(root / name), [(b"", to_line(record))])}
+    counts = {"read": 5, "bad": 1, "language": 3, "kept: ecommerce, train": 1,
+              "kept: ecommerce, train, bytes": len(NASTY.encode())}  # fmt: skip
+    split = {"heldout_frac": 0.1, "heldout_texts_frac": 0.0}
+    source = {"kind": "listings", "licence": "MIT"}
+    example = {"source": "shop", "place": "a:2", "language": "nl", "reason": "language"}
+    match = {"id": "shop-2", "source": "shop", "set_name": "mmlu", "item_id": "q1"}
+    report = {
+        "version": "0", "command": "made so", "notes": [], "files": [file],
+        "recipe": {"languages": ["en", "de"], "split": split, "sources": {"shop": source}},
+        "counts": {"shop": {"en": counts}}, "evaluation_text": [match],
+        "examples": [{**example, "text": "Rode fiets"}],
+    }  # fmt: skip
+    (root / "curation.json").write_text(json.dumps(report))
+    return root
+
+
+def test_a_curation_is_told_with_its_problems_and_examples(curated, tmp_path, capsys):
+    page, data = tmp_path / "a.html", tmp_path / "a.json"
+    main_inspect([str(curated), "--show", "1", "--html", str(page), "--json", str(data)])
+    out = capsys.readouterr().out
+    assert "shop: 5 records (listings, MIT)" in out and "Rode fiets" in out
+    assert re.search(r"another language +-3 +-60\.0%", out) and "\x1b" not in out
+    assert re.search(r"mmlu +q1 +shop +1", out)
+    problems = [problem["text"] for problem in json.loads(data.read_text())["problems"]]
+    assert [text[:20] for text in problems] == [
+        "3 of 4 readable reco", "1 of 5 records were ", "no text was kept in ", "nothing is held out,",
+    ]  # fmt: skip
+    tags = Tags(page.read_text(encoding="utf-8"))
+    assert not tags.names & {"script", "img"} and tags.unclosed == []
+
+
+def test_an_unfinished_curation_is_one_line(tmp_path):
+    (tmp_path / ".curated.partial" / "work").mkdir(parents=True)
+    for name in ("curated", ".curated.partial"):
+        with pytest.raises(ValueError, match="must hold a finished curation"):
+            main_inspect([str(tmp_path / name)])

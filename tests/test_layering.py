@@ -14,7 +14,7 @@ LAYERS = (
     ("weights",),
     ("train", "evaluate"),
     ("plan", "report", "report_page", "report_plots", "report_sections"),
-    ("audit_page", "audit_words"),
+    ("audit_page", "audit_words", "audit_curation_page", "audit_curation_words"),
     ("demo", "curate", "inspect"),
     ("cli",),
 )

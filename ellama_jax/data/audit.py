@@ -6,15 +6,17 @@ files but the windows, and does not know how the figures are shown.
 
 import hashlib
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ellama_jax.data.alike import find_duplicates
+from ellama_jax.config import stage_sections
 from ellama_jax.data.audit_problems import OTHER_TOKENIZER, compare_sets, find_problems
+from ellama_jax.data.duplicates import exact_key, find_duplicates
+from ellama_jax.data.mixture import check_source_names
 from ellama_jax.data.packing import PADDING
 from ellama_jax.data.tokenizer import Tokenizer
 from ellama_jax.data.windows import Manifest, WindowSet, segments
@@ -30,7 +32,6 @@ _MIXTURE_TOKENS = 2**22
 
 # Tags and character references of HTML.
 _MARKUP = re.compile(r"</?[A-Za-z][A-Za-z0-9]*(\s[^<>]*)?/?>|&(#\d+|#x[0-9a-fA-F]+|[A-Za-z]+);")
-_EXCERPT = 120  # characters
 _MOST_EXAMPLES = 5
 
 # Names under which vocabularies keep the token that begins a text.
@@ -123,12 +124,13 @@ def audit_set(windows: WindowSet, tokenizer: Tokenizer | None, sample: int | Non
 
     Args:
         windows: the set.
-        tokenizer: what made it; without one nothing is decoded, and `text` is None.
+        tokenizer: what made it; without one nothing is decoded: `text` and `duplicates` are None.
         sample: windows to read; None takes about a million tokens.
 
     Returns:
         Plain data: `path`, `manifest` (what it says), `sample` (what was read), `lengths`, `marks`,
-        `duplicates`, `text` and `problems`.
+        `duplicates`, `text`, `fertility` (of the manifest or the sample; None if neither counts
+        words) and `problems`.
     """
     manifest = windows.manifest
     chosen = choose_windows(len(windows), sample, manifest.window_length)
@@ -136,15 +138,18 @@ def audit_set(windows: WindowSet, tokenizer: Tokenizer | None, sample: int | Non
     pieces = [piece for index, row in zip(chosen.tolist(), rows, strict=True)
               for piece in cut_window(row, manifest, index)]  # fmt: skip
     whole = [piece for piece in pieces if piece.begins and piece.ends]
-    decode = _decoder(tokenizer)
+    text = None if tokenizer is None else _measure_text(pieces, tokenizer)
     audit = {
         "path": str(windows.path),
         "manifest": _say_manifest(manifest),
         "sample": _measure_sample(rows, pieces, manifest),
         "lengths": count_lengths([len(piece.tokens) for piece in whole]),
         "marks": check_marks(rows, pieces, manifest, tokenizer),
-        "duplicates": measure_duplicates([piece.body for piece in whole], decode),
-        "text": None if tokenizer is None else _measure_text(pieces, manifest, tokenizer),
+        "duplicates": None
+        if tokenizer is None
+        else measure_duplicates([tokenizer.decode(piece.body.tolist()) for piece in whole]),
+        "text": text,
+        "fertility": _find_fertility(manifest, text),
     }
     return {**audit, "problems": find_problems(audit, manifest, _content_differs(rows, manifest))}
 
@@ -176,16 +181,16 @@ def audit_sets(
 
 
 def fertility_by_language(audits: Sequence[Mapping]) -> list[dict]:
-    """Sums the text figures by domain and language: tokens per word, tokens and bytes.
+    """Sums fertility by domain and language: tokens per word, tokens and bytes.
 
     Args:
-        audits: as `audit_set` gives them; those without text are left out.
+        audits: as `audit_set` gives them; those without fertility are left out.
     """
     sums: dict[tuple[str, str], Counter] = {}
     for audit in audits:
-        manifest, text = audit["manifest"], audit["text"]
-        if text is not None:
-            counts = {name: text[name] for name in ("tokens", "words", "bytes", "documents")}
+        manifest, found = audit["manifest"], audit["fertility"]
+        if found is not None:
+            counts = {name: found[name] for name in ("tokens", "words", "bytes", "documents")}
             key = (manifest["domain"], manifest["language"])
             sums.setdefault(key, Counter()).update(counts)
     return [{"domain": domain, "language": language, **_fertility(counts)}
@@ -200,12 +205,6 @@ def _fertility(counts: Mapping) -> dict:
         "tokens_per_byte": tokens / size if size else None,
         "bytes_per_token": size / tokens if tokens else None,
     }
-
-
-def _decoder(tokenizer: Tokenizer | None):
-    if tokenizer is None:
-        return lambda ids: " ".join(str(i) for i in ids[: _EXCERPT // 6])
-    return lambda ids: tokenizer.decode(ids.tolist())
 
 
 # --- figures -------------------------------------------------------------------------------------
@@ -259,8 +258,21 @@ def count_lengths(lengths: Sequence[int]) -> dict:
     }  # fmt: skip
 
 
-def _measure_text(pieces: Sequence[Piece], manifest: Manifest, tokenizer: Tokenizer) -> dict:
-    """Counts words and bytes of the sample, or takes those of the whole set from its manifest."""
+def _find_fertility(manifest: Manifest, text: Mapping | None) -> dict | None:
+    """Takes what `prepare` counted of the whole set, else what was decoded of the sample."""
+    if manifest.num_words is not None and manifest.num_bytes is not None:
+        marks = manifest.num_documents * (1 + (manifest.bos_id is not None))
+        counts = {"tokens": manifest.num_tokens - marks, "words": manifest.num_words,
+                  "bytes": manifest.num_bytes, "documents": manifest.num_documents}  # fmt: skip
+        return {**_fertility(counts), "from": "manifest"}
+    if text is None:
+        return None
+    counts = {name: text[name] for name in ("tokens", "words", "bytes", "documents")}
+    return {**_fertility(counts), "from": "sample"}
+
+
+def _measure_text(pieces: Sequence[Piece], tokenizer: Tokenizer) -> dict:
+    """Decodes the sample: how much text it is, and what should not be in it."""
     special = tokenizer.special_tokens()
     tokens = words = size = broken = named = marked = 0
     for piece in pieces:
@@ -272,19 +284,13 @@ def _measure_text(pieces: Sequence[Piece], manifest: Manifest, tokenizer: Tokeni
         broken += whole and "\ufffd" in text
         marked += piece.ends and _MARKUP.search(text) is not None
         named += piece.ends and any(name in text for name in special.values())
-    measured = {"tokens": tokens, "words": words, "bytes": size, "from": "sample"}
-    stated = (getattr(manifest, "num_words", None), getattr(manifest, "num_bytes", None))
-    if None not in stated:
-        marks = manifest.num_documents * (1 + (manifest.bos_id is not None))
-        measured = {"tokens": manifest.num_tokens - marks, "words": stated[0], "bytes": stated[1],
-                    "from": "manifest"}  # fmt: skip
-    documents = sum(piece.ends for piece in pieces)
     return {
-        **_fertility({**measured, "documents": documents}),
+        "tokens": tokens, "words": words, "bytes": size,
+        "documents": sum(piece.ends for piece in pieces),
         "broken_documents": broken,
         "markup_documents": marked,
         "documents_naming_special_tokens": named,
-    }
+    }  # fmt: skip
 
 
 def check_marks(
@@ -364,37 +370,36 @@ def _sha256(rows: Sequence[np.ndarray]) -> str:
 # --- duplicates ----------------------------------------------------------------------------------
 
 
-def measure_duplicates(documents: Sequence[np.ndarray], decode) -> dict:
-    """Counts documents that occur more than once, to the letter or nearly.
+def measure_duplicates(texts: Sequence[str]) -> dict:
+    """Counts documents that occur more than once, by the rules of `ellama curate`.
 
     Args:
-        documents: ids of whole documents.
-        decode: ids -> text, for the examples.
+        texts: of whole documents.
 
     Returns:
-        `exact_documents` and `near_documents` (all but the first of a group), their shares, the
-        most repeated documents and examples of near-duplicates side by side.
+        `exact_documents` (equal but for case, white space and encoding) and `near_documents` (all
+        but the first of a group), their shares, the most repeated documents and examples of
+        near-duplicates side by side.
     """
-    groups, pairs = find_duplicates(documents)
-    exact = sum(len(group) - 1 for group in groups)
-    near = len({second for _, second, _ in pairs})
-    count = max(1, len(documents))
+    by_key = defaultdict(list)
+    keys = [exact_key(text) for text in texts]
+    for number, key in enumerate(keys):
+        by_key[key].append(number)
+    groups = [group for group in by_key.values() if len(group) > 1]
+    found = find_duplicates((1, f"{number:09d}", text) for number, text in enumerate(texts))
+    pairs = [(int(d.kept), int(d.dropped), d.similarity) for d in found]
+    pairs = [pair for pair in pairs if keys[pair[0]] != keys[pair[1]]]
+    exact, count = sum(len(group) - 1 for group in groups), max(1, len(texts))
     most = sorted(groups, key=lambda group: (-len(group), group[0]))[:_MOST_EXAMPLES]
     # Least alike first: what is told apart by a size or a price is the more telling example.
     shown = sorted(pairs, key=lambda pair: (pair[2], pair))[:_MOST_EXAMPLES]
     return {
-        "documents": len(documents),
+        "documents": len(texts),
         "exact_documents": exact, "exact_share": exact / count,
-        "near_documents": near, "near_share": near / count,
-        "most_repeated": [
-            {"times": len(group), "tokens": len(documents[group[0]]),
-             "text": decode(documents[group[0]])}
-            for group in most
-        ],
-        "near_examples": [
-            {"jaccard": jaccard, "first": decode(documents[i]), "second": decode(documents[j])}
-            for i, j, jaccard in shown
-        ],
+        "near_documents": len(pairs), "near_share": len(pairs) / count,
+        "most_repeated": [{"times": len(group), "text": texts[group[0]]} for group in most],
+        "near_examples": [{"similarity": alike, "first": texts[i], "second": texts[j]}
+                          for i, j, alike in shown],
     }  # fmt: skip
 
 
@@ -410,40 +415,43 @@ def measure_mixture(loader: "Loader", data_config: "DataConfig", steps: int) -> 
         steps: of the run.
 
     Returns:
-        `tokens` of the run, `stages` [{name, start_step, steps, tokens, measured_steps}] and
-        `sources` [{name, domain, language, asked, realised, disk_tokens, epochs}] where `asked` and
-        `realised` are shares of tokens, one for each stage.
+        `tokens` of the run, `stages` [{name, start_step, steps, tokens, measured_steps, weights}],
+        `on_repetition` and `sources` [{name, domain, language, asked, realised, disk_tokens,
+        epochs, max_epochs}] where `asked` and `realised` are shares of tokens, one for each stage.
+
+    Raises:
+        ValueError: if max_epochs_by_source names no source.
     """
-    stages = _find_stages(data_config, steps)
+    caps = data_config.max_epochs_by_source
+    check_source_names(caps, [s.name for s in loader.sources], "data.max_epochs_by_source")
     per_step = data_config.global_batch_size * data_config.seq_len
-    shares = [getattr(s, "token_shares", (s.token_share,)) for s in loader.sources]
-    realised = []
+    stages, realised = _find_stages(data_config, steps), []
     for stage in stages:
         stage["tokens"] = stage["steps"] * per_step
         stage["measured_steps"] = max(1, min(stage["steps"], _MIXTURE_TOKENS // per_step))
         realised.append(_count_share(loader, stage["start_step"], stage["measured_steps"]))
-    sources = []
-    for number, source in enumerate(loader.sources):
-        read = sum(
-            share * stage["tokens"] for share, stage in zip(shares[number], stages, strict=True)
-        )
-        sources.append({
+    epochs = loader.epochs(steps)
+    sources = [
+        {
             "name": source.name, "domain": source.domain, "language": source.language,
-            "asked": list(shares[number]), "realised": [share[source.name] for share in realised],
+            "asked": list(source.token_shares),
+            "realised": [share[source.name] for share in realised],
             "disk_tokens": source.windows.manifest.num_tokens,
-            "epochs": read / source.windows.manifest.num_tokens,
-        })  # fmt: skip
-    return {"tokens": steps * per_step, "stages": stages, "sources": sources}
+            "epochs": epochs[source.name],
+            "max_epochs": caps.get(source.name, data_config.max_epochs),
+        }
+        for source in loader.sources
+    ]  # fmt: skip
+    return {"tokens": steps * per_step, "stages": stages, "sources": sources,
+            "on_repetition": data_config.on_repetition}  # fmt: skip
 
 
 def _find_stages(data_config: "DataConfig", steps: int) -> list[dict]:
-    stages = getattr(data_config, "stages", {})
-    starts = [("begin", 0), *sorted(
-        ((name, stage.start_step) for name, stage in stages.items()), key=lambda item: item[1]
-    )]  # fmt: skip
-    ends = [start for _, start in starts[1:]] + [steps]
-    return [{"name": name, "start_step": start, "steps": end - start}
-            for (name, start), end in zip(starts, ends, strict=True)]  # fmt: skip
+    sections = stage_sections(data_config)
+    ends = [start for _, start, _ in sections[1:]] + [steps]
+    return [{"name": path, "start_step": start, "steps": end - start,
+             "replay_frac": section.replay_frac, "weights": dict(section.source_weights)}
+            for (path, start, section), end in zip(sections, ends, strict=True)]  # fmt: skip
 
 
 def _count_share(loader: "Loader", start_step: int, steps: int) -> dict[str, float]:

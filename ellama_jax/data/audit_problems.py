@@ -6,7 +6,7 @@ Owns the limits and the sentences; the figures are data/audit.py's.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from ellama_jax.data.alike import NEAR_JACCARD
+from ellama_jax.data.duplicates import Signer
 from ellama_jax.data.windows import Manifest, WindowSet
 
 # Beyond these shares a figure is a problem.
@@ -14,9 +14,6 @@ MAX_PADDING = 0.02  # of all places, the last window's not counted; packing prom
 MAX_EXACT, MAX_NEAR = 0.01, 0.05  # of the sampled documents
 MAX_BROKEN = 0.001  # documents that hold U+FFFD, what is left of bytes that were no text
 MAX_MARKUP = 0.01  # e-commerce documents with HTML in them
-
-# Up to about four epochs, repeated text is worth nearly as much as new (arXiv 2305.16264).
-MAX_EPOCHS = 4.0
 
 OTHER_TOKENIZER = "made by another tokenizer than the given one, so its text was not decoded"
 
@@ -87,11 +84,13 @@ def _count_problems(sample: Mapping, manifest: Manifest) -> list[str]:
     return problems
 
 
-def _duplicate_problems(found: Mapping) -> list[str]:
+def _duplicate_problems(found: Mapping | None) -> list[str]:
+    if found is None:
+        return []
     problems = []
     for kind, most, words in (
-        ("exact", MAX_EXACT, "repeat another to the letter"),
-        ("near", MAX_NEAR, f"are near-duplicates (similarity {NEAR_JACCARD:g} and above)"),
+        ("exact", MAX_EXACT, "repeat another, but for case and white space"),
+        ("near", MAX_NEAR, f"are near-duplicates (similarity {Signer().threshold:g} and above)"),
     ):
         if found[f"{kind}_share"] > most:
             problems.append(f"{found[f'{kind}_documents']:,} of {found['documents']:,} documents "
@@ -131,6 +130,15 @@ def compare_sets(sets: Sequence[WindowSet]) -> list[str]:
 
 
 def find_mixture_problems(mixture: Mapping) -> list[str]:
-    """Says which sources of a mixture are read too often, as `measure_mixture` counted it."""
-    return [f"{source['name']} is read {source['epochs']:.1f} times, more than {MAX_EPOCHS:g}"
-            for source in mixture["sources"] if source["epochs"] > MAX_EPOCHS]  # fmt: skip
+    """Says which sources of a mixture are read too often, as `measure_mixture` counted it.
+
+    The limits are the configuration's (data.max_epochs, data.max_epochs_by_source), and so is what
+    a run does about it.
+    """
+    result = "a run refuses this" if mixture["on_repetition"] == "error" else "a run only warns"
+    return [
+        f"{source['name']} is read {source['epochs']:.2f} times where {source['max_epochs']:g} is "
+        f"allowed; {result} (data.on_repetition={mixture['on_repetition']})"
+        for source in mixture["sources"]
+        if source["epochs"] > source["max_epochs"]
+    ]

@@ -9,18 +9,26 @@ e-commerce text shortened inputs by up to 20 %).
 import hashlib
 import heapq
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from ellama_jax.data.alike import find_duplicates
+from ellama_jax.data.duplicates import (
+    Duplicate,
+    Member,
+    Signer,
+    choose_bands,
+    drop_in_bucket,
+    exact_key,
+)
 from ellama_jax.data.tokenizer import Tokenizer
 from ellama_jax.model.presets import PRESETS
 
 # Sets are read up to about so many tokens each unless told otherwise.
 DEFAULT_SAMPLE_TOKENS = 2**22
 HELDOUT_FRAC = 0.2
-_ALIKE_JACCARD = 0.5  # documents at least so similar never stand on both sides of the split
+# Documents at least so similar do not stand on both sides of the split.
+_ALIKE = Signer(num_bands=choose_bands(128, 0.5), threshold=0.5)
 _BATCH = 1000  # texts encoded at a time
 
 Word = tuple[int, ...]
@@ -141,7 +149,7 @@ def _encode(word: Sequence[int], ranks: Mapping[Pair, tuple[int, int]]) -> Seque
         word = merge_pair(word, pair, ranks[pair][1])
 
 
-def split_documents(documents: Sequence[np.ndarray]) -> tuple[list[int], list[int]]:
+def split_documents(texts: Sequence[str], sizes: Sequence[int]) -> tuple[list[int], list[int]]:
     """Divides documents into a training and a held-out part that share no near-duplicates.
 
     Variants of one product lie on one side: documents that are alike, directly or over others, form
@@ -149,29 +157,31 @@ def split_documents(documents: Sequence[np.ndarray]) -> tuple[list[int], list[in
     tokens; one that is larger than what is left goes to training.
 
     Args:
-        documents: ids of each.
+        texts: of the documents.
+        sizes: tokens of each.
 
     Returns:
         Numbers of the training and of the held-out documents, ascending.
     """
-    group_of = _group_alike(documents)
     members: dict[int, list[int]] = defaultdict(list)
-    for number, group in enumerate(group_of):
+    for number, group in enumerate(_group_alike(texts)):
         members[group].append(number)
-    room = HELDOUT_FRAC * sum(map(len, documents))
+    room = HELDOUT_FRAC * sum(sizes)
     heldout: list[int] = []
-    for group in sorted(members, key=lambda number: _digest(documents[number])):
-        size = sum(len(documents[number]) for number in members[group])
+    # Not the first member but the one of the smallest digest: the order of documents is no matter.
+    order = {group: min(_digest(texts[n]) for n in numbers) for group, numbers in members.items()}
+    for group in sorted(members, key=lambda group: (order[group], group)):
+        size = sum(sizes[number] for number in members[group])
         if size <= room:
             heldout += members[group]
             room -= size
     chosen = set(heldout)
-    return [n for n in range(len(documents)) if n not in chosen], sorted(heldout)
+    return [n for n in range(len(texts)) if n not in chosen], sorted(heldout)
 
 
-def _group_alike(documents: Sequence[np.ndarray]) -> list[int]:
+def _group_alike(texts: Sequence[str]) -> list[int]:
     """Returns for each document the smallest number in its group."""
-    parent = list(range(len(documents)))
+    parent = list(range(len(texts)))
 
     def root(number: int) -> int:
         while parent[number] != number:
@@ -179,16 +189,32 @@ def _group_alike(documents: Sequence[np.ndarray]) -> list[int]:
             number = parent[number]
         return number
 
-    equal, alike = find_duplicates(documents, _ALIKE_JACCARD)
-    links = [(group[0], other) for group in equal for other in group[1:]]
-    for first, second in [*links, *((first, second) for first, second, _ in alike)]:
-        low, high = sorted((root(first), root(second)))
+    for duplicate in _find_alike(texts):
+        low, high = sorted((root(int(duplicate.kept)), root(int(duplicate.dropped))))
         parent[high] = low
-    return [root(number) for number in range(len(documents))]
+    return [root(number) for number in range(len(texts))]
 
 
-def _digest(document: np.ndarray) -> bytes:
-    return hashlib.blake2b(np.ascontiguousarray(document).tobytes(), digest_size=8).digest()
+def _find_alike(texts: Sequence[str]) -> Iterator[Duplicate]:
+    """Yields what each bucket finds: `find_duplicates` names one keeper, here every link counts."""
+    firsts: dict[bytes, str] = {}
+    buckets: dict[bytes, list[Member]] = defaultdict(list)
+    # By content, so that the groups do not depend on the order of documents.
+    for number in sorted(range(len(texts)), key=lambda number: _digest(texts[number])):
+        key, same = str(number), exact_key(texts[number])
+        if same in firsts:
+            yield Duplicate(key, firsts[same], 1.0)
+            continue
+        firsts[same] = key
+        signature = _ALIKE.sign(texts[number])
+        for band in _ALIKE.band_keys(signature):
+            buckets[band].append(Member(len(firsts), key, signature))
+    for members in buckets.values():
+        yield from drop_in_bucket(members, _ALIKE.threshold)
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
 
 def count_words(texts: Sequence[str], tokenizer: Tokenizer) -> Counter[Word]:
@@ -254,19 +280,18 @@ def _split_groups(groups: Mapping, tokenizer: Tokenizer) -> tuple[Counter, dict]
                          f"{', '.join('-'.join(key) for key in sorted(groups))}.")  # fmt: skip
     documents = [document for key in keys for document in groups[key]]
     owner = [key for key in keys for _ in groups[key]]
-    train, heldout = split_documents(documents)
+    texts = [tokenizer.decode(ids.tolist()) for ids in documents]
+    train, heldout = split_documents(texts, [len(document) for document in documents])
     if not heldout:
         raise ValueError("--vocabulary: must hold out documents that are unlike the others, got "
                          f"{len(documents)} that are all alike or too few.")  # fmt: skip
 
-    def words(chosen: Sequence[np.ndarray]) -> Counter:
-        return count_words([tokenizer.decode(ids.tolist()) for ids in chosen], tokenizer)
-
-    tests = {key: list(groups[key]) for key in groups if key not in keys}
+    tests = {key: [tokenizer.decode(ids.tolist()) for ids in groups[key]]
+             for key in groups if key not in keys}  # fmt: skip
     for number in heldout:
-        tests.setdefault(owner[number], []).append(documents[number])
-    measured = {key: (len(chosen), words(chosen)) for key, chosen in tests.items() if chosen}
-    return words([documents[number] for number in train]), measured
+        tests.setdefault(owner[number], []).append(texts[number])
+    measured = {key: (len(of), count_words(of, tokenizer)) for key, of in tests.items() if of}
+    return count_words([texts[number] for number in train], tokenizer), measured
 
 
 def added_parameters(vocab_size: int, sizes: Sequence[int]) -> dict[str, list[int]]:

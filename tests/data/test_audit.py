@@ -104,8 +104,8 @@ def test_a_sound_set_has_figures_and_no_problem(sound, tokenizer):
     assert text["tokens"] == sum(map(len, ids))
     assert text["words"] == 4 * len(TEXTS)
     assert text["bytes"] == sum(len(t.encode()) for t in TEXTS)
-    assert text["tokens_per_word"] == pytest.approx(text["tokens"] / (4 * len(TEXTS)))
-    assert text["bytes_per_token"] == pytest.approx(text["bytes"] / text["tokens"])
+    assert audit["fertility"]["tokens_per_word"] == pytest.approx(text["tokens"] / (4 * len(TEXTS)))
+    assert audit["fertility"]["bytes_per_token"] == pytest.approx(text["bytes"] / text["tokens"])
     assert audit["lengths"]["longest"] == max(map(len, ids)) + 2
     json.dumps(audit, allow_nan=False)
 
@@ -166,7 +166,7 @@ def test_words_and_bytes_of_a_manifest_that_has_them_are_taken(sound, tokenizer)
 
     windows = Fake(sound, [sound[i] for i in range(len(sound))])
     windows.manifest = Counted()
-    text = audit_set(windows, tokenizer)["text"]
+    text = audit_set(windows, None)["fertility"]
     assert (text["from"], text["words"], text["bytes"]) == ("manifest", 1000, 5000)
     assert text["tokens"] == sound.manifest.num_tokens - 2 * len(TEXTS)
     said = audit_sets([windows], tokenizer) | {"vocabulary": None}
@@ -262,7 +262,7 @@ def test_duplicates_are_counted_and_shown(tmp_path, tokenizer):
     (example,) = found["near_examples"]
     assert {example["first"], example["second"]} == set(texts[-2:])
     exact, near = audit["problems"]
-    assert exact == "3 of 15 documents read (20.0%) repeat another to the letter"
+    assert exact == "3 of 15 documents read (20.0%) repeat another, but for case and white space"
     assert near.startswith("1 of 15 documents read (6.7%) are near-duplicates")
 
 
@@ -317,6 +317,11 @@ class Data:
     global_batch_size: int = 4
     seed: int = 0
     num_read_threads: int = 1
+    stages: dict = dataclasses.field(default_factory=dict)
+    source_weights: dict = dataclasses.field(default_factory=dict)
+    max_epochs: float = 4.0
+    max_epochs_by_source: dict = dataclasses.field(default_factory=dict)
+    on_repetition: str = "error"
 
 
 def test_a_mixture_s_realised_shares_are_those_of_its_batches(tmp_path, tokenizer):
@@ -335,5 +340,6 @@ def test_a_mixture_s_realised_shares_are_those_of_its_batches(tmp_path, tokenize
     assert shop["realised"] == [given["ecommerce-en"] / sum(given.values())]
     assert shop["realised"][0] == pytest.approx(0.75, abs=0.02)
     tokens = read_manifest(tmp_path / "general-en").num_tokens
-    assert general["epochs"] == pytest.approx(0.25 * 5120 / tokens)
+    assert general["epochs"] == pytest.approx(0.25 * 5120 / tokens, rel=0.5)
+    assert general["epochs"] == loader.epochs(40)["general-en"] and general["max_epochs"] == 4
     assert find_mixture_problems(mixture)[1].startswith("general-en is read ")

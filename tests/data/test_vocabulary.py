@@ -103,18 +103,20 @@ def test_a_pair_whose_text_is_a_token_already_adds_none(tmp_path):
 def test_variants_of_a_product_never_stand_on_both_sides():
     rng = np.random.default_rng(0)
     products = [rng.integers(0, 9999, 80) for _ in range(40)]
-    documents = [np.append(product, size) for product in products for size in (1, 2, 3)]
-    train, heldout = split_documents(documents)
+    documents = [" ".join(map(str, [*product, size])) for product in products for size in (1, 2, 3)]
+    train, heldout = split_documents(documents, [81] * 120)
     assert sorted(train + heldout) == list(range(120))
     assert {n // 3 for n in train}.isdisjoint({n // 3 for n in heldout})
     assert 0.15 < len(heldout) / len(documents) <= 0.2
 
 
 def test_the_split_does_not_depend_on_the_order_of_documents():
-    documents = [np.random.default_rng(seed).integers(0, 9999, 50) for seed in range(50)]
+    documents = [
+        " ".join(map(str, np.random.default_rng(seed).integers(0, 9999, 50))) for seed in range(50)
+    ]
     order = np.random.default_rng(1).permutation(50).tolist()
-    _, heldout = split_documents(documents)
-    _, shuffled = split_documents([documents[n] for n in order])
+    _, heldout = split_documents(documents, [50] * 50)
+    _, shuffled = split_documents([documents[n] for n in order], [50] * 50)
     assert sorted(order[n] for n in shuffled) == heldout
 
 
