@@ -21,12 +21,19 @@ import shlex
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from ellama_jax.data.classifier_seeds import LABELS, Seed, read_seeds, split_seeds
+from ellama_jax.data.classifier_seeds import (
+    LABELS,
+    MIN_DOCUMENTS,
+    Seed,
+    deal_sources,
+    read_seeds,
+    split_seeds,
+)
 from ellama_jax.data.listings import LABELS as LISTING_LABELS
 
 MODEL_FILES = ("model.json", "weights.npz")
@@ -153,14 +160,39 @@ class Classifier:
         return (1 / (1 + np.exp(-raised))).astype(np.float32)
 
 
+@dataclass(frozen=True)
+class OutOfSource:
+    """What models say of documents whose whole source they never saw, in the same order.
+
+    Scores and choices are cross-fitted: calibration and thresholds of the other sources too.
+    """
+
+    seeds: list[Seed]
+    scores: np.ndarray
+    chosen: np.ndarray
+
+
 def train_classifier(
     splits: dict[str, list[Seed]], *, target_precision: float = 0.95, seed: int = 0
 ) -> Classifier:
-    """Fits on `train`; calibrates and chooses the thresholds on `validation`.
+    """Returns the model of `fit_classifier` alone."""
+    return fit_classifier(splits, target_precision=target_precision, seed=seed)[0]
 
-    Every language and label weighs the same, whatever the numbers of its documents. A threshold is
-    the least score, from 0.5, at which the precision of the language's validation documents, at
-    even classes, reaches the target; where no score does, the best.
+
+def fit_classifier(
+    splits: dict[str, list[Seed]], *, target_precision: float = 0.95, seed: int = 0
+) -> tuple[Classifier, OutOfSource | None]:
+    """Fits the weights, calibrates, and chooses a threshold for each language.
+
+    Where the seeds have two sources or more of each label, the model is fitted on `train` and
+    `validation`, and calibrated by what up to five other models, each fitted without some sources,
+    say of the documents of these sources. Else it is fitted on `train` and calibrated on
+    `validation`, which flatters it: documents of one source are alike.
+
+    Every language and label weighs the same, whatever the numbers of its documents, and in the
+    calibration every source of them. A threshold is the least score, from 0.5, at which the
+    precision at even classes reaches the target; where no score does, the best. A language with
+    fewer than 40 documents of a label to choose by takes the threshold of all languages together.
 
     Args:
         splits: as `split_seeds` gives them; `test` is not looked at.
@@ -169,31 +201,90 @@ def train_classifier(
     """
     if not 0.5 <= target_precision < 1:
         raise ValueError(f"target_precision: must be from 0.5 to below 1, got {target_precision}.")
-    train = [
-        Seed(text, one.language, one.label, one.group)
-        for one in splits["train"]
-        for text in _cut_texts(one, seed)
-    ]
-    features = _features([one.text for one in train])
+    known = [*splits["train"], *splits["validation"]]
+    folds = deal_sources(known)
+    if folds is None:
+        held = splits["validation"]
+        weights, intercept = _fit_words(*_cut_features(splits["train"], seed)[:2])
+        logits = _features([one.text for one in held]) @ weights.astype(np.float64) + intercept
+        return _settle(
+            Classifier(weights, intercept, 1, 0, {}, 0), held, logits, target_precision
+        ), None
+    features, cuts, places = _cut_features(known, seed)
+    weights, intercept = _fit_words(features, cuts)
+    logits = _unseen_logits(features, cuts, places, folds)
+    bare, judged = Classifier(weights, intercept, 1, 0, {}, 0), folds >= 0
+    held = [one for one, is_judged in zip(known, judged, strict=True) if is_judged]
+    model = _settle(bare, held, logits[judged], target_precision)
+    return model, _cross_fit(bare, held, logits[judged], folds[judged], target_precision)
+
+
+def _cut_features(seeds: Sequence[Seed], seed: int):
+    """Returns features and seeds of all documents and their cuts, and the place of each document."""
+    cuts, places = [], []
+    for number, one in enumerate(seeds):
+        texts = _cut_texts(one, seed)
+        cuts += [replace(one, text=text) for text in texts]
+        places += [number] * len(texts)
+    return _features([one.text for one in cuts]), cuts, np.array(places)
+
+
+def _fit_words(features, seeds: Sequence[Seed]) -> tuple[np.ndarray, float]:
     # What no training text holds has weight 0; without it the fit is many times faster.
     used = np.unique(features.indices)
-    fitted = _fit_logistic(features[:, used], train, strength=30.0)
+    fitted = _fit_logistic(features[:, used], seeds, _cell_weights(seeds), strength=30.0)
     weights = np.zeros(features.shape[1], np.float32)
-    weights[used], intercept = fitted.coef_[0], float(fitted.intercept_[0])
-    held = splits["validation"]
-    logits = _features([one.text for one in held]) @ weights.astype(np.float64) + intercept
-    # Weak strength: a handful of validation documents that separate must not give certainty.
-    platt = _fit_logistic(logits[:, None], held, strength=1.0)
+    weights[used] = fitted.coef_[0]
+    return weights, float(fitted.intercept_[0])
+
+
+def _unseen_logits(features, cuts: list[Seed], places: np.ndarray, folds: np.ndarray) -> np.ndarray:
+    """Returns for each document the logit of a model that saw nothing of its fold's sources."""
+    sources = np.where(folds < 0, -1 - folds, folds)
+    firsts = np.flatnonzero(np.diff(places, prepend=-1))  # the whole documents
+    logits = np.zeros(len(folds))
+    for fold in sorted(set(sources.tolist())):
+        rest = np.flatnonzero(sources[places] != fold)
+        weights, intercept = _fit_words(features[rest], [cuts[row] for row in rest])
+        own = sources == fold
+        logits[own] = features[firsts[own]] @ weights.astype(np.float64) + intercept
+    return logits
+
+
+def _cross_fit(
+    bare: Classifier, seeds: list[Seed], logits: np.ndarray, folds: np.ndarray, target: float
+) -> OutOfSource | None:
+    """Judges each fold by the calibration and thresholds of the others; None if one lacks a label."""
+    scores, chosen = np.zeros(len(seeds), np.float32), np.zeros(len(seeds), bool)
+    for fold in sorted(set(folds.tolist())):
+        others = [one for one, own in zip(seeds, folds == fold, strict=True) if not own]
+        if len({one.label for one in others}) < len(LABELS):
+            return None
+        model = _settle(bare, others, logits[folds != fold], target)
+        for number in np.flatnonzero(folds == fold):
+            scores[number] = model._calibrate(logits[number])
+            chosen[number] = scores[number] >= model.threshold(seeds[number].language)
+    return OutOfSource(seeds, scores, chosen)
+
+
+def _settle(bare: Classifier, seeds: list[Seed], logits: np.ndarray, target: float) -> Classifier:
+    """Returns a model calibrated, and with thresholds chosen, by logits of documents."""
+    labels, weights = label_array(seeds), _cell_weights(seeds, by_source=True)
+    # Weak strength: a handful of documents that separate must not give certainty.
+    platt = _fit_logistic(logits[:, None], seeds, weights, strength=1.0)
     slope, shift = float(platt.coef_[0, 0]), float(platt.intercept_[0])
-    calibrated = Classifier(weights, intercept, slope, shift, {}, _LEAST_THRESHOLD)
-    scores, labels = calibrated._calibrate(logits), label_array(held)
-    languages = np.array([one.language for one in held])
-    thresholds = {
-        language: choose_threshold(scores[languages == language], labels[languages == language], target_precision)
-        for language in sorted(set(languages.tolist()))
-    }  # fmt: skip
-    default = max(thresholds.values())
-    return Classifier(weights, intercept, slope, shift, thresholds, default)
+    scores = replace(bare, slope=slope, shift=shift)._calibrate(logits)
+    pooled = choose_threshold(scores, labels, target, weights)
+    languages = np.array([one.language for one in seeds])
+    thresholds = {}
+    for language in sorted(set(languages.tolist())):
+        own = languages == language
+        enough = np.bincount(labels[own], minlength=len(LABELS)).min() >= MIN_DOCUMENTS
+        thresholds[language] = (
+            choose_threshold(scores[own], labels[own], target, weights[own]) if enough else pooled
+        )
+    default = max(pooled, *thresholds.values())
+    return Classifier(bare.weights, bare.intercept, slope, shift, thresholds, default)
 
 
 def label_array(seeds: Sequence[Seed]) -> np.ndarray:
@@ -201,39 +292,56 @@ def label_array(seeds: Sequence[Seed]) -> np.ndarray:
     return np.array([LABELS.index(one.label) for one in seeds], dtype=int)
 
 
-def _fit_logistic(features, seeds: Sequence[Seed], strength: float):
+def _cell_weights(seeds: Sequence[Seed], by_source: bool = False) -> np.ndarray:
+    """Weighs every language and label alike, and every source of one if asked; [len(seeds)], mean 1."""
+    keys = [(one.language, one.label, one.source if by_source else "") for one in seeds]
+    documents, parts = Counter(keys), Counter(key[:2] for key in set(keys))
+    weights = np.array([1 / documents[key] / parts[key[:2]] for key in keys])
+    return weights * (len(seeds) / weights.sum())
+
+
+def _fit_logistic(features, seeds: Sequence[Seed], weights: np.ndarray, strength: float):
     from sklearn.linear_model import LogisticRegression
     from threadpoolctl import threadpool_limits
 
-    counts = Counter((one.language, one.label) for one in seeds)
-    weights = np.array([1 / counts[one.language, one.label] for one in seeds])
-    weights *= len(seeds) / weights.sum()
     model = LogisticRegression(C=strength, solver="lbfgs", max_iter=300, tol=1e-4)
     # In one thread, so that sums, and the model's bytes, do not depend on the number of cores.
     with threadpool_limits(1):
         return model.fit(features, label_array(seeds), sample_weight=weights)
 
 
-def choose_threshold(scores: np.ndarray, labels: np.ndarray, target_precision: float) -> float:
+def choose_threshold(
+    scores: np.ndarray,
+    labels: np.ndarray,
+    target_precision: float,
+    weights: np.ndarray | None = None,
+) -> float:
     """Returns the least score, from 0.5, that reaches a precision at even classes.
 
     Args:
         scores: [n] calibrated.
         labels: [n] 0 or 1; both occur.
-        target_precision: as for `train_classifier`.
+        target_precision: as for `fit_classifier`.
+        weights: [n] of the documents; all alike by default.
 
     >>> choose_threshold(np.array([0.9, 0.8, 0.7, 0.6]), np.array([1, 1, 0, 1]), 0.95)
     0.8
     """
     candidates = sorted({_LEAST_THRESHOLD, *(float(s) for s in scores if s > _LEAST_THRESHOLD)})
-    reached = [(even_precision(scores >= one, labels), one) for one in candidates]
+    reached = [(even_precision(scores >= one, labels, weights), one) for one in candidates]
     good = [one for precision, one in reached if precision >= target_precision]
     return good[0] if good else max(reached)[1]
 
 
-def even_precision(chosen: np.ndarray, labels: np.ndarray) -> float:
+def even_precision(
+    chosen: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None
+) -> float:
     """Returns the precision if both classes were equally frequent; 0 if nothing is chosen."""
-    recall, false_rate = chosen[labels == 1].mean(), chosen[labels == 0].mean()
+    weights = np.ones(len(labels)) if weights is None else weights
+    recall, false_rate = (
+        (chosen * weights)[labels == label].sum() / weights[labels == label].sum()
+        for label in (1, 0)
+    )
     return float(recall / (recall + false_rate)) if recall + false_rate else 0.0
 
 
@@ -309,7 +417,7 @@ def build_classifier(
         raise ValueError(f"{dst}: must not exist yet, got a path that does; choose another.")
     seeds, repeated = read_seeds(seed_paths)
     splits = split_seeds(seeds, seed)
-    model = train_classifier(splits, target_precision=target_precision, seed=seed)
+    model, unseen = fit_classifier(splits, target_precision=target_precision, seed=seed)
     report = {
         "command": command,
         "seed": seed,
@@ -317,7 +425,7 @@ def build_classifier(
         "seeds": [{"path": str(path), "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest()}
                   for path in seed_paths],
         "repeated": repeated,
-        **report_of(model, splits),
+        **report_of(model, splits, unseen),
     }  # fmt: skip
     partial = dst.with_name(f".{dst.name}.partial-{os.getpid()}")
     partial.mkdir(parents=True)
@@ -342,7 +450,10 @@ def main_build_classifier(argv: list[str]) -> None:
     )
     add = parser.add_argument
     add(
-        "seeds", nargs="+", metavar="SEEDS", help="JSONL: text, language, label (ecommerce | other)"
+        "seeds",
+        nargs="+",
+        metavar="SEEDS",
+        help="JSONL: text, language, label (ecommerce | other), source",
     )
     add("dst", metavar="DST", help="directory to make: the model, report.json and report.html")
     add("--target-precision", type=float, default=0.95, help="for each language (default 0.95)")
@@ -352,10 +463,24 @@ def main_build_classifier(argv: list[str]) -> None:
         args.seeds, args.dst, target_precision=args.target_precision, seed=args.seed,
         command=shlex.join(["ellama", "build-classifier", *argv]),
     )  # fmt: skip
-    for row in report["languages"]:
-        print(
-            f"{row['language']}: threshold {row['threshold']:.3f}, on {row['ecommerce']} + "
-            f"{row['other']} test documents: precision {row['precision']:.3f}, recall "
-            f"{row['recall']:.3f}, F1 {row['f1']:.3f}, AUC {row['auc']:.4f}"
-        )
+    _print_figures("out of source", report["out_of_source"])
+    _print_figures("same sources", report["same_source"])
     print(f"{args.dst}: {', '.join((*MODEL_FILES, 'report.json', 'report.html'))}")
+
+
+def _print_figures(kind: str, part: dict | None) -> None:
+    if part is None:
+        print(
+            f"{kind}: not measured; it takes seeds of two sources or more of each label (`source`)"
+        )
+        return
+    for row in part["languages"]:
+        print(
+            f"{kind}, {row['language']}: threshold {row['threshold']:.3f}, {row['ecommerce']} + "
+            f"{row['other']} documents: precision {row['precision']:.3f} (at even classes "
+            f"{row['even_precision']:.3f}), recall {row['recall']:.3f}, AUC {_write(row['auc'])}"
+        )
+
+
+def _write(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

@@ -1,4 +1,4 @@
-"""What a classifier is worth: figures by language on the test split, and the page of them.
+"""What a classifier is worth: figures by language, of sources unseen and seen, and their page.
 
 Owns the figures and their drawing, as one HTML page that refers to nothing outside itself.
 Training and files are in `classifier`.
@@ -11,57 +11,75 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from ellama_jax.data.classifier import Classifier
+    from ellama_jax.data.classifier import Classifier, OutOfSource
     from ellama_jax.data.classifier_seeds import Seed
 
 _BINS = 10
 _SIDE, _EDGE = 300, 40  # of a plot in pixels, and its margin
 
 
-def report_of(model: "Classifier", splits: "dict[str, list[Seed]]") -> dict:
-    """Returns a model's figures on the test split.
+def report_of(
+    model: "Classifier", splits: "dict[str, list[Seed]]", unseen: "OutOfSource | None" = None
+) -> dict:
+    """Returns a model's figures.
 
     Returns:
-        `documents` (split -> count), `languages` (a row each: counts, threshold, precision, recall,
-        F1 at the threshold, `even_precision` at even classes, false_positive_rate, AUC, average
-        precision), `overall` (the same over all), `calibration` (bins of the score: mean score,
-        share of e-commerce, count; and the expected calibration error), `curve` (recall, precision).
+        `documents` (split -> count), `default_threshold`, and twice the same: `out_of_source` of
+        documents whose sources had no say in anything they were judged by (None if the seeds do not
+        allow it), `same_source` of the test split. Each has `languages` (a row each: counts, the
+        model's threshold, precision, recall, F1, `even_precision` at even classes,
+        false_positive_rate, AUC, average precision; None where a label is missing), `overall` (the
+        same over all), `calibration` (bins of the score: mean score, share of e-commerce, count; and
+        the expected calibration error) and `curve` (recall, precision).
     """
     test = splits["test"]
-    scores = model.scores([one.text for one in test]).astype(float)
-    labels = np.array([one.label == "ecommerce" for one in test])
-    languages = np.array([one.language for one in test])
-    limits = np.array([model.threshold(language) for language in languages])
-    rows = []
-    for language in sorted(set(languages.tolist())):
-        own = languages == language
-        figures = _figures(scores[own], labels[own], scores[own] >= limits[own])
-        rows.append({"language": language, "threshold": model.threshold(language), **figures})
+    scores = model.scores([one.text for one in test])
+    limits = np.array([model.threshold(one.language) for one in test])
     return {
         "documents": {name: len(part) for name, part in splits.items()},
         "default_threshold": model.default_threshold,
+        "out_of_source": unseen and _part(model, unseen.seeds, unseen.scores, unseen.chosen),
+        "same_source": _part(model, test, scores, scores >= limits),
+    }
+
+
+def _part(
+    model: "Classifier", seeds: "Sequence[Seed]", scores: np.ndarray, chosen: np.ndarray
+) -> dict:
+    scores = scores.astype(float)
+    labels = np.array([one.label == "ecommerce" for one in seeds])
+    languages = np.array([one.language for one in seeds])
+    rows = []
+    for language in sorted(set(languages.tolist())):
+        own = languages == language
+        figures = _figures(scores[own], labels[own], chosen[own])
+        rows.append({"language": language, "threshold": model.threshold(language), **figures})
+    return {
         "languages": rows,
-        "overall": _figures(scores, labels, scores >= limits),
+        "overall": _figures(scores, labels, chosen),
         "calibration": _calibration(scores, labels),
         "curve": _curve(scores, labels),
     }
 
 
 def _figures(scores: np.ndarray, labels: np.ndarray, chosen: np.ndarray) -> dict:
+    """Returns the figures of some documents; None for what needs the label that none of them has."""
     from sklearn.metrics import average_precision_score, roc_auc_score
 
-    recall, false_rate = float(chosen[labels].mean()), float(chosen[~labels].mean())
+    both = bool(labels.any() and not labels.all())
+    recall = float(chosen[labels].mean()) if labels.any() else None
+    false_rate = float(chosen[~labels].mean()) if not labels.all() else None
     precision = float((chosen & labels).sum() / chosen.sum()) if chosen.any() else 0.0
     return {
         "ecommerce": int(labels.sum()),
         "other": int((~labels).sum()),
         "precision": precision,
-        "even_precision": recall / (recall + false_rate) if recall + false_rate else 0.0,
+        "even_precision": recall / max(recall + false_rate, 1e-12) if both else None,
         "recall": recall,
-        "f1": 2 * precision * recall / (precision + recall) if precision + recall else 0.0,
+        "f1": 2 * precision * recall / max(precision + recall, 1e-12) if both else None,
         "false_positive_rate": false_rate,
-        "auc": float(roc_auc_score(labels, scores)),
-        "average_precision": float(average_precision_score(labels, scores)),
+        "auc": float(roc_auc_score(labels, scores)) if both else None,
+        "average_precision": float(average_precision_score(labels, scores)) if both else None,
     }
 
 
@@ -109,40 +127,53 @@ _COLUMNS = (
 
 
 def render_report(report: dict) -> str:
-    """Writes a report as one HTML page: table by language, calibration and precision-recall."""
-    rows = [*report["languages"], {"language": "all", "threshold": "", **report["overall"]}]
-    head = "".join(f"<th>{escape(name)}</th>" for name, _ in _COLUMNS)
-    body = "\n".join(
-        "<tr>" + "".join(f"<td>{_write(row[key])}</td>" for _, key in _COLUMNS) + "</tr>"
-        for row in rows
-    )
-    bins, curve = report["calibration"]["bins"], report["curve"]
-    reliability = _plot(
-        [row["mean_score"] for row in bins], [row["ecommerce_frac"] for row in bins],
-        "score", "share of e-commerce", dots=True,
-    )  # fmt: skip
-    recall = _plot(curve["recall"], curve["precision"], "recall", "precision")
+    """Writes a report as one HTML page: tables by language, calibration and precision-recall."""
+    unseen = report["out_of_source"]
     counts = ", ".join(f"{count} {name}" for name, count in report["documents"].items())
+    chosen_on = "documents of sources that the judging model never saw" if unseen else (
+        "the validation split, whose sources the model saw: seeds with two sources or more of each "
+        "label (field source) would tell how it does on others"
+    )  # fmt: skip
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>E-commerce classifier</title>
 <style>{_STYLE}</style></head><body>
 <h1>E-commerce classifier</h1>
-<p>Documents: {escape(counts)}. Thresholds were chosen on the validation split for a precision of
-{report["target_precision"]:g} at even classes; figures are of the test split. Where only a share p
-of the text is e-commerce, precision is p R / (p R + (1 - p) F), R the recall, F the false positives.
-Default threshold of other languages: {report["default_threshold"]:.3f}.</p>
-<table><thead><tr>{head}</tr></thead><tbody>
-{body}
-</tbody></table>
-<figure>{reliability}<figcaption>Calibration; expected error
-{report["calibration"]["expected_error"]:.4f}</figcaption></figure>
-<figure>{recall}<figcaption>Precision and recall over all thresholds</figcaption></figure>
+<p>Documents: {escape(counts)}. Calibration and thresholds are from {chosen_on}, for a precision of
+{report["target_precision"]:g} at even classes. Where only a share p of the text is e-commerce,
+precision is p R / (p R + (1 - p) F), R the recall, F the false positives. Default threshold of other
+languages: {report["default_threshold"]:.3f}.</p>
+{_section("Sources never seen (the honest figures; cross-fitted)", unseen) if unseen else ""}
+{_section("Held-out documents of the same sources (flattering)", report["same_source"])}
 <pre>{escape(report["command"])}</pre>
 </body></html>
 """
 
 
+def _section(title: str, part: dict) -> str:
+    rows = [*part["languages"], {"language": "all", "threshold": "", **part["overall"]}]
+    head = "".join(f"<th>{escape(name)}</th>" for name, _ in _COLUMNS)
+    body = "\n".join(
+        "<tr>" + "".join(f"<td>{_write(row[key])}</td>" for _, key in _COLUMNS) + "</tr>"
+        for row in rows
+    )
+    bins, curve = part["calibration"]["bins"], part["curve"]
+    reliability = _plot(
+        [row["mean_score"] for row in bins], [row["ecommerce_frac"] for row in bins],
+        "score", "share of e-commerce", dots=True,
+    )  # fmt: skip
+    recall = _plot(curve["recall"], curve["precision"], "recall", "precision")
+    return f"""<h2>{escape(title)}</h2>
+<table><thead><tr>{head}</tr></thead><tbody>
+{body}
+</tbody></table>
+<figure>{reliability}<figcaption>Calibration; expected error
+{part["calibration"]["expected_error"]:.4f}</figcaption></figure>
+<figure>{recall}<figcaption>Precision and recall over all thresholds</figcaption></figure>"""
+
+
 def _write(value: object) -> str:
+    if value is None:
+        return "-"
     return f"{value:.3f}" if isinstance(value, float) else escape(str(value))
 
 

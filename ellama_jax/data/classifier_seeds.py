@@ -7,12 +7,15 @@ is `classifier`'s business.
 import hashlib
 import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 LABELS = ("other", "ecommerce")
+_SOURCE_FOLDS = 5
 MIN_DOCUMENTS = 40  # of each language and label; fewer leave nothing to choose a threshold by
 
 _DOMAINS = {"ecommerce": "ecommerce", "general": "other"}
@@ -21,12 +24,13 @@ _SPLITS = ("train", "test", "train", "validation", "train", "train", "train")
 
 @dataclass(frozen=True)
 class Seed:
-    """One labelled document; `group` is what must not straddle the splits."""
+    """One labelled document; `group` is what must not straddle the splits, `source` whence it is."""
 
     text: str
     language: str
     label: str
     group: str
+    source: str = ""
 
 
 def read_seeds(paths: Sequence[str | Path]) -> tuple[list[Seed], int]:
@@ -34,7 +38,8 @@ def read_seeds(paths: Sequence[str | Path]) -> tuple[list[Seed], int]:
 
     A line is a JSON object with `text`, `language`, and `label` ("ecommerce" or "other") or the
     `domain` of our own documents ("ecommerce" or "general"). `group` or `product_id` says which
-    documents are of one thing, such as the variants and translations of a product.
+    documents are of one thing, such as the variants and translations of a product; `source` names
+    the shop, site or collection.
 
     Args:
         paths: JSONL files.
@@ -87,7 +92,9 @@ def _read_seed(line: bytes, place: str) -> Seed:
         )
     group = next((record[key] for key in ("group", "product_id") if record.get(key)), None)
     language = re.split("[-_]", record["language"])[0].lower()
-    return Seed(record["text"], language, label, "" if group is None else str(group))
+    source = record.get("source")
+    group, source = ("" if one is None else str(one) for one in (group, source))
+    return Seed(record["text"], language, label, group, source)
 
 
 def _check_counts(seeds: Sequence[Seed]) -> None:
@@ -112,7 +119,9 @@ def split_seeds(seeds: Sequence[Seed], seed: int) -> dict[str, list[Seed]]:
     Raises:
         ValueError: if a language and label is missing in a split: its groups are too few.
     """
-    ordered = sorted(seeds, key=lambda one: (one.language, one.label, one.text, one.group))
+    ordered = sorted(
+        seeds, key=lambda one: (one.language, one.label, one.text, one.group, one.source)
+    )
     members: dict[int, list[Seed]] = {}
     for one, root in zip(ordered, _group_roots(ordered), strict=True):
         members.setdefault(root, []).append(one)
@@ -129,6 +138,33 @@ def split_seeds(seeds: Sequence[Seed], seed: int) -> dict[str, list[Seed]]:
             splits[_SPLITS[number % len(_SPLITS)]] += group
     _check_splits(ordered, splits)
     return splits
+
+
+def deal_sources(seeds: Sequence[Seed]) -> np.ndarray | None:
+    """Deals whole sources into up to five folds, each to be judged by a model of the others.
+
+    Returns:
+        [len(seeds)] fold of each document; -1 - fold where its language and label has one source
+        alone, so that it is not judged; None if that leaves a label without any, or a model
+        without a label.
+    """
+    names = defaultdict(set)
+    for one in seeds:
+        names[one.language, one.label].add(one.source)
+    counts = {name: np.zeros(len(LABELS), int) for name in sorted({one.source for one in seeds})}
+    for one in seeds:
+        counts[one.source][LABELS.index(one.label)] += 1
+    fold_of, load = {}, np.zeros((_SOURCE_FOLDS, len(LABELS)), int)
+    # The largest first, each where there is least of its label.
+    for name in sorted(counts, key=lambda name: (-counts[name].sum(), name)):
+        fold_of[name] = int(load[:, counts[name].argmax()].argmin())
+        load[fold_of[name]] += counts[name]
+    judged = [len(names[one.language, one.label]) > 1 for one in seeds]
+    folds = np.array([fold_of[one.source] for one in seeds])
+    labels = {one.label for one, is_judged in zip(seeds, judged, strict=True) if is_judged}
+    if len(labels) < len(LABELS) or (load == load.sum(0)).any():
+        return None
+    return np.where(judged, folds, -1 - folds)
 
 
 def _check_splits(seeds: Sequence[Seed], splits: dict[str, list[Seed]]) -> None:

@@ -14,6 +14,8 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
+import numpy as np
+
 from ellama_jax.data.debian_prose import STOP_WORDS
 
 KINDS = ("prose", "shop")
@@ -201,22 +203,26 @@ def _shape_figures(text: str, rules: QualityRules) -> dict[str, float]:
     judged = _judged(text)
     lower = judged.lower()
     # French sets marks of punctuation apart, and lists begin with one: those are no words.
-    words, lines = list(filter(_SAID.search, judged.split())), _lines(judged)
-    bare = {word.strip(".,:;!?()\"'«»„“”") for word in lower.split()}
-    noticed = [line for line in lines if any(map(line.lower().__contains__, rules.notices))]
+    times = Counter(judged.split())
+    words = {word: n for word, n in times.items() if word.isalpha() or _SAID.search(word)}
+    num_words, lines = sum(words.values()), _lines(judged)
+    letters = sum(n for word, n in words.items() if word.isalpha() or _LETTER.search(word))
+    bare = {word.strip(".,:;!?()\"'«»„“”").lower() for word in times}
+    notices = list(filter(lower.__contains__, rules.notices))
+    noticed = [line for line in lines if any(map(line.lower().__contains__, notices))]
     ends = [line.endswith(rules.line_ends) for line in lines]
     return {
-        "words": len(words) if judged is text else len(text.split()),
+        "words": num_words if judged is text else len(text.split()),
         "placeholders": sum(map(lower.count, _PLACEHOLDERS)),
         "notice_chars": _share(sum(map(len, noticed)), sum(map(len, lines))),
-        "symbols": _share(judged.count("#") + judged.count("…") + judged.count("..."), len(words)),
-        "curly_brackets": _share(judged.count("{") + judged.count("}"), len(words)),
+        "symbols": _share(judged.count("#") + judged.count("…") + judged.count("..."), num_words),
+        "curly_brackets": _share(judged.count("{") + judged.count("}"), num_words),
         "bullet_lines": _share(sum(line.startswith(_BULLETS) for line in lines), len(lines)),
         "ellipsis_lines": _share(sum(line.endswith(("...", "…")) for line in lines), len(lines)),
-        "alphabetic_words": _share(sum(1 for word in words if _LETTER.search(word)), len(words)),
+        "alphabetic_words": _share(letters, num_words),
         "stop_words": len(bare & rules.stop_words),
         "ended_lines": _share(sum(ends), len(lines)),
-        "mean_word_length": _share(sum(map(len, words)), len(words)),
+        "mean_word_length": _share(sum(len(word) * n for word, n in words.items()), num_words),
     }
 
 
@@ -237,16 +243,8 @@ def _repetition_figures(text: str) -> dict[str, float]:
         figures[f"duplicate_{name}s"] = _share(len(repeats), len(parts))
         figures[f"duplicate_{name}_chars"] = _share(sum(map(len, repeats)), len(judged))
     words = re.findall(r"\w+", judged.lower())
-    if len(words) < _MIN_WORDS_FOR_GRAMS:
-        return figures
-    chars = sum(map(len, words))
-    for count in (2, 3, 4):
-        figures[f"top_{count}_gram"] = _top_gram_chars(words, count) / chars
-    duplicated = chars
-    for count in range(5, 11):
-        # What is no duplicate of five words is none of six.
-        duplicated = _duplicate_gram_chars(words, count) if duplicated else 0
-        figures[f"duplicate_{count}_grams"] = duplicated / chars
+    if len(words) >= _MIN_WORDS_FOR_GRAMS:
+        figures |= _gram_figures(words)
     return figures
 
 
@@ -259,24 +257,76 @@ def _repeats(parts: list[str]):
         seen.add(part)
 
 
-def _top_gram_chars(words: list[str], count: int) -> int:
-    """Returns the characters that the most frequent n-gram covers; 0 if none comes twice."""
-    grams = Counter(zip(*(words[start:] for start in range(count)), strict=False))
-    gram, times = max(grams.items(), key=lambda item: (item[1], item[0]), default=((), 0))
-    return sum(map(len, gram)) * times if times > 1 else 0
+def _gram_figures(words: list[str]) -> dict[str, float]:
+    """Returns the shares of the characters that repeated n-grams cover, n from 2 to 10."""
+    ranks = {word: rank for rank, word in enumerate(sorted(set(words)))}
+    grams = np.array([ranks[word] for word in words])
+    ends = np.cumsum([0, *map(len, words)])
+    places = np.arange(len(words))
+    figures = {f"top_{count}_gram": 0.0 for count in (2, 3, 4)}
+    figures |= {f"duplicate_{count}_grams": 0.0 for count in range(5, 11)}
+    for count in range(2, 11):
+        grams, places = _longer_grams(grams, places, len(words))
+        if not len(grams):
+            break
+        chars = ends[places + count] - ends[places]
+        if count < 5:
+            covered = _top_gram_chars(grams, chars)
+            figures[f"top_{count}_gram"] = covered / int(ends[-1])
+        else:
+            covered = _duplicate_gram_chars(grams, places, chars, count)
+            figures[f"duplicate_{count}_grams"] = covered / int(ends[-1])
+    return figures
 
 
-def _duplicate_gram_chars(words: list[str], count: int) -> int:
+def _longer_grams(
+    grams: np.ndarray, places: np.ndarray, num_words: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the n-grams that come twice or more, of those that do with a word less.
+
+    Args:
+        grams: [G] rank of the shorter gram in the order of its words, 0 to `num_words`.
+        places: [G] where each begins, rising.
+
+    Returns:
+        [H] ranks and [H] places; equal grams have equal ranks, others are in the order of words.
+    """
+    # A gram that comes twice begins and ends with shorter ones that do.
+    follows = (places[1:] == places[:-1] + 1).nonzero()[0]
+    if not len(follows):
+        return grams[:0], places[:0]
+    pairs = grams[follows] * (num_words + 1) + grams[follows + 1]
+    order = pairs.argsort(kind="stable")
+    ordered = pairs[order]
+    changes = np.ones(len(pairs) + 1, bool)
+    changes[1:-1] = ordered[1:] != ordered[:-1]
+    again = ~(changes[:-1] & changes[1:])
+    kept = np.zeros(len(pairs), int)
+    kept[order] = changes[:-1].cumsum() * again  # ranks from 1; 0 for what comes once
+    repeated = kept.nonzero()[0]
+    return kept[repeated], places[follows[repeated]]
+
+
+def _top_gram_chars(grams: np.ndarray, chars: np.ndarray) -> int:
+    """Returns the characters that the most frequent n-gram covers."""
+    times = np.bincount(grams)
+    top = len(times) - 1 - int(times[::-1].argmax())  # of equally frequent ones the last by words
+    return int(chars[np.argmax(grams == top)]) * int(times[top])
+
+
+def _duplicate_gram_chars(
+    grams: np.ndarray, places: np.ndarray, chars: np.ndarray, count: int
+) -> int:
     """Returns the characters inside n-grams that came before, each character once."""
-    seen, total, number = set(), 0, 0
-    while number + count <= len(words):
-        gram = tuple(words[number : number + count])
+    seen, total, free = set(), 0, 0
+    for gram, place, size in zip(grams.tolist(), places.tolist(), chars.tolist(), strict=True):
+        if place < free:
+            continue
         if gram in seen:
-            total += sum(map(len, gram))
-            number += count
+            total += size
+            free = place + count
         else:
             seen.add(gram)
-            number += 1
     return total
 
 

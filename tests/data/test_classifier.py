@@ -5,6 +5,7 @@ import pickle
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,20 @@ from ellama_jax.data.classifier import (
     build_classifier,
     choose_threshold,
     even_precision,
+    fit_classifier,
     load_classifier,
     save_classifier,
     train_classifier,
     visible_text,
 )
-from ellama_jax.data.classifier_seeds import MIN_DOCUMENTS, Seed, read_seeds, split_seeds
+from ellama_jax.data.classifier_report import report_of
+from ellama_jax.data.classifier_seeds import (
+    MIN_DOCUMENTS,
+    Seed,
+    deal_sources,
+    read_seeds,
+    split_seeds,
+)
 from ellama_jax.data.general_text import generate_general_documents
 from ellama_jax.data.listings import listing_to_document
 
@@ -171,13 +180,13 @@ def test_a_model_is_saved_without_pickle_and_loads_the_same(built):
 
 def test_the_report_says_what_was_measured(built):
     folder, report = built
-    assert [row["language"] for row in report["languages"]] == ["de", "en"]
+    part = report["same_source"]
+    assert [row["language"] for row in part["languages"]] == ["de", "en"]
     assert sum(report["documents"].values()) == 240
-    overall = report["overall"]
+    overall = part["overall"]
     assert overall["ecommerce"] + overall["other"] == report["documents"]["test"]
     assert (
-        sum(row["documents"] for row in report["calibration"]["bins"])
-        == report["documents"]["test"]
+        sum(row["documents"] for row in part["calibration"]["bins"]) == report["documents"]["test"]
     )
     page = (folder / "model/report.html").read_text()
     assert page.count("<svg") == 2 and "<td>de</td>" in page and "http" not in page
@@ -222,7 +231,8 @@ def test_the_verb_builds_and_a_mistake_writes_nothing(built, tmp_path, capsys):
     seeds = str(folder / "seeds.jsonl")
     cli.main(["build-classifier", seeds, str(tmp_path / "model")])
     said = capsys.readouterr().out
-    assert said.startswith("de: threshold 0.") and "precision 1.000" in said
+    assert "same sources, de: threshold 0." in said and "precision 1.000" in said
+    assert said.startswith("out of source: not measured")
     with pytest.raises(SystemExit) as stop:
         cli.main(["build-classifier", seeds, str(tmp_path / "model")])
     assert stop.value.code == 2 and "must not exist yet" in capsys.readouterr().err
@@ -249,3 +259,80 @@ def test_real_titles_and_real_questions_are_told_apart():
         splits["test"], model.scores([s.text for s in splits["test"]]), strict=True
     ):
         assert (score >= model.threshold("en")) == (one.label == "ecommerce")
+
+
+def sourced(count=60):
+    rows = records(("en", "de"), count)
+    return [
+        Seed(row["text"], row["language"], "ecommerce" if "label" in row else "other", "",
+             f"{row.get('label', 'other')}-{number % 3}")
+        for number, row in enumerate(rows)
+    ]  # fmt: skip
+
+
+def test_sources_are_dealt_whole_and_each_model_keeps_both_labels():
+    seeds = sourced()
+    folds = deal_sources(seeds)
+    by_source = {}
+    for one, fold in zip(seeds, folds, strict=True):
+        by_source.setdefault(one.source, set()).add(int(fold))
+    assert all(len(found) == 1 for found in by_source.values())
+    for label in ("other", "ecommerce"):
+        assert len({min(v) for k, v in by_source.items() if k.startswith(label)}) == 3
+    assert (folds >= 0).all()
+    assert deal_sources([replace(one, source=one.label) for one in seeds]) is None
+    assert deal_sources([replace(one, source="") for one in seeds]) is None
+
+
+def test_a_cell_of_one_source_is_not_judged_and_its_source_is_still_left_out():
+    seeds = [
+        replace(one, source="other-0") if (one.language, one.label) == ("de", "other") else one
+        for one in sourced()
+    ]
+    folds = deal_sources(seeds)
+    alone = [(one.language, one.label) == ("de", "other") for one in seeds]
+    assert ((folds < 0) == alone).all()
+    english = {int(f) for one, f in zip(seeds, folds, strict=True)
+               if one.source == "other-0" and one.language == "en"}  # fmt: skip
+    assert {-1 - int(f) for f in folds[folds < 0]} == english
+
+
+def test_thresholds_come_from_sources_the_judging_model_never_saw():
+    """A source of sums about buying looks like a shop: seen, it is told apart; unseen, it is not."""
+    rng = random.Random(0)
+    goods = ["kettle", "lamp", "backpack", "mug", "tent", "chair"]
+    seeds = []
+    for number in range(240):
+        thing = goods[number % 6]
+        tail = " ".join(rng.choices(goods, k=4)) + f" {rng.random():.4f}"
+        seeds += [
+            Seed(f"{thing} {tail} for $ 5, free shipping", "en", "ecommerce", "", f"s{number % 3}"),
+            Seed(f"anna had {tail} and the sea, she slept", "en", "other", "", f"o{number % 2}"),
+        ]
+        if number % 2:
+            seeds.append(
+                Seed(f"how much is a {thing} {tail} for $ 5, bill?", "en", "other", "", "sums")
+            )
+    splits = split_seeds(seeds, 0)
+    model, unseen = fit_classifier(splits)
+    without, none = fit_classifier(
+        {name: [replace(one, source="") for one in part] for name, part in splits.items()}
+    )
+    assert none is None
+    assert {one.source for one in unseen.seeds} == {one.source for one in seeds}
+    assert model.threshold("en") == without.threshold("en") == 0.5
+    # The logit that is needed for a score of 0.5.
+    assert -model.shift / model.slope > 3 > 0 > -without.shift / without.slope
+    part = report_of(model, splits, unseen)
+    assert part["out_of_source"]["overall"]["auc"] < part["same_source"]["overall"]["auc"] == 1.0
+
+
+def test_weights_make_every_source_count_alike():
+    scores = np.array([0.9, 0.8, 0.7, 0.7, 0.7, 0.6])
+    labels = np.array([1, 1, 0, 0, 0, 1])
+    weights = np.array([1, 1, 0.01, 0.01, 0.01, 1])
+    assert even_precision(scores >= 0.7, labels, weights) == pytest.approx((2 / 3) / (2 / 3 + 1))
+    weights = np.array([1, 1, 0.01, 0.01, 0.98, 1])
+    scores[4] = 0.1
+    assert choose_threshold(scores, labels, 0.95, weights) == 0.5
+    assert choose_threshold(scores, labels, 0.95) == 0.8

@@ -1,6 +1,7 @@
 """Quality rules and the text of web pages: each rule refuses what it should, real text stays."""
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -167,3 +168,35 @@ def test_text_that_is_no_html_is_tidied_only():
 def test_broken_html_gives_its_text():
     assert page_text("<p>Eins<p>Zwei <b>drei</div></span>") == "Eins\n\nZwei drei"
     assert page_text("<html><body></body></html>") == ""
+
+
+def plain_gram_chars(words, count):
+    """Counts, gram by gram, what the rules say: of the most frequent gram, and of those that came before."""
+    grams = [tuple(words[at : at + count]) for at in range(len(words) - count + 1)]
+    times = {gram: grams.count(gram) for gram in grams}
+    top = max(times, key=lambda gram: (times[gram], gram), default=())
+    seen, again, at = set(), 0, 0
+    while at < len(grams):
+        if grams[at] in seen:
+            again += sum(map(len, grams[at]))
+            at += count
+        else:
+            seen.add(grams[at])
+            at += 1
+    return (sum(map(len, top)) * times[top] if times.get(top, 0) > 1 else 0), again
+
+
+def test_repeated_grams_are_those_of_counting_one_by_one():
+    rng = random.Random(0)
+    for size in (1, 2, 3, 8, 60, 1000):
+        for _ in range(6):
+            kinds = [f"{'x' * rng.randrange(5)}{number}" for number in range(size)]
+            words = rng.choices(kinds, k=rng.randrange(50, 150))
+            words += words[10 : rng.randrange(11, 40)]
+            figures, total = quality_figures(" ".join(words), "en"), sum(map(len, words))
+            for count in range(2, 11):
+                top, again = plain_gram_chars(words, count)
+                name, chars = (
+                    (f"top_{count}_gram", top) if count < 5 else (f"duplicate_{count}_grams", again)
+                )
+                assert figures[name] == chars / total, (words, count)
