@@ -70,7 +70,11 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
-    packages=[*find_packages(include=["ellama_jax", "ellama_jax.*"]), "ellama_jax.configs", "ellama_jax.configs.data"],
+    packages=[
+        *find_packages(include=["ellama_jax", "ellama_jax.*"]),
+        "ellama_jax.configs",
+        "ellama_jax.configs.data",
+    ],
     package_dir={"ellama_jax.configs": "configs", "ellama_jax.configs.data": "configs/data"},
     package_data={"ellama_jax": ["**/*.yaml", "**/*.npz"]},
     install_requires=RUNTIME,
