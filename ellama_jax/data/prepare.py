@@ -429,6 +429,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add("--task", nargs="+", default=[], metavar="NAME", help="SeqIO tasks or mixtures")
     add("--task-module", nargs="+", default=[], metavar="MODULE", help="what registers them")
     add("--tfds", nargs="+", default=[], metavar="NAME[:VERSION]", help="TFDS datasets")
+    add(
+        "--data-dir",
+        metavar="DIR",
+        help="where these were prepared (default: $TFDS_DATA_DIR, else ~/tensorflow_datasets)",
+    )
     add("--split", default="train", help="of tasks and datasets (default train)")
     add(
         "--text-field",
@@ -455,6 +460,7 @@ def _corpora(args: argparse.Namespace) -> list[Corpus]:
         Corpus(
             name, is_tfds, args.split, args.text_field, tuple(args.task_module), args.domain,
             args.language, args.source or re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_"),
+            args.data_dir,
         )
         for name, is_tfds in named
     ]  # fmt: skip

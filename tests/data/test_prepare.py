@@ -404,26 +404,69 @@ def test_a_registered_seqio_task_is_prepared_by_its_name(
         (["--task", "foreign_task", *more, "--split", "x"], "--split: must be one of train of fo"),
         (["--task", "foreign_task", *more, "--text-field", "x"], "--text-field: must be a feature"),
         (["--task", "foreign_task"], "--domain and --language: must be given with --task or"),
-        (["--tfds", "nowhere", *more], "--tfds: nowhere must be a dataset of TFDS, got"),
     ]:
         with pytest.raises(ValueError, match=message):
             main_prepare(prepare_argv(tokenizer_dir, tmp_path / "never", *argv))
     assert not (tmp_path / "never").exists()
 
 
-@pytest.mark.slow
-def test_a_tfds_dataset_is_prepared_by_its_name(tokenizer_dir, tokenizer, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def sentences(tmp_path_factory):
+    """A TFDS dataset of two splits, the first in several shards; returns where it lies."""
     tfds = pytest.importorskip("tensorflow_datasets", reason="writes the data set")
-    features = tfds.features.FeaturesDict({"text": tfds.features.Text()})
-    examples = [{"text": f"Satz {n}"} for n in range(20)]
-    tfds.dataset_builders.store_as_tfds_dataset(
-        "sentences", "1.0.0", features, {"train": examples}, data_dir=str(tmp_path / "tfds")
-    )
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
-    more = ["--domain", "general", "--language", "de", "--source", "satz"]
-    main_prepare(prepare_argv(tokenizer_dir, tmp_path / "w", "--tfds", "sentences:1.0.0", *more))
+
+    class Sentences(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = {"text": tfds.features.Text(), "number": tfds.features.Scalar(np.int64)}
+            return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, download_manager):
+            return {"train": self._generate_examples(30), "test": self._generate_examples(3)}
+
+        def _generate_examples(self, count):
+            for number in range(count):
+                text = " " if number == 7 else f"Satz Nr. {number} für {count} Leser"
+                yield number, {"text": text, "number": number}
+
+    data_dir = tmp_path_factory.mktemp("tfds")
+    config = tfds.download.DownloadConfig(num_shards=3)
+    Sentences(data_dir=data_dir).download_and_prepare(download_config=config)
+    return data_dir
+
+
+def test_a_tfds_dataset_is_prepared_by_its_name(
+    tokenizer_dir, tokenizer, sentences, tmp_path, capsys
+):
+    more = ["--domain", "general", "--language", "de", "--source", "satz", "--data-dir", sentences]
+    expected = sorted(f"Satz Nr. {n} für 30 Leser" for n in range(30) if n != 7)
+    for number, name in enumerate(("sentences:1.0.0", "sentences")):
+        out = tmp_path / f"w{number}"
+        main_prepare(prepare_argv(tokenizer_dir, out, "--tfds", name, *more))
+        assert rejoined(out / "general-de", tokenizer) == expected
+        assert read_manifest(out / "general-de").by_source["satz"]["documents"] == 29
+        assert [path.name for path in out.iterdir()] == ["general-de"]
+        assert "left out 1 examples without text" in capsys.readouterr().out
+    some = ["--split", "test+train[:2]", *more]
+    main_prepare(prepare_argv(tokenizer_dir, tmp_path / "w", "--tfds", "sentences", *some))
     found = rejoined(tmp_path / "w" / "general-de", tokenizer)
-    assert found == sorted(example["text"] for example in examples)
+    texts = {f"Satz Nr. {n} für 3 Leser" for n in range(3)}
+    assert len(found) == 5 and texts < set(found) and set(found) - texts < set(expected)
+
+
+def test_a_tfds_dataset_that_is_none_is_refused(tokenizer_dir, sentences, tmp_path):
+    more = ["--domain", "general", "--language", "de", "--data-dir", sentences]
+    for argv, message in [
+        (["--tfds", "nowhere"], "--tfds: nowhere: must be a dataset of .*, got"),
+        (["--tfds", "sentences:9.0.0"], "--tfds: sentences:9.0.0: must be a dataset of .*, got"),
+        (["--tfds", "sentences", "--split", "x"], "must have the split x, got test, train"),
+        (["--tfds", "sentences", "--text-field", "x"], "--text-field: must be a feature of sent"),
+        (["--tfds", "sentences", "--text-field", "number"], "--text-field: must be a feature of"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            main_prepare(prepare_argv(tokenizer_dir, tmp_path / "never", *argv, *more))
+        assert not (tmp_path / "never").exists(), argv
 
 
 # --- the tokenizer of Llama 3.1 ------------------------------------------------------------------
