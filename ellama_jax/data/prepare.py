@@ -192,7 +192,12 @@ def _spool(corpora: Sequence[Corpus], out: Path) -> Iterator[list[str]]:
 
     identity = json.dumps([[*corpus, tasks.corpus_identity(corpus)] for corpus in corpora])
     with WorkDir(out, hashlib.sha256(identity.encode()).hexdigest(), ".spool-") as work:
-        yield [path for corpus in corpora for path in _spool_corpus(tasks, corpus, work)]
+        try:
+            files = [path for corpus in corpora for path in _spool_corpus(tasks, corpus, work)]
+        except ValueError:
+            work.discard()  # what was asked for is to blame, and will be another next time
+            raise
+        yield files
 
 
 def _spool_corpus(tasks, corpus: Corpus, work: WorkDir) -> list[str]:
