@@ -8,9 +8,13 @@ import sys
 import numpy as np
 import pytest
 
+from configs.data import base
 from ellama_jax.data import tokenising
+from ellama_jax.data.curation_records import Item, SourceReader
 from ellama_jax.data.packing import PADDING
 from ellama_jax.data.prepare import main_prepare
+from ellama_jax.data.readers import find_parts
+from ellama_jax.data.recipe import recipe_from_mapping
 from ellama_jax.data.tokenizer import load_tokenizer, save_tokenizer, train_byte_bpe
 from ellama_jax.data.windows import WindowSet, read_manifest, segments
 
@@ -457,6 +461,25 @@ def test_a_tfds_dataset_is_prepared_by_its_name(
     found = rejoined(tmp_path / "w" / "general-de", tokenizer)
     texts = {f"Satz Nr. {n} für 3 Leser" for n in range(3)}
     assert len(found) == 5 and texts < set(found) and set(found) - texts < set(expected)
+
+
+@pytest.mark.parametrize("format", ["tfds", "tfrecord"])
+def test_a_dataset_or_its_files_are_a_source_of_curate(sentences, format):
+    config = base.get_config()
+    paths = {
+        "tfds": "sentences[train]",
+        "tfrecord": f"{sentences}/sentences/1.0.0/*-train.tfrecord*",
+    }
+    config.sources.satz = base.source(
+        paths=(paths[format],), format=format, data_dir=str(sentences), fields={"text": "text"},
+        domain="general", language="de")  # fmt: skip
+    recipe = recipe_from_mapping(config.to_dict())
+    reader = SourceReader("satz", recipe)
+    found = find_parts(recipe.sources["satz"].paths, format, data_dir=str(sentences))
+    items = [outcome for part in found for outcome in reader.read(part)]
+    texts = sorted(item.fields["text"] for item in items if isinstance(item, Item))
+    assert texts == sorted(f"Satz Nr. {n} für 30 Leser" for n in range(30) if n != 7)
+    assert len(items) == 30  # the blank one is dropped and counted
 
 
 def test_a_tfds_dataset_that_is_none_is_refused(tokenizer_dir, sentences, tmp_path):
