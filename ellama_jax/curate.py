@@ -24,7 +24,6 @@ from typing import NoReturn
 import ellama_jax
 from ellama_jax.config import load_values
 from ellama_jax.data.curation_output import REPORT_FILE, read_shard
-from ellama_jax.data.documents import find_files
 from ellama_jax.data.origins import resolve_origin
 from ellama_jax.data.readers import Part, find_parts
 from ellama_jax.data.recipe import Recipe, recipe_from_mapping
@@ -246,6 +245,7 @@ def _try_first_records(recipe: Recipe, parts: list[tuple[str, Part]]) -> None:
 
 def _read_evaluation_texts(recipe: Recipe) -> list:
     from ellama_jax.data.contamination import items_to_eval_texts, read_eval_texts
+    from ellama_jax.data.documents import find_files
 
     texts = []
     for name in recipe.decontamination.sets:

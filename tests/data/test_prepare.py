@@ -328,6 +328,9 @@ def test_a_curated_directory_and_globs_name_the_files_in_them(tokenizer_dir, tok
         name = f"ecommerce-de-shop-{n:05d}-of-00002.jsonl.gz"
         write_compressed(train / name, [document(f"Jacke {n}") | {"id": str(n)}])
     (train / "report.txt").touch()
+    files = [{"name": f"documents/train/{p.name}", "bytes": p.stat().st_size}
+             for p in train.glob("*.gz")]  # fmt: skip
+    (tmp_path / "curated" / "curation.json").write_text(json.dumps({"files": files}))
     for number, path in enumerate([tmp_path / "curated", train, f"{tmp_path}/*/*/*/*-of-*.gz"]):
         out = tmp_path / str(number)
         main_prepare(prepare_argv(tokenizer_dir, out, "--documents", path))
