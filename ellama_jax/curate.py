@@ -7,6 +7,7 @@ pipeline itself is data/curation.py.
 import argparse
 import contextlib
 import dataclasses
+import difflib
 import itertools
 import json
 import logging
@@ -18,19 +19,13 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import ellama_jax
 from ellama_jax.audit_curation_words import describe_curation
 from ellama_jax.config import load_values
 from ellama_jax.data.audit_curation import measure_curation
-from ellama_jax.data.contamination import (
-    build_index,
-    items_to_eval_texts,
-    read_eval_texts,
-    save_index,
-)
 from ellama_jax.data.curation_output import REPORT_FILE, read_shard
-from ellama_jax.data.curation_records import SourceReader
 from ellama_jax.data.origins import resolve_origin
 from ellama_jax.data.readers import Part, find_parts
 from ellama_jax.data.recipe import Recipe, recipe_from_mapping
@@ -41,6 +36,7 @@ from ellama_jax.progress import progress
 
 EVALUATION_SETS = {"mmlu": lambda: load_mmlu(limit=None, seed=0, max_chars=10**9)}
 _RECORDS_TRIED = 1000  # of each source, before the pipeline is started
+_STARTED_FILE = "curation.started"  # what lies beside it is ours and may be removed
 
 
 def main_curate(argv: list[str]) -> None:
@@ -108,15 +104,17 @@ def curate(
     recipe, notes = _resolve_origins(recipe, cache_dir)
     parts = _find_all_parts(recipe)
     _try_first_records(recipe, parts)
+    texts = _read_evaluation_texts(recipe)
     stage = out if is_remote(out) else out.with_name(f".{out.name}.partial")
-    remove_tree(stage)
-    stage.mkdir(parents=True)
-    index_path = _write_index(recipe, stage / "work")
-    _run(recipe, parts, stage, index_path, options)
-    report = _report(recipe, parts, stage, notes, command)
+    with _removed_if_interrupted(stage):
+        _start(stage, command)
+        index_path = _write_index(recipe, texts, stage / "work")
+        _run(recipe, parts, stage, index_path, options)
+        report = _report(recipe, parts, stage, notes, command)
     _check_bad_share(recipe, report, stage)
     remove_tree(stage / "work")
     write_whole(stage / REPORT_FILE, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    (stage / _STARTED_FILE).unlink()
     _publish(stage, out)
     return report
 
@@ -125,30 +123,69 @@ def _check_beam_options(options: list[str]) -> list[str]:
     """Returns Beam's options with the in-process runner as the default; unknown ones are refused."""
     logging.disable(logging.WARNING)  # it warns of clients that nobody asked for
     from apache_beam.options.pipeline_options import PipelineOptions
+    from apache_beam.runners.runner import create_runner
 
     logging.disable(logging.NOTSET)
 
-    known = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    known = _RaisingParser(add_help=False, allow_abbrev=False)
     for options_class in PipelineOptions.__subclasses__():
         with contextlib.suppress(argparse.ArgumentError):
             options_class._add_argparse_args(known)
-    _, unknown = known.parse_known_args(options)
+    args, unknown = known.parse_known_args(options)
     if unknown:
+        names = [*known._option_string_actions, "--config", "--out", "--overwrite"]
+        near = difflib.get_close_matches(unknown[0].split("=")[0], names, n=1)
         raise ValueError(
-            f"{unknown[0]}: must be an option of ellama curate or of Beam, got neither; see "
-            "ellama curate --help."
+            f"{unknown[0]}: must be an option of ellama curate or of Beam, got neither; "
+            f"{f'did you mean {near[0]}?' if near else 'see ellama curate --help.'}"
         )
-    named = any(option.split("=")[0] == "--runner" for option in options)
-    # Beam's DirectRunner would first download another program, Prism; this one is in the package.
-    return options if named else [*options, "--runner=FnApiRunner"]
+    if not args.runner:
+        # Beam's DirectRunner would first download another program, Prism; this one is in the package.
+        return [*options, "--runner=FnApiRunner"]
+    try:
+        create_runner(args.runner)
+    except (ValueError, ImportError, AttributeError) as error:
+        raise ValueError(f"--runner: must be one of Beam's, got {args.runner}: {error}") from error
+    return options
+
+
+class _RaisingParser(argparse.ArgumentParser):
+    """A parser whose errors are ours to say: Beam has two screens of options."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message.removeprefix('argument ')}.")
 
 
 def _check_absent(out: Path, overwrite: bool) -> None:
     if (out / REPORT_FILE).exists():
         if not overwrite:
             raise ValueError(f"{out}: must not exist yet, got a finished curation; --overwrite it.")
+    elif (out / _STARTED_FILE).exists():
+        return
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out}: must be new or empty, got something that is no curation of ours.")
+
+
+def _start(stage: Path, command: str) -> None:
+    """Makes an empty directory that is known for ours, at every moment, until it is finished."""
+    stage.mkdir(parents=True, exist_ok=True)
+    write_whole(stage / _STARTED_FILE, command + "\n")
+    (stage / REPORT_FILE).unlink(missing_ok=True)
+    for entry in stage.iterdir():
+        if entry.is_dir():
+            remove_tree(entry)
+        elif entry.name != _STARTED_FILE:
+            entry.unlink()
+
+
+@contextlib.contextmanager
+def _removed_if_interrupted(stage: Path) -> Iterator[None]:
+    """Leaves nothing of what ended too early: the next run begins anew anyhow."""
+    try:
+        yield
+    except BaseException:
+        remove_tree(stage)
+        raise
 
 
 def _default_cache(out: Path) -> Path:
@@ -180,6 +217,8 @@ def _find_all_parts(recipe: Recipe) -> list[tuple[str, Part]]:
 
 def _try_first_records(recipe: Recipe, parts: list[tuple[str, Part]]) -> None:
     """Refuses a source whose first records are bad, before hours are spent on all of them."""
+    from ellama_jax.data.curation_records import SourceReader
+
     for name, source in recipe.sources.items():
         mine = [part for of, part in parts if of == name]
         try:
@@ -206,16 +245,25 @@ def _try_first_records(recipe: Recipe, parts: list[tuple[str, Part]]) -> None:
             )
 
 
-def _write_index(recipe: Recipe, work: Path) -> str:
-    """Writes the n-grams of all evaluation texts; returns their path, or "" if there are none."""
+def _read_evaluation_texts(recipe: Recipe) -> list:
+    from ellama_jax.data.contamination import items_to_eval_texts, read_eval_texts
+    from ellama_jax.data.documents import find_files
+
     texts = []
     for name in recipe.decontamination.sets:
         if name not in EVALUATION_SETS:
             known = ", ".join(EVALUATION_SETS)
             raise ValueError(f"decontamination.sets: must be among {known}, got {name!r}.")
         texts += items_to_eval_texts(EVALUATION_SETS[name](), name)
-    for path in recipe.decontamination.files:
+    for path in find_files(recipe.decontamination.files, "decontamination.files"):
         texts += read_eval_texts(path)
+    return texts
+
+
+def _write_index(recipe: Recipe, texts: list, work: Path) -> str:
+    """Writes the n-grams of all evaluation texts; returns their path, or "" if there are none."""
+    from ellama_jax.data.contamination import build_index, save_index
+
     if not texts:
         return ""
     work.mkdir(parents=True, exist_ok=True)

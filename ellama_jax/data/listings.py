@@ -45,6 +45,7 @@ from ellama_jax.data.wording import (
     line_prompt,
     one_line,
 )
+from ellama_jax.paths import as_path
 
 # What other modules reach through here: a listing's text forms and amounts.
 __all__ = [
@@ -91,7 +92,7 @@ def read_listings(path: str | Path) -> tuple[list[dict], list[BadLine]]:
     Raises:
         OSError: if the file cannot be read.
     """
-    path = Path(path)
+    path = as_path(path)
     listings, bad = [], []
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):

@@ -192,7 +192,12 @@ def _spool(corpora: Sequence[Corpus], out: Path) -> Iterator[list[str]]:
 
     identity = json.dumps([[*corpus, tasks.corpus_identity(corpus)] for corpus in corpora])
     with WorkDir(out, hashlib.sha256(identity.encode()).hexdigest(), ".spool-") as work:
-        yield [path for corpus in corpora for path in _spool_corpus(tasks, corpus, work)]
+        try:
+            files = [path for corpus in corpora for path in _spool_corpus(tasks, corpus, work)]
+        except ValueError:
+            work.discard()  # what was asked for is to blame, and will be another next time
+            raise
+        yield files
 
 
 def _spool_corpus(tasks, corpus: Corpus, work: WorkDir) -> list[str]:
@@ -429,6 +434,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add("--task", nargs="+", default=[], metavar="NAME", help="SeqIO tasks or mixtures")
     add("--task-module", nargs="+", default=[], metavar="MODULE", help="what registers them")
     add("--tfds", nargs="+", default=[], metavar="NAME[:VERSION]", help="TFDS datasets")
+    add(
+        "--data-dir",
+        metavar="DIR",
+        help="where these were prepared (default: $TFDS_DATA_DIR, else ~/tensorflow_datasets)",
+    )
     add("--split", default="train", help="of tasks and datasets (default train)")
     add(
         "--text-field",
@@ -455,6 +465,7 @@ def _corpora(args: argparse.Namespace) -> list[Corpus]:
         Corpus(
             name, is_tfds, args.split, args.text_field, tuple(args.task_module), args.domain,
             args.language, args.source or re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_"),
+            args.data_dir,
         )
         for name, is_tfds in named
     ]  # fmt: skip

@@ -5,6 +5,7 @@ imported inside functions. It does not pack or mask: SeqIO's own converters take
 and in the Llama 3 vocabulary id 0 is "!". So SeqIO describes, and data/windows.py packs.
 """
 
+import contextlib
 import difflib
 import functools
 import hashlib
@@ -20,7 +21,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ellama_jax.data.documents import read_documents
-from ellama_jax.data.tensorflow_records import quiet_tensorflow
+from ellama_jax.data.tensorflow_records import (
+    quiet_tensorflow,
+    read_tfds,
+    tfds_identity,
+    tfds_parts,
+)
 from ellama_jax.data.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -42,6 +48,7 @@ class Corpus(NamedTuple):
         text_field: the feature that holds the text; None is `targets` of a task, `text` of TFDS.
         modules: imported first, to register tasks.
         domain, language, source: of every document.
+        data_dir: where a TFDS dataset was prepared; None is TFDS's own place.
     """
 
     name: str
@@ -52,6 +59,7 @@ class Corpus(NamedTuple):
     domain: str
     language: str
     source: str
+    data_dir: str | None = None
 
 
 def make_vocabulary(tokenizer: Tokenizer) -> "seqio.Vocabulary":
@@ -127,6 +135,9 @@ def read_ids(task: "seqio.Task") -> Iterator[np.ndarray]:
 
 def corpus_identity(corpus: Corpus) -> str:
     """Returns what a corpus says of its content: its tasks, their files, the registering code."""
+    if corpus.is_tfds:
+        with _naming_the_option():
+            return tfds_identity(corpus.name, corpus.split, corpus.data_dir)
     digest = hashlib.sha256()
     for task in _text_tasks(corpus):
         digest.update(json.dumps([task.name, list(task.source.list_shards(corpus.split))]).encode())
@@ -144,6 +155,8 @@ def text_shards(corpus: Corpus) -> list[tuple[str, Callable[[], Iterator[str]]]]
     Raises:
         ValueError: if there is no such task, dataset or split, or no text in the feature.
     """
+    if corpus.is_tfds:
+        return _tfds_shards(corpus)
     shards = []
     for task in _text_tasks(corpus):
         number = max(1, min(_MOST_SHARDS, len(task.source.list_shards(corpus.split))))
@@ -155,22 +168,15 @@ def text_shards(corpus: Corpus) -> list[tuple[str, Callable[[], Iterator[str]]]]
 
 
 def _text_tasks(corpus: Corpus) -> list["seqio.Task"]:
-    quiet_tensorflow()
-    import seqio
-
     for name in corpus.modules:
         try:
             importlib.import_module(name)
         except ImportError as error:
             raise ValueError(f"--task-module: must be importable, got {name}: {error}.") from error
-    if corpus.is_tfds:
-        source = seqio.TfdsDataSource(_with_version(corpus.name))
-        tasks = [_text_task(corpus.name, source, [], corpus.text_field or "text")]
-    else:
-        tasks = [
-            _text_task(task.name, task.source, task.preprocessors, corpus.text_field or FEATURE)
-            for task in _tasks_of(corpus.name)
-        ]
+    tasks = [
+        _text_task(task.name, task.source, task.preprocessors, corpus.text_field or FEATURE)
+        for task in _tasks_of(corpus.name)
+    ]
     for task in tasks:
         if corpus.split not in task.splits:
             raise ValueError(
@@ -181,6 +187,7 @@ def _text_tasks(corpus: Corpus) -> list["seqio.Task"]:
 
 
 def _tasks_of(name: str) -> list["seqio.Task"]:
+    quiet_tensorflow()
     import seqio
 
     try:
@@ -193,16 +200,38 @@ def _tasks_of(name: str) -> list["seqio.Task"]:
     return found.tasks if isinstance(found, seqio.Mixture) else [found]
 
 
-def _with_version(name: str) -> str:
-    """Returns a TFDS name with its version, as SeqIO demands it."""
-    import tensorflow_datasets as tfds
-
+@contextlib.contextmanager
+def _naming_the_option() -> Iterator[None]:
     try:
-        builder = tfds.builder(name)
-    except Exception as error:  # TFDS raises many kinds, some with pages of text
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"--tfds: {name} must be a dataset of TFDS, got {reason[:160]}") from error
-    return name if ":" in name else f"{name}:{builder.version}"
+        yield
+    except ValueError as error:
+        raise ValueError(f"--tfds: {error}") from error
+
+
+def _tfds_shards(corpus: Corpus) -> list[tuple[str, Callable[[], Iterator[str]]]]:
+    with _naming_the_option():
+        parts = tfds_parts(corpus.name, corpus.split, corpus.data_dir)
+    stem = re.sub(r"[^A-Za-z0-9]+", "_", corpus.name).strip("_")
+    return [
+        (
+            f"{stem}-{number:05d}-of-{len(parts):05d}",
+            functools.partial(_read_tfds_texts, corpus, *part),
+        )
+        for number, part in enumerate(parts)
+    ]
+
+
+def _read_tfds_texts(corpus: Corpus, split: str, start: int, stop: int) -> Iterator[str]:
+    field = corpus.text_field or "text"
+    examples = read_tfds(corpus.name, split, corpus.data_dir, start, stop)
+    for number, example in enumerate(examples, start + 1):
+        if not isinstance(example.get(field), str):
+            known = {key: type(value).__name__ for key, value in example.items()}
+            raise ValueError(
+                f"--text-field: must be a feature of {corpus.name} that holds text, got {field} of "
+                f"{known} in {split}, example {number}."
+            )
+        yield example[field]
 
 
 def _text_task(name: str, source: object, preprocessors: Sequence, text_field: str) -> "seqio.Task":

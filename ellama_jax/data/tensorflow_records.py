@@ -4,6 +4,7 @@ Owns the reading alone; SeqIO's tasks are data/tasks.py's. The two are the only 
 TensorFlow, which takes many seconds: inside functions.
 """
 
+import json
 import os
 from collections.abc import Iterator
 
@@ -81,6 +82,13 @@ def tfds_parts(name: str, split: str, data_dir: str | None) -> list[tuple[str, i
     return parts
 
 
+def tfds_identity(name: str, split: str, data_dir: str | None) -> str:
+    """Returns what tells the content of a split of a TFDS dataset from that of others."""
+    info = _tfds_builder(name, data_dir).info
+    about = {key: [part.num_bytes, part.shard_lengths] for key, part in info.splits.items()}
+    return json.dumps([info.full_name, split, os.fspath(info.data_dir), about])
+
+
 def read_tfds(name: str, split: str, data_dir: str | None, start: int, stop: int) -> Iterator[dict]:
     """Yields the examples `start` to `stop` of a whole split of a TFDS dataset, in stored order.
 
@@ -118,7 +126,7 @@ def _tfds_builder(name: str, data_dir: str | None):
         return tfds.builder(name, data_dir=data_dir)
     except (tfds.core.DatasetNotFoundError, ValueError, LookupError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
-        where = data_dir or "TFDS's own folder; is data_dir missing"
+        where = data_dir or "TFDS's own folder; is its directory missing"
         raise ValueError(f"{name}: must be a dataset of {where}, got: {reason}.") from error
 
 

@@ -20,6 +20,7 @@ from ellama_jax import __version__
 from ellama_jax.data import catalogue, listings
 from ellama_jax.data.curation_output import curated_files, is_curated, read_shard
 from ellama_jax.evaluate.ecommerce import LANGUAGES, TASKS, assign_splits, build_benchmark
+from ellama_jax.paths import as_path
 
 DEFAULT_HELDOUT_FRAC = 0.2
 
@@ -156,7 +157,7 @@ def main_build_benchmark(argv: list[str]) -> None:
 
 def _split_catalogue(args: argparse.Namespace) -> tuple[list[dict], list[dict], str]:
     """Returns listings to train on, those held out, and a hash of where they came from."""
-    path = Path(args.catalogue)
+    path = as_path(args.catalogue)
     if not path.is_dir():
         records = listings.load_listings(path)
         frac = DEFAULT_HELDOUT_FRAC if args.heldout_frac is None else args.heldout_frac

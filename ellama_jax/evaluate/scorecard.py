@@ -282,11 +282,12 @@ def read_texts(path: str | Path) -> list[dict]:
         ValueError: naming the first line that is none.
         OSError: if the file cannot be read.
     """
-    if Path(path).is_dir():
-        files = curated_files(Path(path), "documents", "heldout")
+    path = as_path(path)
+    if path.is_dir():
+        files = curated_files(path, "documents", "heldout")
         return [record for file in files for record in read_shard(file)]
     texts = []
-    with Path(path).open("rb") as lines:  # what is no UTF-8 is then the error of one line
+    with path.open("rb") as lines:  # what is no UTF-8 is then the error of one line
         for number, line in enumerate(lines, start=1):
             try:
                 record = json.loads(line)

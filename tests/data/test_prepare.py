@@ -8,9 +8,13 @@ import sys
 import numpy as np
 import pytest
 
+from configs.data import base
 from ellama_jax.data import tokenising
+from ellama_jax.data.curation_records import Item, SourceReader
 from ellama_jax.data.packing import PADDING
 from ellama_jax.data.prepare import main_prepare
+from ellama_jax.data.readers import find_parts
+from ellama_jax.data.recipe import recipe_from_mapping
 from ellama_jax.data.tokenizer import load_tokenizer, save_tokenizer, train_byte_bpe
 from ellama_jax.data.windows import WindowSet, read_manifest, segments
 
@@ -324,6 +328,9 @@ def test_a_curated_directory_and_globs_name_the_files_in_them(tokenizer_dir, tok
         name = f"ecommerce-de-shop-{n:05d}-of-00002.jsonl.gz"
         write_compressed(train / name, [document(f"Jacke {n}") | {"id": str(n)}])
     (train / "report.txt").touch()
+    files = [{"name": f"documents/train/{p.name}", "bytes": p.stat().st_size}
+             for p in train.glob("*.gz")]  # fmt: skip
+    (tmp_path / "curated" / "curation.json").write_text(json.dumps({"files": files}))
     for number, path in enumerate([tmp_path / "curated", train, f"{tmp_path}/*/*/*/*-of-*.gz"]):
         out = tmp_path / str(number)
         main_prepare(prepare_argv(tokenizer_dir, out, "--documents", path))
@@ -404,26 +411,92 @@ def test_a_registered_seqio_task_is_prepared_by_its_name(
         (["--task", "foreign_task", *more, "--split", "x"], "--split: must be one of train of fo"),
         (["--task", "foreign_task", *more, "--text-field", "x"], "--text-field: must be a feature"),
         (["--task", "foreign_task"], "--domain and --language: must be given with --task or"),
-        (["--tfds", "nowhere", *more], "--tfds: nowhere must be a dataset of TFDS, got"),
     ]:
         with pytest.raises(ValueError, match=message):
             main_prepare(prepare_argv(tokenizer_dir, tmp_path / "never", *argv))
     assert not (tmp_path / "never").exists()
 
 
-@pytest.mark.slow
-def test_a_tfds_dataset_is_prepared_by_its_name(tokenizer_dir, tokenizer, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def sentences(tmp_path_factory):
+    """A TFDS dataset of two splits, the first in several shards; returns where it lies."""
     tfds = pytest.importorskip("tensorflow_datasets", reason="writes the data set")
-    features = tfds.features.FeaturesDict({"text": tfds.features.Text()})
-    examples = [{"text": f"Satz {n}"} for n in range(20)]
-    tfds.dataset_builders.store_as_tfds_dataset(
-        "sentences", "1.0.0", features, {"train": examples}, data_dir=str(tmp_path / "tfds")
-    )
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
-    more = ["--domain", "general", "--language", "de", "--source", "satz"]
-    main_prepare(prepare_argv(tokenizer_dir, tmp_path / "w", "--tfds", "sentences:1.0.0", *more))
+
+    with tfds.core.registered.skip_registration():  # others have the files alone
+
+        class Sentences(tfds.core.GeneratorBasedBuilder):
+            VERSION = tfds.core.Version("1.0.0")
+
+            def _info(self):
+                features = {"text": tfds.features.Text(), "number": tfds.features.Scalar(np.int64)}
+                return tfds.core.DatasetInfo(
+                    builder=self, features=tfds.features.FeaturesDict(features)
+                )
+
+            def _split_generators(self, download_manager):
+                return {"train": self._generate_examples(30), "test": self._generate_examples(3)}
+
+            def _generate_examples(self, count):
+                for number in range(count):
+                    text = " " if number == 7 else f"Satz Nr. {number} für {count} Leser"
+                    yield number, {"text": text, "number": number}
+
+    data_dir = tmp_path_factory.mktemp("tfds")
+    config = tfds.download.DownloadConfig(num_shards=3)
+    Sentences(data_dir=data_dir).download_and_prepare(download_config=config)
+    return data_dir
+
+
+def test_a_tfds_dataset_is_prepared_by_its_name(
+    tokenizer_dir, tokenizer, sentences, tmp_path, capsys
+):
+    more = ["--domain", "general", "--language", "de", "--source", "satz", "--data-dir", sentences]
+    expected = sorted(f"Satz Nr. {n} für 30 Leser" for n in range(30) if n != 7)
+    for number, name in enumerate(("sentences:1.0.0", "sentences")):
+        out = tmp_path / f"w{number}"
+        main_prepare(prepare_argv(tokenizer_dir, out, "--tfds", name, *more))
+        assert rejoined(out / "general-de", tokenizer) == expected
+        assert read_manifest(out / "general-de").by_source["satz"]["documents"] == 29
+        assert [path.name for path in out.iterdir()] == ["general-de"]
+        assert "left out 1 examples without text" in capsys.readouterr().out
+    some = ["--split", "test+train[:2]", *more]
+    main_prepare(prepare_argv(tokenizer_dir, tmp_path / "w", "--tfds", "sentences", *some))
     found = rejoined(tmp_path / "w" / "general-de", tokenizer)
-    assert found == sorted(example["text"] for example in examples)
+    texts = {f"Satz Nr. {n} für 3 Leser" for n in range(3)}
+    assert len(found) == 5 and texts < set(found) and set(found) - texts < set(expected)
+
+
+@pytest.mark.parametrize("format", ["tfds", "tfrecord"])
+def test_a_dataset_or_its_files_are_a_source_of_curate(sentences, format):
+    config = base.get_config()
+    paths = {
+        "tfds": "sentences[train]",
+        "tfrecord": f"{sentences}/sentences/1.0.0/*-train.tfrecord*",
+    }
+    config.sources.satz = base.source(
+        paths=(paths[format],), format=format, data_dir=str(sentences), fields={"text": "text"},
+        domain="general", language="de")  # fmt: skip
+    recipe = recipe_from_mapping(config.to_dict())
+    reader = SourceReader("satz", recipe)
+    found = find_parts(recipe.sources["satz"].paths, format, data_dir=str(sentences))
+    items = [outcome for part in found for outcome in reader.read(part)]
+    texts = sorted(item.fields["text"] for item in items if isinstance(item, Item))
+    assert texts == sorted(f"Satz Nr. {n} für 30 Leser" for n in range(30) if n != 7)
+    assert len(items) == 30  # the blank one is dropped and counted
+
+
+def test_a_tfds_dataset_that_is_none_is_refused(tokenizer_dir, sentences, tmp_path):
+    more = ["--domain", "general", "--language", "de", "--data-dir", sentences]
+    for argv, message in [
+        (["--tfds", "nowhere"], "--tfds: nowhere: must be a dataset of .*, got"),
+        (["--tfds", "sentences:9.0.0"], "--tfds: sentences:9.0.0: must be a dataset of .*, got"),
+        (["--tfds", "sentences", "--split", "x"], "must have the split x, got test, train"),
+        (["--tfds", "sentences", "--text-field", "x"], "--text-field: must be a feature of sent"),
+        (["--tfds", "sentences", "--text-field", "number"], "--text-field: must be a feature of"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            main_prepare(prepare_argv(tokenizer_dir, tmp_path / "never", *argv, *more))
+        assert not (tmp_path / "never").exists(), argv
 
 
 # --- the tokenizer of Llama 3.1 ------------------------------------------------------------------

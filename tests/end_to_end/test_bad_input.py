@@ -666,6 +666,121 @@ def test_a_full_disk_is_said_before_the_first_step_of_a_training(refused, full_d
     assert list((place / "run").iterdir()) == []
 
 
+# --- curate and build-classifier -----------------------------------------------------------------
+
+CURATE_CONFIG = """
+from configs.data import base
+def get_config():
+    config = base.get_config()
+    config.sources.shop = base.source(kind="listings", paths=("listings.jsonl",))
+    config.decontamination.sets = ()
+    return config
+"""
+
+
+def curate(*changes, out="curated"):
+    return ("curate", "--config=curate.py", *changes, "--out", out)
+
+
+def source(key, value):
+    return f"--config.sources.shop.{key}={value}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["--config.lisstings.templates=x"], "lisstings"),
+        ([source("paths", "('no/*.jsonl',)")], "sources.shop.paths: no/*.jsonl: must match a file"),
+        ([source("paths", "('run.py',)")], "sources.shop.paths: run.py: must end in one of .jsonl"),
+        ([source("kind", "listing")], "sources.shop.kind: must be one of listings, reviews"),
+        ([source("format", "xml")], "sources.shop.paths: format: must be one of auto, jsonl"),
+        (["--config.listings.templates=('haiku',)"], "listings.templates: must be among"),
+        (["--config.languages=('xx',)"], "languages: must be among"),
+        ([source("max_bad_frac", "2.0")], "sources.shop.max_bad_frac: must lie in [0, 1]"),
+        ([source("fields", "{'title': 'a..b'}")], "sources.shop: title: must have a name between"),
+        ([source("fields", "{'title': 'name'}")], "(no record has name)"),
+        (["--config.decontamination.sets=('mmlou',)"], "decontamination.sets: must be among mmlu"),
+        (["--config.decontamination.files=('no.jsonl',)"], "no.jsonl: must exist, got no such file"),
+        (["--config.decontamination.files=('no*.jsonl',)"], "decontamination.files: no*.jsonl must"),
+        (["--config.decontamination.files=('run.py',)"], "evaluation file: must end in one of"),
+        (["--overwrit"], "--overwrit: must be an option of ellama curate or of Beam, got neither; did "
+         "you mean --overwrite?"),
+        (["--runner=NoSuchRunner"], "--runner: must be one of Beam's, got NoSuchRunner"),
+        (["--direct_num_workers=many"], "--direct_num_workers: invalid int value: 'many'."),
+    ],
+)  # fmt: skip
+def test_a_curation_that_cannot_work_is_refused_before_it_starts(refused, place, changes, words):
+    (place / "curate.py").write_text(CURATE_CONFIG)
+    assert words in refused(*curate(*changes))
+
+
+def test_a_curation_without_its_recipe_is_refused(refused):
+    assert "curate.py" in refused(*curate())
+
+
+def test_a_source_of_bad_records_is_refused_with_the_first_of_them(refused, place):
+    (place / "curate.py").write_text(CURATE_CONFIG)
+    (place / "listings.jsonl").write_text("{\n" * 5)
+    line = refused(*curate())
+    assert "got 5 of the first 5; listings.jsonl@byte 0: " in line
+
+
+def test_pages_with_a_classifier_that_is_none_are_refused(refused, place):
+    (place / "curate.py").write_text(CURATE_CONFIG)
+    changes = [source("kind", "pages"), source("paths", "('documents.jsonl',)")]
+    assert "nowhere" in refused(*curate(*changes, "--config.pages.classifier=nowhere"))
+    assert "windows" in refused(*curate(*changes, "--config.pages.classifier=windows"))
+
+
+def test_what_lies_where_a_curation_is_to_be_is_not_touched(refused, place):
+    (place / "curate.py").write_text(CURATE_CONFIG)
+    for out in ("windows", "run.py"):
+        assert refused(*curate("--overwrite", out=out)).startswith(f"{out}: must be new or empty")
+    (place / "mine").mkdir()
+    (place / "mine" / "curation.json").write_text("{}")
+    assert refused(*curate(out="mine")) == (
+        "mine: must not exist yet, got a finished curation; --overwrite it."
+    )
+
+
+def test_seeds_of_a_classifier_that_are_none_are_refused(refused, place):
+    (place / "seeds.jsonl").write_text('{"text": "x", "language": "en", "label": "ecomerce"}\n')
+    for path, words in [("nowhere.jsonl", "nowhere.jsonl: must exist"),
+                        ("run.py", "run.py:2: must be a line of JSON"),
+                        ("seeds.jsonl", "seeds.jsonl:1: label must be ecommerce or other"),
+                        ("windows", "windows: must be a file")]:  # fmt: skip
+        assert words in refused("build-classifier", path, "model")
+    assert refused("build-classifier", "seeds.jsonl", "windows").startswith(
+        "windows: must not exist"
+    )
+
+
+def test_a_curation_on_a_disk_that_fills_up_leaves_nothing(refused, place):
+    (place / "curate.py").write_text(CURATE_CONFIG)
+    disk = place / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(disk)]
+    if subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("this user may not mount a small disk")
+    try:
+        line = refused(*curate(out="disk/out"))
+        assert "o space left on device" in line
+        assert list(disk.iterdir()) == []
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_an_interrupted_curation_leaves_nothing(refused, place, monkeypatch):
+    from ellama_jax.data import curation
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    (place / "curate.py").write_text(CURATE_CONFIG)
+    monkeypatch.setattr(curation, "run_pipeline", interrupt)
+    assert refused(*curate()) == "interrupted."
+
+
 # --- the program itself --------------------------------------------------------------------------
 
 
