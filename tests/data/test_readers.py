@@ -32,10 +32,17 @@ LINES = "".join(json.dumps(listing, ensure_ascii=False) + "\n" for listing in LI
 def zstd(data):
     import zstandard
 
-    return zstandard.ZstdCompressor().compress(data)
+    # As the zstd program does: without a checksum nobody can tell damage from data.
+    return zstandard.ZstdCompressor(write_checksum=True).compress(data)
 
 
-PACKERS = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstd}
+# bzip2 gives nothing of a block that is cut off: small blocks.
+PACKERS = {
+    ".gz": gzip.compress,
+    ".bz2": lambda data: bz2.compress(data, 1),
+    ".xz": lzma.compress,
+    ".zst": zstd,
+}
 
 
 def write(path, data):
