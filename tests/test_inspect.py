@@ -242,6 +242,28 @@ def test_a_configuration_s_mixture_is_described(windows, tmp_path, capsys):
     assert [source["asked"] for source in mixture["sources"]] == [[0.5], [0.5]]
 
 
+def test_stages_weights_and_caps_of_a_mixture_are_shown(windows, tmp_path, capsys):
+    config = tmp_path / "staged.py"
+    config.write_text(
+        "from ml_collections import ConfigDict\n"
+        "from configs import demo\n"
+        "def get_config():\n"
+        "    config = demo.get_config('tiny')\n"
+        "    only = {'en': 1.0, 'de': 0.0, 'fr': 0.0, 'it': 0.0, 'es': 0.0}\n"
+        "    config.data.ecommerce_shares.update(only)\n"
+        "    config.data.general_shares.update(only)\n"
+        "    config.data.stages.late = ConfigDict({'start_step': 40, 'replay_frac': 0.1})\n"
+        "    config.data.max_epochs_by_source = ConfigDict({'general-en': 1000.0})\n"
+        "    return config\n"
+    )
+    main_inspect([str(config), f"--config.data.windows_dir={windows}", "--config.data.seq_len=64"])
+    out = capsys.readouterr().out
+    assert "stage late from step 40, 90% e-commerce, 10% general" in out
+    assert re.search(r"general-en +[\d,]+ +[\d.]+ times +1,?000\n", out)
+    assert "problem: mixture: ecommerce-en is read" in out
+    assert "problem: mixture: general-en is read" not in out
+
+
 def test_a_checkpoint_is_described(tmp_path, capsys):
     make_tiny_base(tmp_path / "base", TEXTS, seed=0)
     main_inspect([str(tmp_path / "base")])
