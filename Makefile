@@ -19,7 +19,7 @@ $(VENV)/installed: requirements.lock setup.py
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
 	  sys.exit(None if (3, 11) <= v <= (3, 13) else f"Python must be 3.11 to 3.13, got {v[0]}.{v[1]}; try: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	@echo "installing about 180 pinned packages into $(VENV): some minutes, about 1 GB to download"
+	@echo "installing about 205 pinned packages into $(VENV): some minutes, about 1 GB to download"
 	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
