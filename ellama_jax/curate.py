@@ -108,11 +108,11 @@ def curate(
     stage = out if is_remote(out) else out.with_name(f".{out.name}.partial")
     with _removed_if_interrupted(stage):
         _start(stage, command)
-        index_path = _write_index(recipe, texts, stage / "work")
+        index_path = _write_index(recipe, texts, stage / "tallies")
         _run(recipe, parts, stage, index_path, options)
         report = _report(recipe, parts, stage, notes, command)
     _check_bad_share(recipe, report, stage)
-    remove_tree(stage / "work")
+    remove_tree(stage / "tallies")
     write_whole(stage / REPORT_FILE, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     (stage / _STARTED_FILE).unlink()
     _publish(stage, out)
@@ -317,10 +317,10 @@ def _progress_of_parts(total: int, shown: bool) -> Iterator[None]:
 
 def _report(recipe: Recipe, parts: list, stage: Path, notes: list[str], command: str) -> dict:
     work = {
-        name: read_shard(stage / "work" / f"{name}.jsonl.gz")
+        name: read_shard(stage / "tallies" / f"{name}.jsonl.gz")
         for name in ("counts", "files", "examples")
     }
-    matches = stage / "work" / "matches.jsonl.gz"
+    matches = stage / "tallies" / "matches.jsonl.gz"
     counts: dict[str, dict] = {name: {} for name in recipe.sources}
     for (source, language, what), number in sorted(work["counts"]):
         counts[source].setdefault(language, {})[what] = number

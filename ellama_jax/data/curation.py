@@ -68,7 +68,7 @@ def run_pipeline(
     Args:
         recipe: what is to be done.
         parts: (source, part of a file) of everything to be read.
-        out: directory of what is written: documents/, listings/, dead_letters/ and work/ with the
+        out: directory of what is written: documents/, listings/, dead_letters/ and tallies/ with the
             counts, the files, examples of what was dropped, and evaluation text that was found.
         index_path: n-grams of the evaluation sets, or "".
         options: Beam's own, as --runner=DataflowRunner.

@@ -62,7 +62,7 @@ def _write_one(element: tuple[str, Iterable[tuple[bytes, bytes]]], out: str) -> 
 
 
 def write_single(records: beam.PCollection, out: str, name: str) -> None:
-    """Writes few records as the one file work/NAME.jsonl.gz, which is there even if it is empty."""
+    """Writes few records as the one file tallies/NAME.jsonl.gz, which is there even if it is empty."""
     lines = records | f"{name}: line" >> beam.Map(lambda record: (name, to_line(record)))
     start = records.pipeline | f"{name}: start" >> beam.Create([(name, b"")])
     _ = (
@@ -70,7 +70,7 @@ def write_single(records: beam.PCollection, out: str, name: str) -> None:
         | f"{name}: all" >> beam.Flatten()
         | f"{name}: together" >> beam.GroupByKey()
         | f"{name}: write" >> beam.MapTuple(
-            lambda key, lines: write_shard(f"{out}/work/{key}.jsonl.gz", [(line, line) for line in lines]))
+            lambda key, lines: write_shard(f"{out}/tallies/{key}.jsonl.gz", [(line, line) for line in lines]))
     )  # fmt: skip
 
 

@@ -10,15 +10,12 @@ from collections.abc import Sequence
 
 from ellama_jax.data.wording import one_line
 
-# Letter sizes in order; "2XL" and "XXL" are one place.
+# Letter sizes in order; those with two to four X have another name, "XXL" for "2XL".
 _SIZES = {
     size: place
-    for place, names in enumerate(
-        ["5XS", "4XS", "3XS XXXS", "2XS XXS", "XS", "S", "M", "L", "XL", "2XL XXL", "3XL XXXL",
-         "4XL XXXXL", "5XL", "6XL"]
-    )
-    for size in names.split()
-}  # fmt: skip
+    for place, name in enumerate("5XS 4XS 3XS 2XS XS S M L XL 2XL 3XL 4XL 5XL 6XL".split())
+    for size in ({name, "X" * int(name[0]) + name[2:]} if name[0] in "234" else {name})
+}
 _NUMBER = re.compile(r"[^\d]{0,3}(\d+(?:[.,]\d+)?)")
 
 
