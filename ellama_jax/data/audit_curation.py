@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ellama_jax.data.curation_output import REPORT_FILE, curated_files
+from ellama_jax.data.curation_output import curated_files, read_report
 
 MAX_DROPPED = 0.5  # of a source's readable records, joined variants not counted
 DEFAULT_EXAMPLES = 3  # of each source and fate, on a page
@@ -36,7 +36,7 @@ def audit_curation(directory: Path, examples: int | None = None) -> dict:
     """
     for split in _SPLITS:
         curated_files(directory, "documents", split)  # says what is missing
-    report = json.loads((directory / REPORT_FILE).read_text(encoding="utf-8"))
+    report = read_report(directory)
     audit = {"path": str(directory), **measure_curation(report)}
     few = DEFAULT_EXAMPLES if examples is None else examples
     audit["examples"] = {

@@ -64,6 +64,20 @@ def is_curated(directory: Path) -> bool:
     return (directory / REPORT_FILE).is_file()
 
 
+def read_report(directory: Path) -> dict:
+    """Reads curation.json.
+
+    Raises:
+        ValueError: if there is none, for then the curation was never finished.
+    """
+    if not is_curated(directory):
+        raise ValueError(
+            f"{directory}: must hold {REPORT_FILE}, got none; a curation without it was never "
+            "finished: curate again."
+        )
+    return json.loads((directory / REPORT_FILE).read_text(encoding="utf-8"))
+
+
 def curated_files(directory: Path, kind: str, split: str) -> list[Path]:
     """Returns the files of a curation, sorted.
 
@@ -75,13 +89,7 @@ def curated_files(directory: Path, kind: str, split: str) -> list[Path]:
     Raises:
         ValueError: if the curation was never finished, or a file has another size than it had.
     """
-    if not is_curated(directory):
-        raise ValueError(
-            f"{directory}: must hold {REPORT_FILE}, got none; a curation without it was never "
-            "finished: curate again."
-        )
-    report = json.loads((directory / REPORT_FILE).read_text(encoding="utf-8"))
-    names = {file["name"]: file["bytes"] for file in report["files"]}
+    names = {file["name"]: file["bytes"] for file in read_report(directory)["files"]}
     chosen = sorted(name for name in names if name.startswith(f"{kind}/{split}/"))
     for name in chosen:
         path = directory / name

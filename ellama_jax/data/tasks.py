@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from ellama_jax.data.curation_output import curated_files, read_report
 from ellama_jax.data.documents import read_documents
 from ellama_jax.data.tensorflow_records import (
     quiet_tensorflow,
@@ -28,6 +29,7 @@ from ellama_jax.data.tensorflow_records import (
     tfds_parts,
 )
 from ellama_jax.data.tokenizer import Tokenizer
+from ellama_jax.paths import as_path
 
 if TYPE_CHECKING:
     import seqio
@@ -107,6 +109,34 @@ def register_documents(
         preprocessors=[_encode_batches],
         output_features={FEATURE: feature},
     )
+
+
+def register_curation(
+    name: str, directory: str | os.PathLike, tokenizer: Tokenizer
+) -> "seqio.Mixture":
+    """Registers what `ellama curate` wrote: a task for each source, domain and language, and all.
+
+    Args:
+        name: of the mixture; its tasks are `NAME.<domain>_<language>_<source>`. Their rates are
+            their numbers of documents, so that each document comes as often as any other.
+        directory: of `ellama curate`; its documents to train on count.
+        tokenizer: makes the ids.
+
+    Raises:
+        ValueError: if the curation was not finished or holds no documents.
+    """
+    root = as_path(directory)
+    records = {root / file["name"]: file["records"] for file in read_report(root)["files"]}
+    sets: dict[str, list[Path]] = {}
+    for path in curated_files(root, "documents", "train"):
+        task = re.sub(r"-\d+-of-\d+\.jsonl\.gz$", "", path.name).replace("-", "_")
+        sets.setdefault(f"{name}.{task}", []).append(path)
+    if not sets:
+        raise ValueError(f"{directory}: must hold documents to train on, got none.")
+    for task, paths in sets.items():
+        register_documents(task, paths, tokenizer)
+    rates = {task: float(sum(records[path] for path in paths)) for task, paths in sets.items()}
+    return make_mixture(name, rates)
 
 
 def make_mixture(name: str, rates: Mapping[str, float]) -> "seqio.Mixture":

@@ -13,7 +13,9 @@ from ellama_jax.data.wording import one_line
 # Letter sizes in order; those with two to four X have another name, "XXL" for "2XL".
 _SIZES = {
     size: place
-    for place, name in enumerate("5XS 4XS 3XS 2XS XS S M L XL 2XL 3XL 4XL 5XL 6XL".split())
+    for place, name in enumerate(
+        ["5XS", "4XS", "3XS", "2XS", "XS", "S", "M", "L", "XL", "2XL", "3XL", "4XL", "5XL", "6XL"]
+    )
     for size in ({name, "X" * int(name[0]) + name[2:]} if name[0] in "234" else {name})
 }
 _NUMBER = re.compile(r"[^\d]{0,3}(\d+(?:[.,]\d+)?)")

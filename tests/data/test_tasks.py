@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from ellama_jax.data import tasks
+from ellama_jax.data.curation_output import to_line, write_shard
 from ellama_jax.data.tokenizer import load_tokenizer, save_tokenizer, train_byte_bpe
 
 TEXTS = {
@@ -107,3 +108,23 @@ def test_mixture_draws_documents_at_its_rates(tmp_path, tokenizer):
     drawn = [tokenizer.decode(e["targets"]) for e in dataset.as_numpy_iterator()]
     assert 0.68 < drawn.count("left") / 400 < 0.82
     assert set(drawn) == {"left", "right"}
+
+
+def test_a_curation_is_a_mixture_of_a_task_for_each_set(tokenizer, tmp_path):
+    files = []
+    for (domain, language), texts in TEXTS.items():
+        name = f"documents/train/{domain}-{language}-shop-00000-of-00001.jsonl.gz"
+        lines = [to_line(document(text, domain, language)) for text in texts]
+        shard = write_shard(str(tmp_path / name), [(bytes([n]), x) for n, x in enumerate(lines)])
+        files.append({"name": name} | shard)
+    with pytest.raises(ValueError, match="was never finished"):
+        tasks.register_curation("shop", tmp_path, tokenizer)
+    (tmp_path / "curation.json").write_text(json.dumps({"files": files}))
+    mixture = tasks.register_curation("shop", tmp_path, tokenizer)
+    rates = {task.name: mixture.get_rate(task) for task in mixture.tasks}
+    assert rates == {
+        "shop.ecommerce_de_shop": 3.0, "shop.ecommerce_fr_shop": 1.0, "shop.general_de_shop": 2.0,
+    }  # fmt: skip
+    task = next(task for task in mixture.tasks if task.name == "shop.general_de_shop")
+    found = [tokenizer.decode(ids) for ids in tasks.read_ids(task)]
+    assert found == TEXTS["general", "de"]
