@@ -10,6 +10,7 @@ is written straight into place in a bucket, the part that makes it valid last.
 """
 
 import functools
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -110,6 +111,8 @@ def _file_system():
 
     # TensorStore writes too, and so do other hosts: a remembered listing would be a wrong one.
     fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
+    # What it cannot reach is said by _reach, in one line; it would print a traceback before.
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     try:
         return fsspec.filesystem("gcs")
     except ImportError as error:
