@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from small_corpus import TEXTS, document, make_tokenizer, write_jsonl
 
 from configs.data import base
 from ellama_jax.data import tokenising
@@ -15,41 +16,18 @@ from ellama_jax.data.packing import PADDING
 from ellama_jax.data.prepare import main_prepare
 from ellama_jax.data.readers import find_parts
 from ellama_jax.data.recipe import recipe_from_mapping
-from ellama_jax.data.tokenizer import load_tokenizer, save_tokenizer, train_byte_bpe
+from ellama_jax.data.tokenizer import load_tokenizer
 from ellama_jax.data.windows import WindowSet, read_manifest, segments
-
-TEXTS = {
-    ("ecommerce", "de"): [
-        "Titel: Jacke, grün\nPreis: 129,95 €",
-        "! Sehr gut ! Passt !",
-        "Zu klein",
-    ],
-    ("ecommerce", "fr"): ["Veste imperméable à capuche"],
-    ("general", "de"): ["Die Donau ist ein Fluss. " * 12, "Ende <|end_of_text|> oder nicht?"],
-}
 
 
 @pytest.fixture(scope="module")
 def tokenizer_dir(tmp_path_factory):
-    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer"
-    trained = train_byte_bpe([text for texts in TEXTS.values() for text in texts], 320)
-    save_tokenizer(path, trained, trained.get_vocab_size() - 2, trained.get_vocab_size() - 1)
-    return path
+    return make_tokenizer(tmp_path_factory.mktemp("tokenizer") / "tokenizer")
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tokenizer_dir):
     return load_tokenizer(tokenizer_dir)
-
-
-def document(text, domain="ecommerce", language="de", source="shop", **changes):
-    fields = {"text": text, "domain": domain, "language": language, "source": source}
-    return fields | {"product_id": None} | changes
-
-
-def write_jsonl(path, records):
-    path.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
-    return str(path)
 
 
 @pytest.fixture

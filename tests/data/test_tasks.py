@@ -4,43 +4,21 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from small_corpus import TEXTS, document, make_tokenizer, write_jsonl
 
 from ellama_jax.data import tasks
 from ellama_jax.data.curation_output import to_line, write_shard
-from ellama_jax.data.tokenizer import load_tokenizer, save_tokenizer, train_byte_bpe
-
-TEXTS = {
-    ("ecommerce", "de"): [
-        "Titel: Jacke, grün\nPreis: 129,95 €",
-        "! Sehr gut ! Passt !",
-        "Zu klein",
-    ],
-    ("ecommerce", "fr"): ["Veste imperméable à capuche"],
-    ("general", "de"): ["Die Donau ist ein Fluss. " * 12, "Ende <|end_of_text|> oder nicht?"],
-}
+from ellama_jax.data.tokenizer import load_tokenizer
 
 
 @pytest.fixture(scope="module")
 def tokenizer_dir(tmp_path_factory):
-    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer"
-    trained = train_byte_bpe([text for texts in TEXTS.values() for text in texts], 320)
-    save_tokenizer(path, trained, trained.get_vocab_size() - 2, trained.get_vocab_size() - 1)
-    return path
+    return make_tokenizer(tmp_path_factory.mktemp("tokenizer") / "tokenizer")
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tokenizer_dir):
     return load_tokenizer(tokenizer_dir)
-
-
-def document(text, domain="ecommerce", language="de", source="shop", **changes):
-    fields = {"text": text, "domain": domain, "language": language, "source": source}
-    return fields | {"product_id": None} | changes
-
-
-def write_jsonl(path, records):
-    path.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
-    return str(path)
 
 
 def specials(tokenizer):
