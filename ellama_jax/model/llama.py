@@ -16,7 +16,8 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from ellama_jax.model.attention import attend, attention_mask
+from ellama_jax.config import AttentionConfig
+from ellama_jax.model.attention import AUTO, attend, resolve_attention
 from ellama_jax.model.presets import LlamaConfig
 from ellama_jax.sharding import constrain, storage_sharding
 from ellama_jax.tree import unflatten_paths
@@ -137,6 +138,16 @@ class RMSNorm(nnx.Module):
         return (x32 * inverse).astype(x.dtype) * self.scale[...].astype(x.dtype)
 
 
+@dataclass(frozen=True)
+class Sight:
+    """What every layer needs to know of the positions: their rotation, and who sees whom."""
+
+    rope: tuple[jax.Array, jax.Array]
+    segment_ids: jax.Array
+    branch_ids: jax.Array | None
+    attention: AttentionConfig
+
+
 class Attention(nnx.Module):
     """Grouped-query attention (arXiv 2305.13245) with rotary positions (arXiv 2104.09864)."""
 
@@ -145,13 +156,12 @@ class Attention(nnx.Module):
             nnx.Param(params[n]) for n in ("wq", "wk", "wv", "wo")
         )
 
-    def __call__(
-        self, x: jax.Array, rope: tuple[jax.Array, jax.Array], mask: jax.Array
-    ) -> jax.Array:
+    def __call__(self, x: jax.Array, sight: Sight) -> jax.Array:
         q = constrain(_project(x, self.wq, 1), "batch", "length", "heads", "head_dim")
         k = constrain(_project(x, self.wk, 1), "batch", "length", "kv_heads", "head_dim")
         v = constrain(_project(x, self.wv, 1), "batch", "length", "kv_heads", "head_dim")
-        out = attend(apply_rope(q, *rope), apply_rope(k, *rope), v, mask)
+        q, k = apply_rope(q, *sight.rope), apply_rope(k, *sight.rope)
+        out = attend(q, k, v, sight.segment_ids, sight.branch_ids, sight.attention)
         return _project(out, self.wo, 2)
 
 
@@ -177,15 +187,11 @@ class Block(nnx.Module):
         self.mlp_norm = RMSNorm(params["mlp_norm"], config.norm_eps)
         self.mlp = MLP(params["mlp"])
 
-    def __call__(
-        self, x: jax.Array, rope: tuple[jax.Array, jax.Array], mask: jax.Array
-    ) -> jax.Array:
-        return self.add_mlp(self.add_attention(x, rope, mask))
+    def __call__(self, x: jax.Array, sight: Sight) -> jax.Array:
+        return self.add_mlp(self.add_attention(x, sight))
 
-    def add_attention(
-        self, x: jax.Array, rope: tuple[jax.Array, jax.Array], mask: jax.Array
-    ) -> jax.Array:
-        return x + constrain(self.attn(self.attn_norm(x), rope, mask), "batch", "length", "embed")
+    def add_attention(self, x: jax.Array, sight: Sight) -> jax.Array:
+        return x + constrain(self.attn(self.attn_norm(x), sight), "batch", "length", "embed")
 
     def add_mlp(self, x: jax.Array) -> jax.Array:
         return x + constrain(self.mlp(self.mlp_norm(x)), "batch", "length", "embed")
@@ -206,16 +212,12 @@ class Llama(nnx.Module):
         if not config.tied_embeddings:
             self.lm_head = Head(params["lm_head"])
 
-    def __call__(
-        self, tokens, positions, segment_ids, branch_ids, compute_dtype, remat
-    ) -> jax.Array:
+    def __call__(self, tokens: jax.Array, sight: Sight, compute_dtype, remat: str) -> jax.Array:
         x = constrain(self.embed(tokens).astype(compute_dtype), "batch", "length", "embed")
-        rope = rope_tables(self.config, positions)
-        mask = attention_mask(segment_ids, branch_ids)
         graph, stacked = nnx.split(self.layers)
 
         def run_layer(x, layer):
-            return nnx.merge(graph, layer)(x, rope, mask), None
+            return nnx.merge(graph, layer)(x, sight), None
 
         x, _ = jax.lax.scan(_checkpointed(run_layer, remat), x, stacked)
         return self.final_norm(x)
@@ -306,6 +308,7 @@ def hidden_states(
     *,
     compute_dtype=jnp.float32,
     remat: str = "none",
+    attention: AttentionConfig = AUTO,
 ) -> jax.Array:
     """Runs the model up to and with its final norm.
 
@@ -315,12 +318,14 @@ def hidden_states(
         branch_ids: [B, T] int32 or None, see `attention_mask`.
         compute_dtype: dtype of activations and matrix products; norms and softmax are float32.
         remat: what backward recomputes, one of `REMAT_POLICIES`.
+        attention: the kernel; `auto` is that of JAX's default backend.
 
     Returns:
         [B, T, D] in `compute_dtype`.
     """
-    model = Llama(config, params)
-    return model(tokens, positions, segment_ids, branch_ids, compute_dtype, remat)
+    attention = resolve_attention(attention, jax.default_backend())
+    sight = Sight(rope_tables(config, positions), segment_ids, branch_ids, attention)
+    return Llama(config, params)(tokens, sight, compute_dtype, remat)
 
 
 def run_layer(
@@ -341,7 +346,9 @@ def run_layer(
         The residual stream after attention and after the MLP, each [B, T, D] in the dtype of `x`.
     """
     block = Block(params, config)
-    between = block.add_attention(x, rope_tables(config, positions), attention_mask(segment_ids))
+    attention = resolve_attention(AUTO, jax.default_backend())
+    sight = Sight(rope_tables(config, positions), segment_ids, None, attention)
+    between = block.add_attention(x, sight)
     return between, block.add_mlp(between)
 
 

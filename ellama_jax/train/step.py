@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ellama_jax.config import AttentionConfig
+from ellama_jax.model.attention import AUTO
 from ellama_jax.model.llama import hidden_states, output_kernel
 from ellama_jax.model.loss import token_losses
 from ellama_jax.model.presets import LlamaConfig
@@ -58,14 +60,20 @@ class Sums(NamedTuple):
 
 
 def make_loss_sums(
-    config: LlamaConfig, *, num_sources: int, compute_dtype, remat: str, chunk_tokens: int
+    config: LlamaConfig,
+    *,
+    num_sources: int,
+    compute_dtype,
+    remat: str,
+    chunk_tokens: int,
+    attention: AttentionConfig = AUTO,
 ) -> Callable:
     """Returns `loss_sums(params, batch) -> (sum of weighted losses, Sums)`."""
 
     def loss_sums(params, batch):
         hidden = hidden_states(
             params, config, batch["inputs"], batch["positions"], batch["segment_ids"],
-            compute_dtype=compute_dtype, remat=remat,
+            compute_dtype=compute_dtype, remat=remat, attention=attention,
         )  # fmt: skip
         weights = batch["loss_weights"]
         kernel = output_kernel(params, config)
