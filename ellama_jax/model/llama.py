@@ -20,7 +20,7 @@ from ellama_jax.config import AttentionConfig
 from ellama_jax.model.attention import AUTO, attend, resolve_attention
 from ellama_jax.model.presets import LlamaConfig
 from ellama_jax.sharding import constrain, storage_sharding
-from ellama_jax.tree import unflatten_paths
+from ellama_jax.tree import map_paths, unflatten_paths
 
 REMAT_POLICIES = ("none", "dots", "full")
 
@@ -125,6 +125,68 @@ def count_params(config: LlamaConfig) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(config)))
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Tracked:
+    """A parameter beside the tracer whose gradient is taken in its place.
+
+    The gradient of a float32 matrix that is computed with in bfloat16 is a bfloat16 array, turned
+    into float32 only because JAX gives a gradient its parameter's dtype; stacked over the layers
+    that is the largest array of a step, for nothing. A tracer of zeros in the compute dtype takes
+    the gradient as it is computed. Its value is never used.
+    """
+
+    param: jax.Array
+    tracer: jax.Array
+
+
+def make_tracers(params: dict, compute_dtype) -> dict:
+    """Returns zeros shaped as `params`, in the dtype that each parameter's gradient is computed in.
+
+    That is `compute_dtype` for what enters matrix products. The embedding's gradient sums over
+    every occurrence of a token, and norms are computed in float32: theirs stay float32.
+    """
+    dtypes = {True: compute_dtype, False: jnp.float32}
+
+    def tracer(path, param):
+        return jnp.zeros(param.shape, dtypes[path not in _SUMMED and not path.endswith("/scale")])
+
+    return map_paths(tracer, params)
+
+
+_SUMMED = ("embed/table",)
+
+
+def read_params(tree):
+    """Returns `tree` with each `Tracked` leaf in its place's compute dtype; other leaves stay."""
+
+    def read(leaf):
+        return _read_tracked(leaf.param, leaf.tracer) if isinstance(leaf, Tracked) else leaf
+
+    return jax.tree.map(read, tree, is_leaf=lambda leaf: isinstance(leaf, Tracked))
+
+
+@jax.custom_vjp
+def _read_tracked(param, tracer):
+    dtype = jnp.finfo(tracer.dtype)
+    if dtype.bits < jnp.finfo(param.dtype).bits:
+        # Changes no value. But where nothing reads the float32 array, XLA for TPUs makes the whole
+        # loop over layers read a copy in bfloat16, and so holds every layer's weights twice.
+        param = jax.lax.reduce_precision(param, dtype.nexp, dtype.nmant)
+    return param.astype(tracer.dtype)
+
+
+def _read_forward(param, tracer):
+    return _read_tracked(param, tracer), None
+
+
+def _read_backward(_, gradient):
+    return None, gradient
+
+
+_read_tracked.defvjp(_read_forward, _read_backward)
+
+
 class RMSNorm(nnx.Module):
     """Root-mean-square norm (arXiv 1910.07467), computed in float32."""
 
@@ -206,18 +268,18 @@ class Llama(nnx.Module):
 
     def __init__(self, config: LlamaConfig, params: dict):
         self.config = config
-        self.embed = Embed(params["embed"])
+        self.embed = Embed(read_params(params["embed"]))
         self.layers = Block(params["layers"], config)
-        self.final_norm = RMSNorm(params["final_norm"], config.norm_eps)
+        self.final_norm = RMSNorm(read_params(params["final_norm"]), config.norm_eps)
         if not config.tied_embeddings:
-            self.lm_head = Head(params["lm_head"])
+            self.lm_head = Head(read_params(params["lm_head"]))
 
     def __call__(self, tokens: jax.Array, sight: Sight, compute_dtype, remat: str) -> jax.Array:
         x = constrain(self.embed(tokens).astype(compute_dtype), "batch", "length", "embed")
         graph, stacked = nnx.split(self.layers)
 
         def run_layer(x, layer):
-            return nnx.merge(graph, layer)(x, sight), None
+            return nnx.merge(graph, read_params(layer))(x, sight), None
 
         x, _ = jax.lax.scan(_checkpointed(run_layer, remat), x, stacked)
         return self.final_norm(x)
@@ -357,12 +419,21 @@ def normalize_final(params: dict, config: LlamaConfig, x: jax.Array) -> jax.Arra
     return RMSNorm(params, config.norm_eps)(x)
 
 
-def output_kernel(params: dict, config: LlamaConfig) -> jax.Array:
-    """Returns the projection onto the vocabulary as [V, D] (a tied table is that already)."""
-    return params["embed"]["table"] if config.tied_embeddings else params["lm_head"]["kernel"].T
+def output_kernel(params: dict, config: LlamaConfig) -> tuple[jax.Array, str]:
+    """Returns the projection onto the vocabulary as it is stored, and its dims as letters.
+
+    Those are `vd` for a tied table [V, D], `dv` for a kernel [D, V]. Turning one into the other
+    would copy it, its gradient and its optimizer state in every step.
+    """
+    if config.tied_embeddings:
+        return read_params(params["embed"])["table"], "vd"
+    return read_params(params["lm_head"])["kernel"], "dv"
 
 
 def project_logits(params: dict, config: LlamaConfig, hidden: jax.Array) -> jax.Array:
     """Projects hidden states [..., D] onto the vocabulary: logits [..., V] float32."""
-    kernel = output_kernel(params, config).astype(hidden.dtype)
-    return jnp.einsum("...d,vd->...v", hidden, kernel, preferred_element_type=jnp.float32)
+    kernel, dims = output_kernel(params, config)
+    return jnp.einsum(
+        f"...d,{dims}->...v", hidden, kernel.astype(hidden.dtype),
+        preferred_element_type=jnp.float32,
+    )  # fmt: skip

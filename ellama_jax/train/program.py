@@ -56,15 +56,16 @@ def make_program(config: RunConfig, model: LlamaConfig, mesh: Mesh, num_sources:
     platform = mesh.devices.flat[0].platform
     schedule = make_schedule(config.schedule, model, config.train.steps)
     optimizer = make_optimizer(config.optimizer, schedule)
+    dtype = compute_dtype(config.model, platform)
     loss_sums = make_loss_sums(
         model,
         num_sources=num_sources,
-        compute_dtype=compute_dtype(config.model, platform),
+        compute_dtype=dtype,
         remat=config.model.remat,
         chunk_tokens=config.model.loss_chunk_tokens,
         attention=resolve_attention(config.model.attention, platform),
     )
-    step = make_train_step(loss_sums, optimizer, config.train.num_microbatches)
+    step = make_train_step(loss_sums, optimizer, config.train.num_microbatches, dtype)
     params = abstract_params(model, jnp.dtype(config.model.param_dtype), mesh)
     scalar = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
     state = TrainState(scalar, params, abstract_opt_state(optimizer, params), scalar, scalar)

@@ -12,7 +12,7 @@ import optax
 
 from ellama_jax.config import AttentionConfig
 from ellama_jax.model.attention import AUTO
-from ellama_jax.model.llama import hidden_states, output_kernel
+from ellama_jax.model.llama import Tracked, hidden_states, make_tracers, output_kernel
 from ellama_jax.model.loss import token_losses
 from ellama_jax.model.presets import LlamaConfig
 from ellama_jax.train.optimizer import global_norm
@@ -76,8 +76,10 @@ def make_loss_sums(
             compute_dtype=compute_dtype, remat=remat, attention=attention,
         )  # fmt: skip
         weights = batch["loss_weights"]
-        kernel = output_kernel(params, config)
-        total, losses = token_losses(hidden, kernel, batch["targets"], weights, chunk_tokens)
+        kernel, dims = output_kernel(params, config)
+        total, losses = token_losses(
+            hidden, kernel, batch["targets"], weights, chunk_tokens, kernel_dims=dims
+        )
 
         def by_source(rows):
             return jax.ops.segment_sum(rows.sum(axis=1), batch["source_ids"], num_sources)
@@ -91,7 +93,10 @@ def make_loss_sums(
 
 
 def make_train_step(
-    loss_sums: Callable, optimizer: optax.GradientTransformation, num_microbatches: int
+    loss_sums: Callable,
+    optimizer: optax.GradientTransformation,
+    num_microbatches: int,
+    compute_dtype=jnp.float32,
 ) -> Callable[[TrainState, dict], tuple[TrainState, Metrics]]:
     """Returns the pure step; jit it once, donating the state.
 
@@ -101,26 +106,34 @@ def make_train_step(
     Args:
         loss_sums: from `make_loss_sums`.
         optimizer: any optax transformation.
-        num_microbatches: parts of a batch whose gradients are summed one after the other.
+        num_microbatches: parts of a batch whose gradients are summed one after the other, in
+            float32.
+        compute_dtype: dtype in which `loss_sums` computes, and so that of a matrix's gradient.
     """
 
     def summed_gradients(params, batch):
-        gradients_of = jax.grad(loss_sums, has_aux=True)
+        def tracked_sums(tracers, part):
+            return loss_sums(jax.tree.map(Tracked, params, tracers), part)
+
+        gradients_of = jax.grad(tracked_sums, has_aux=True)
+        tracers = make_tracers(params, compute_dtype)
         if num_microbatches == 1:
-            return gradients_of(params, batch)
+            return gradients_of(tracers, batch)
 
         def add_part(carry, part):
-            return jax.tree.map(jnp.add, carry, gradients_of(params, part)), None
+            gradients, sums = gradients_of(tracers, part)
+            return jax.tree.map(jnp.add, carry, (_as_float32(gradients), sums)), None
 
         parts = split_batch(batch, num_microbatches)
         first, rest = (jax.tree.map(lambda x: x[0], parts), jax.tree.map(lambda x: x[1:], parts))
-        return jax.lax.scan(add_part, gradients_of(params, first), rest)[0]
+        gradients, sums = gradients_of(tracers, first)
+        return jax.lax.scan(add_part, (_as_float32(gradients), sums), rest)[0]
 
     def train_step(state, batch):
         gradients, sums = summed_gradients(state.params, batch)
         # A batch of padding alone has weight 0; its gradient is 0 too, and nothing is divided by 0.
         divisor = jnp.maximum(sums.weight, 1.0)
-        gradients = jax.tree.map(lambda g: (g / divisor).astype(g.dtype), gradients)
+        gradients = jax.tree.map(lambda g: g.astype(jnp.float32) / divisor, gradients)
         norm = global_norm(gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -139,6 +152,10 @@ def make_train_step(
         return TrainState(state.step + 1, params, opt_state, skipped, in_a_row), metrics
 
     return train_step
+
+
+def _as_float32(tree):
+    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
 
 def split_batch(batch: dict, num_parts: int) -> dict:
