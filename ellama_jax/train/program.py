@@ -13,9 +13,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ellama_jax.config import ModelConfig, RunConfig
 from ellama_jax.model.attention import resolve_attention
-from ellama_jax.model.llama import abstract_params
+from ellama_jax.model.llama import abstract_params, dim_sizes
 from ellama_jax.model.presets import LlamaConfig
-from ellama_jax.sharding import batch_sharding
+from ellama_jax.sharding import batch_sharding, check_batch, check_dims
 from ellama_jax.train.optimizer import abstract_opt_state, make_optimizer, make_schedule
 from ellama_jax.train.step import TrainState, make_loss_sums, make_train_step
 
@@ -53,6 +53,13 @@ def make_program(config: RunConfig, model: LlamaConfig, mesh: Mesh, num_sources:
     Raises:
         ValueError: if a parameter or the batch cannot be divided as the mesh asks.
     """
+    check_dims(dim_sizes(model), mesh.shape)
+    check_batch(
+        config.data.global_batch_size,
+        config.data.seq_len,
+        mesh.shape,
+        config.train.num_microbatches,
+    )
     platform = mesh.devices.flat[0].platform
     schedule = make_schedule(config.schedule, model, config.train.steps)
     optimizer = make_optimizer(config.optimizer, schedule)
