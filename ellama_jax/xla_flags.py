@@ -26,8 +26,8 @@ FLAGS: tuple[Flag, ...] = (
     Flag(
         "xla_tpu_enable_async_collective_fusion_fuse_all_gather", "true", ("v5p", "v6e"),
         "A layer's weights are gathered while the products before it are computed. By default v5p "
-        "waits for every gather (libtpu 0.0.42.1); with this and the next flag half of a small "
-        "FSDP stack's gathers overlap. Neither does anything alone.",
+        "waits for every gather (libtpu 0.0.42.1); the 8B step on v5p-8 then starts 14 of its 18 "
+        "early, at the same peak. Neither this nor the next flag does anything alone.",
     ),
     Flag(
         "xla_enable_async_all_gather", "true", ("v5p", "v6e"),
