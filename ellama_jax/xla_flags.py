@@ -26,7 +26,7 @@ FLAGS: tuple[Flag, ...] = (
     Flag(
         "xla_tpu_enable_async_collective_fusion_fuse_all_gather", "true", ("v5p", "v6e"),
         "A layer's weights are gathered while the products before it are computed. By default v5p "
-        "waits for every gather (libtpu 0.0.42.1); the 8B step on v5p-8 then starts 14 of its 18 "
+        "waits for every gather (libtpu 0.0.42.1); the 8B step on v5p-8 with MaxText's set starts 14 of 18 "
         "early, at the same peak. Neither this nor the next flag does anything alone.",
     ),
     Flag(
