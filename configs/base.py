@@ -76,6 +76,7 @@ def get_config() -> ConfigDict:
     train.steps = 85000
     train.num_microbatches = 1  # gradients are summed over this many parts of a batch
     train.max_nonfinite_steps = 10  # consecutive skipped updates after which the job stops
+    train.xla_flags = ConfigDict()  # compiler flag -> value as text, over ellama_jax/xla_flags.py's
 
     checkpoint = config.checkpoint = ConfigDict()
     checkpoint.save_every_steps = 500
