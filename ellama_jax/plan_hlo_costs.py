@@ -100,6 +100,15 @@ def estimate_traffic(module: Module) -> Traffic:
     return Traffic(totals[HBM], totals[HOST])
 
 
+def flops_inside(module: Module, computation: Computation, instruction: Instruction) -> float:
+    """Returns the FLOPs of matrix products and attention of one run of an instruction."""
+    total = 0.0
+    for visit in module.walk_instruction(computation, instruction):
+        kind, flops = _flops_of(visit.instruction, visit.computation)
+        total += flops * visit.count if kind in ("matmul", "attention") else 0.0
+    return total
+
+
 def _flops_of(instruction, computation):
     opcode, shape = instruction.opcode, instruction.arrays
     if opcode == "dot":

@@ -141,6 +141,16 @@ class Module:
     computations: dict[str, Computation]
     header: str
 
+    @functools.cached_property
+    def callers(self) -> dict[str, tuple[Computation, Instruction]]:
+        """Which instruction of which computation runs a computation: the last one that names it."""
+        return {
+            name: (computation, instruction)
+            for computation in self.computations.values()
+            for instruction in computation.instructions
+            for name in instruction.called
+        }
+
     def walk(self) -> Iterator["Visit"]:
         """Yields every instruction that runs, with how often it runs in one step.
 
@@ -151,6 +161,13 @@ class Module:
             ValueError: if the trip count of a loop is not in the text.
         """
         yield from self._walk(self.computations[self.entry], 1, False)
+
+    def walk_instruction(self, computation: Computation, instruction: Instruction):
+        """Yields the visits of one run of `instruction` of `computation`, itself first."""
+        alone = Computation(computation.name, (instruction,))
+        for visit in self._walk(alone, 1, False):
+            at_home = computation if visit.computation is alone else visit.computation
+            yield Visit(visit.instruction, at_home, visit.count, visit.fused)
 
     def _walk(self, computation, count, fused):
         for instruction in computation.instructions:
