@@ -165,7 +165,7 @@ def _leaves(trace, instruction, place, last_use):
         made, source = instruction.arrays[0], known[0]
         context = (_Life(None, None, place, place),) * (len(instruction.arrays) - 2)
         return (_new(trace, instruction, made, place), source, *context)
-    if opcode.endswith(("-start", "-update")) and len(instruction.arrays) > len(known):
+    if (opcode == "send" or opcode.endswith(("-start", "-update"))) and len(instruction.arrays) > len(known):
         rest = instruction.arrays[len(known) :]
         return (*known, *(_new(trace, instruction, array, place) for array in rest))
     taken = set()

@@ -98,6 +98,11 @@ class Instruction:
         match = re.search(rf"(?:^|, ){name}=", self.attributes)
         return _until_comma(self.attributes, match.end()) if match else None
 
+    def frontend_attribute(self, name: str) -> str:
+        """Returns a frontend attribute's value; "" where it is absent."""
+        match = re.search(rf'\b{name}="((?:[^"\\]|\\.)*)"', self.attributes)
+        return match.group(1) if match else ""
+
     @property
     def op_name(self) -> str:
         """The JAX operation it came from, as a path; "" where the compiler made it."""
@@ -123,6 +128,18 @@ class Computation:
     @functools.cached_property
     def parameters(self) -> dict[int, Instruction]:
         return {int(i.literal): i for i in self.instructions if i.opcode == "parameter"}
+
+    def results_of(self, instruction: Instruction) -> tuple[Array, ...]:
+        """Returns an instruction's results; the tuple of an asynchronous start holds more.
+
+        That of a copy names its result first, those of the others their operands before.
+        """
+        if instruction.opcode == "copy-start":
+            return instruction.arrays[:1]
+        if not instruction.opcode.endswith("-start"):
+            return instruction.arrays
+        count = sum(len(self.by_name[name].arrays) for name in instruction.operands)
+        return instruction.arrays[count : 2 * count] or instruction.arrays
 
     @functools.cached_property
     def users(self) -> dict[str, tuple[Instruction, ...]]:
