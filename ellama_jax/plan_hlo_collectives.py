@@ -120,9 +120,16 @@ def find_collectives(module: Module, mesh: Mesh) -> tuple[Collective, ...]:
         start = outer or (visit.computation, instruction)
         found.append(
             Collective(
-                kind, instruction.name, op_name, _source(kind, op_name, payload),
-                _axes(groups, mesh), _slices(groups, mesh), groups.shape[1],
-                max(arrays, key=lambda array: array.bytes).dtype, payload, visit.count,
+                kind,
+                instruction.name,
+                op_name,
+                _source(kind, op_name, payload),
+                _axes(groups, mesh),
+                _slices(groups, mesh),
+                groups.shape[1],
+                max(arrays, key=lambda array: array.bytes).dtype,
+                payload,
+                visit.count,
                 _is_overlapped(module, *start),
             )  # fmt: skip
         )

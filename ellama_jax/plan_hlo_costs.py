@@ -115,7 +115,8 @@ def list_operations(module: Module) -> tuple[Operation, ...]:
         Operation(
             visit.instruction.name,
             flops_inside(module, visit.computation, visit.instruction),
-            float(_bytes_moved(module, visit, HBM)), visit.count,
+            float(_bytes_moved(module, visit, HBM)),
+            visit.count,
         )  # fmt: skip
         for visit in _top_level(module)
         if not visit.instruction.opcode.startswith(_COLLECTIVE)
@@ -200,9 +201,9 @@ def _window(text):
 
     def window(place):
         low = int(at("pad", place, "0_0").split("_")[0])
-        return tuple(
-            int(at(name, place, 1)) for name in ("stride", "lhs_dilate", "rhs_dilate")
-        ) + (low,)
+        return tuple(int(at(name, place, 1)) for name in ("stride", "lhs_dilate", "rhs_dilate")) + (
+            low,
+        )
 
     return window
 

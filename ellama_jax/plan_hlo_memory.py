@@ -139,7 +139,9 @@ def _allocations(message):
 
     return tuple(
         Allocation(
-            _size(found[1], found[2]), after("Shape", found[3]), after("Operator", found[3]),
+            _size(found[1], found[2]),
+            after("Shape", found[3]),
+            after("Operator", found[3]),
             (found[4] or "").strip(),
         )  # fmt: skip
         for found in _ALLOCATION.finditer(message)
