@@ -12,7 +12,7 @@ from ellama_jax.plan_hlo_text import HBM, Array, Computation, Instruction, Modul
 
 _SAME = ("bitcast", "optimization-barrier", "opt-barrier", "while", "add-dependency")
 # What may write over an operand of the same size that nobody reads any more.
-_IN_PLACE = ("fusion", "all-reduce", "add", "multiply", "select", "convert", "copy", "scatter")
+_IN_PLACE = ("fusion", "all-reduce", "add", "multiply", "select", "convert", "scatter")
 
 
 @dataclass(frozen=True)
@@ -231,8 +231,9 @@ def _written_over(trace, instruction, leaf, place, last_use, taken):
     array = instruction.arrays[leaf]
     for name in instruction.operands:
         lives = trace.of_value[name]
-        same = len(lives) == 1 and lives[0].array is not None
-        if not same or id(lives[0]) in taken or lives[0].bytes != array.padded_bytes:
+        if len(lives) != 1 or lives[0].array is None or lives[0].dies > place:
+            continue
+        if id(lives[0]) in taken or lives[0].bytes != array.padded_bytes:
             continue
         holders = [n for n, held in trace.of_value.items() if lives[0] in held]
         if array.space == HBM and all(last_use.get(n, 0) <= place for n in holders):
