@@ -202,6 +202,29 @@ def test_a_causal_kernel_counts_the_blocks_it_computes(name, products, share):
     assert flops.matmul == 0 and flops.uncounted == ()
 
 
+def test_a_fused_backward_kernel_does_five_products_where_two_kernels_do_seven():
+    text = SPLASH.replace("NAME", "dkv").replace('"{', '"{\\"use_fused_bwd_kernel\\": true, ', 1)
+    flops = flops_of(entry(text))
+    assert flops.attention == 20 / 32 * 5 * 2 * (2 * 32 * 8192 * 8192 * 128)
+
+
+@pytest.mark.parametrize(
+    ("call", "products"),
+    [
+        ('"__cudnn$fmhaSoftmax", backend_config={"mask_type":"CAUSAL"}', 2),
+        ('"__cudnn$fmhaSoftmaxBackward", backend_config={"mask_type":"PADDING_CAUSAL"}', 5),
+        ('"__gpu$xla.gpu.triton", backend_config={"name":"mha_forward"}', 2),
+        ('"__gpu$xla.gpu.triton", backend_config={"name":"mha_backward"}', 5),
+        ('"__gpu$xla.gpu.triton", backend_config={"name":"mha_preprocess_backward"}', 0),
+    ],
+)
+def test_attention_of_gpu_libraries_counts_half_of_all_pairs(call, products):
+    text = entry(f"""%q = bf16[2,512,8,64] parameter(0)
+%k = bf16[2,512,2,64] parameter(1)
+ROOT %a.1 = bf16[2,512,8,64] custom-call(%q, %k, %k), custom_call_target={call}""")
+    assert flops_of(text).attention == products * 2 * (2 * 8 * 512 * 512 * 64) / 2
+
+
 def test_a_kernel_that_no_formula_fits_is_named_not_dropped():
     text = entry('ROOT %mystery.1 = f32[8] custom-call(), custom_call_target="tpu_custom_call"')
     assert flops_of(text).uncounted == ("mystery.1",)
