@@ -93,3 +93,29 @@ def test_the_peak_of_a_real_program_is_near_what_its_compiler_allots():
     assert 0.9 * allotted < found <= 1.02 * allotted
     saved = [buffer for buffer in costs.largest if buffer.shape == "f32[6,512,64]"]
     assert saved and saved[0].kind == "activations"
+
+
+FUSED_UPDATE = """
+%put (d: f32[8,100], e: f32[1,100], k: s32[]) -> f32[8,100] {
+  %d = f32[8,100] parameter(0)
+  %e = f32[1,100] parameter(1)
+  %k = s32[] parameter(2)
+  %inner = f32[8,100] dynamic-update-slice(%d, %e, %k, %k)
+  ROOT %view = f32[8,100] bitcast(%inner)
+}"""
+
+
+@pytest.mark.parametrize(
+    "update", ["dynamic-update-slice(%big, %p, %i, %i)", "fusion(%big, %p, %i), calls=%put"]
+)
+def test_an_update_in_place_takes_no_second_buffer(update):
+    text = entry(
+        f"""%p = f32[1,100] parameter(0)
+%i = s32[] constant(0)
+%big = f32[8,100] broadcast(%p), dimensions={{0,1}}
+%set = f32[8,100] {update}
+ROOT %r = f32[4] slice(%set), slice={{[0:1], [0:4]}}""",
+        FUSED_UPDATE,
+    )
+    peak = analyze_step(text, fake_mesh(fsdp=1)).peak
+    assert {buffer.name: buffer.bytes for buffer in peak} == {"p": 400, "big": 3200, "r": 16}
