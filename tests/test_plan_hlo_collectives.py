@@ -120,3 +120,20 @@ ROOT %got = (bf16[4096], token[]) recv-done(%recv.1)""")
     assert (found.kind, found.axes, found.network) == ("all-reduce", ("data",), "dcn")
     assert (found.ici_bytes, found.dcn_bytes) == (0, 2 * 8192 / 2)
     assert found.overlapped  # the product runs before the answer is waited for
+
+
+@pytest.mark.parametrize(
+    ("kind", "groups", "path", "source"),
+    [
+        ("all-reduce", "{{0,1},{2,3}}", "transpose(jvp())/while/body/dot_general", "activations"),
+        ("all-reduce", "{{0,2},{1,3}}", "transpose(jvp())/while/body/dot_general", "gradients"),
+        ("all-gather", "{{0,2},{1,3}}", "jvp()/while/body/dot_general", "weights"),
+        ("all-gather", "{{0,2},{1,3}}", "jvp()/sharding_constraint", "other"),
+        ("all-reduce", "{{0,2},{1,3}}", "jvp()/while/body/cd,vd->cv/dot_general", "loss"),
+    ],
+)
+def test_a_collective_is_named_after_what_it_sends(kind, groups, path, source):
+    text = entry(f"""%p = f32[512] parameter(0)
+ROOT %r = f32[512] {kind}(%p), replica_groups={groups}, metadata={{op_name="jit(step)/{path}"}}""")
+    (found,) = analyze_step(text, fake_mesh(fsdp=2, tensor=2)).collectives
+    assert found.source == source
