@@ -37,13 +37,13 @@ def reference(q, k, v, ids):
     return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="xla")
 
 
-def kernel(name, ids, block_q=128, block_kv=128, context="all_gather"):
+def kernel(name, ids, block_q=128, block_kv=128, context="all_gather", interpret=True):
     """A kernel as a function of q, k and v; those of TPU and GPU are interpreted."""
     blocks = (block_q, block_kv)
     if name == "splash":
-        return lambda q, k, v: splash(q, k, v, ids, blocks, interpret=True)
+        return lambda q, k, v: splash(q, k, v, ids, blocks, interpret=interpret)
     if name == "triton":
-        return lambda q, k, v: triton(q, k, v, ids, interpret=True)
+        return lambda q, k, v: triton(q, k, v, ids, interpret=interpret)
     config = AttentionConfig(name, *blocks, context)
     return lambda q, k, v: attend(q, k, v, ids, None, config)
 
