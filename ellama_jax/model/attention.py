@@ -84,9 +84,10 @@ def resolve_attention(
         return dataclasses.replace(attention, kernel="dense")
     if platform == "gpu" and context == 1:
         return dataclasses.replace(attention, kernel="triton")
-    block = CPU_BLOCK if platform == "cpu" else max(attention.block_q, attention.block_kv)
-    block_q, block_kv = min(block, attention.block_q), min(block, attention.block_kv)
-    return dataclasses.replace(attention, kernel="blockwise", block_q=block_q, block_kv=block_kv)
+    sizes = {"block_q": attention.block_q, "block_kv": attention.block_kv}
+    if platform == "cpu":
+        sizes = {key: min(size, CPU_BLOCK) for key, size in sizes.items()}
+    return dataclasses.replace(attention, kernel="blockwise", **sizes)
 
 
 def check_attention(

@@ -160,8 +160,13 @@ def test_triton_lowers_for_cuda_without_one():
     def total(*qkv):
         return jnp.sum(attention_gpu.triton(*qkv, jnp.asarray(ids)) * weights)
 
-    traced = jax.jit(jax.grad(total, argnums=(0, 1, 2))).trace(*qkv)
-    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in qkv]
+    device = jax.sharding.AbstractDevice("NVIDIA H100 80GB HBM3", None, platform="gpu")
+    with jax.sharding.use_abstract_mesh(
+        jax.sharding.AbstractMesh((1,), ("x",), abstract_device=device)
+    ):
+        traced = jax.jit(jax.grad(total, argnums=(0, 1, 2))).trace(*shapes)
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert "mha_forward" in text and "mha_backward" in text
 
 
