@@ -24,8 +24,8 @@ def get_config() -> ConfigDict:
     model.param_dtype = "float32"  # dtype of the parameters being trained
     model.loss_chunk_tokens = 2048  # positions whose logits exist at one time
     attention = model.attention = ConfigDict()
-    attention.kernel = "auto"  # auto: by platform; see ellama_jax/model/attention.py
-    attention.block_q = 1024  # queries a block of the kernel
+    attention.kernel = "auto"  # by platform; or splash | cudnn | triton | blockwise | dense
+    attention.block_q = 1024  # queries a block of splash and blockwise; smaller where rows ask
     attention.block_kv = 1024  # keys a block
     attention.context = "all_gather"  # how keys reach queries over mesh.context: all_gather | ring
 

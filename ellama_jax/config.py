@@ -14,6 +14,8 @@ from ellama_jax.settings import build_dataclass
 
 DTYPES = ("float32", "bfloat16")
 ON_REPETITION = ("error", "warn")
+ATTENTION_KERNELS = ("auto", "splash", "cudnn", "triton", "mosaic", "blockwise", "dense")
+ATTENTION_CONTEXTS = ("all_gather", "ring")
 
 
 @dataclass(frozen=True)
@@ -233,7 +235,10 @@ def _split_arguments(argv: list[str]) -> tuple[list[str], list[str]]:
 def _check(config: RunConfig) -> None:
     """Raises for values that cannot work, alone or together."""
     model, data, train = config.model, config.data, config.train
+    attention = model.attention
     at_least_one = {
+        "model.attention.block_q": attention.block_q,
+        "model.attention.block_kv": attention.block_kv,
         "model.loss_chunk_tokens": model.loss_chunk_tokens,
         "data.seq_len": data.seq_len,
         "data.global_batch_size": data.global_batch_size,
@@ -251,6 +256,9 @@ def _check(config: RunConfig) -> None:
         _require(value >= 1, name, "must be at least 1", value)
     for axis, size in dataclasses.asdict(config.mesh).items():
         _require(size >= 1 or size == -1, f"mesh.{axis}", "must be at least 1, or -1", size)
+    for key, allowed in (("kernel", ATTENTION_KERNELS), ("context", ATTENTION_CONTEXTS)):
+        value, rule = getattr(attention, key), f"must be one of {', '.join(allowed)}"
+        _require(value in allowed, f"model.attention.{key}", rule, value)
     for name in ("compute_dtype", "param_dtype"):
         allowed = DTYPES + (("auto",) if name == "compute_dtype" else ())
         value = getattr(model, name)

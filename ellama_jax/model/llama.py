@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 
 from ellama_jax.config import AttentionConfig
 from ellama_jax.model.attention import AUTO, attend, resolve_attention
+from ellama_jax.model.attention_context import context_size, from_zigzag, to_zigzag
 from ellama_jax.model.presets import LlamaConfig
 from ellama_jax.sharding import constrain, storage_sharding
 from ellama_jax.tree import map_paths, unflatten_paths
@@ -371,6 +372,7 @@ def hidden_states(
     compute_dtype=jnp.float32,
     remat: str = "none",
     attention: AttentionConfig = AUTO,
+    zigzag: bool = False,
 ) -> jax.Array:
     """Runs the model up to and with its final norm.
 
@@ -381,13 +383,22 @@ def hidden_states(
         compute_dtype: dtype of activations and matrix products; norms and softmax are float32.
         remat: what backward recomputes, one of `REMAT_POLICIES`.
         attention: the kernel; `auto` is that of JAX's default backend.
+        zigzag: says that rows are given, and wanted back, in the order that a mesh with `context`
+            computes in (`batch_to_zigzag`); otherwise they are put into it and back.
 
     Returns:
         [B, T, D] in `compute_dtype`.
     """
-    attention = resolve_attention(attention, jax.default_backend())
+    shards = context_size()
+    attention = resolve_attention(attention, jax.default_backend(), tokens.shape[1], shards)
+    if not zigzag:
+        tokens, positions, segment_ids, branch_ids = (
+            None if x is None else to_zigzag(x, shards)
+            for x in (tokens, positions, segment_ids, branch_ids)
+        )
     sight = Sight(rope_tables(config, positions), segment_ids, branch_ids, attention)
-    return Llama(config, params)(tokens, sight, compute_dtype, remat)
+    hidden = Llama(config, params)(tokens, sight, compute_dtype, remat)
+    return hidden if zigzag else from_zigzag(hidden, shards)
 
 
 def run_layer(
@@ -408,7 +419,7 @@ def run_layer(
         The residual stream after attention and after the MLP, each [B, T, D] in the dtype of `x`.
     """
     block = Block(params, config)
-    attention = resolve_attention(AUTO, jax.default_backend())
+    attention = resolve_attention(AUTO, jax.default_backend(), x.shape[1])
     sight = Sight(rope_tables(config, positions), segment_ids, None, attention)
     between = block.add_attention(x, sight)
     return between, block.add_mlp(between)

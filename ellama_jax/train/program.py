@@ -12,7 +12,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ellama_jax.config import ModelConfig, RunConfig
-from ellama_jax.model.attention import resolve_attention
+from ellama_jax.model.attention import check_attention, resolve_attention
 from ellama_jax.model.llama import abstract_params, dim_sizes
 from ellama_jax.model.presets import LlamaConfig
 from ellama_jax.sharding import batch_sharding, check_batch, check_dims
@@ -62,16 +62,18 @@ def make_program(config: RunConfig, model: LlamaConfig, mesh: Mesh, num_sources:
         config.train.num_microbatches,
     )
     platform = mesh.devices.flat[0].platform
+    attention, length = config.model.attention, config.data.seq_len
+    dtype = compute_dtype(config.model, platform)
+    check_attention(attention, platform, model, length, mesh.shape, dtype)
     schedule = make_schedule(config.schedule, model, config.train.steps)
     optimizer = make_optimizer(config.optimizer, schedule)
-    dtype = compute_dtype(config.model, platform)
     loss_sums = make_loss_sums(
         model,
         num_sources=num_sources,
         compute_dtype=dtype,
         remat=config.model.remat,
         chunk_tokens=config.model.loss_chunk_tokens,
-        attention=resolve_attention(config.model.attention, platform),
+        attention=resolve_attention(attention, platform, length, mesh.shape["context"]),
     )
     step = make_train_step(loss_sums, optimizer, config.train.num_microbatches, dtype)
     params = abstract_params(model, jnp.dtype(config.model.param_dtype), mesh)

@@ -12,6 +12,7 @@ import optax
 
 from ellama_jax.config import AttentionConfig
 from ellama_jax.model.attention import AUTO
+from ellama_jax.model.attention_context import batch_to_zigzag
 from ellama_jax.model.llama import Tracked, hidden_states, make_tracers, output_kernel
 from ellama_jax.model.loss import token_losses
 from ellama_jax.model.presets import LlamaConfig
@@ -71,9 +72,10 @@ def make_loss_sums(
     """Returns `loss_sums(params, batch) -> (sum of weighted losses, Sums)`."""
 
     def loss_sums(params, batch):
+        batch = batch_to_zigzag(batch)  # sums do not ask for the order
         hidden = hidden_states(
             params, config, batch["inputs"], batch["positions"], batch["segment_ids"],
-            compute_dtype=compute_dtype, remat=remat, attention=attention,
+            compute_dtype=compute_dtype, remat=remat, attention=attention, zigzag=True,
         )  # fmt: skip
         weights = batch["loss_weights"]
         kernel, dims = output_kernel(params, config)
