@@ -91,6 +91,16 @@ def _describe_merge(provenance: Mapping, digits: int) -> Iterator[str]:
         yield from (2 * _STEP + line for line in made)
 
 
+def _describe_average(provenance: Mapping, digits: int) -> Iterator[str]:
+    sources = provenance.get("sources", [])
+    what = {"params": "the mean of", "ema": "the moving average of the parameters of"}
+    places = (f"{source.get('name', 'unnamed')}/{source.get('step', '?')}" for source in sources)
+    yield f"{what.get(provenance.get('weights'), 'an average of')} {', '.join(places)}; the last was"
+    for source in sources[-1:]:
+        made = describe_provenance(source.get("provenance", {}), digits=digits)
+        yield from (_STEP + line for line in made)
+
+
 def _describe_other(provenance: Mapping, _: int) -> Iterator[str]:
     facts = (f"{key} {value}" for key, value in provenance.items() if key != "kind")
     yield f"{provenance['kind']}: {'; '.join(facts)}".removesuffix(": ")
@@ -99,6 +109,7 @@ def _describe_other(provenance: Mapping, _: int) -> Iterator[str]:
 _KINDS: dict[str, Callable[[Mapping, int], Iterator[str]]] = {
     "import": _describe_import,
     "merge": _describe_merge,
+    "average": _describe_average,
 }
 
 
