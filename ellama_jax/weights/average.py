@@ -85,8 +85,9 @@ def average_checkpoints(
     if len({info.path.resolve() for info in infos}) < len(infos):
         paths = ", ".join(str(info.path) for info in infos)
         raise ValueError(f"average: must be given different checkpoints, got {paths}.")
-    for info in infos:
+    for info in infos[1:]:
         check_mergeable(infos[0], info)
+    for info in infos:
         check_verified(info, allow_unverified=allow_unverified)
     opened = [WEIGHTS[weights](info.path) for info in infos]
     params = {name: mean_of([leaves[name] for leaves in opened]) for name in opened[0]}
