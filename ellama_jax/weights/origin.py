@@ -59,6 +59,8 @@ def _describe_training(provenance: Mapping, data: Mapping | None, digits: int) -
         yield f"{_STEP}{'together':<{width}}{total:>17,} tokens read"
     if skipped := (data or {}).get("skipped"):
         yield f"{_STEP}{skipped:,} updates were skipped, their loss or gradient was not finite"
+    if spikes := (data or {}).get("guard", {}).get("spikes"):
+        yield f"{_STEP}{spikes:,} updates were left out as spikes of loss or gradient"
     base = provenance.get("base_provenance")
     yield f"from {provenance.get('base', 'an unknown base')}" + (", which was" if base else "")
     if base:
