@@ -7,6 +7,7 @@ part. With one process everything here does nothing and costs nothing.
 import functools
 import logging
 import os
+import socket
 import warnings
 from collections.abc import Callable, Mapping
 
@@ -18,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 log = logging.getLogger(__name__)
 
 _ADDRESS, _COUNT, _ID = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
-_MAX_ERROR_BYTES = 2048
+_MAX_ERROR_BYTES, _NAME_BYTES = 2048, 64
 
 
 def start_processes(environment: Mapping[str, str] = os.environ) -> None:
@@ -111,6 +112,12 @@ def on_leader(action: Callable[[], object]) -> None:
         raise ValueError(heard.decode(errors="replace"))
 
 
+def process_names() -> list[str]:
+    """Returns the host name of every process, by process index. All processes must call this."""
+    mine = socket.gethostname().encode()[:_NAME_BYTES].ljust(_NAME_BYTES, b"\0")
+    return [word.rstrip(b"\0").decode(errors="replace") for word in exchange(mine)()]
+
+
 def exchange(words: bytes) -> Callable[[], list[bytes]]:
     """Begins to tell every process `words`, and returns without waiting.
 
@@ -132,7 +139,7 @@ def exchange(words: bytes) -> Callable[[], list[bytes]]:
                 NamedSharding(mesh, PartitionSpec("processes")), mine, shape
             )
         )
-    return lambda: [bytes(row) for row in np.asarray(told.addressable_data(0))]
+    return lambda: [bytes(row) for row in jax.device_get(told.addressable_data(0))]
 
 
 @functools.cache

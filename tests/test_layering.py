@@ -31,6 +31,7 @@ HOMES = {
     "gguf": {"weights/gguf.py", "weights/reference.py"},
     "ml_collections": {"config.py"},
     "fsspec": {"paths.py"},
+    "wandb": {"train/tracking.py"},
 }
 # Never needed to run the product: references of tests and benchmarks. The process that computes what
 # a checkpoint's source says is one of those.

@@ -4,6 +4,7 @@ Owns the way from a configuration and a mesh to one jitted step. The loop feeds 
 compiles the same for devices that are not here.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -53,10 +54,21 @@ def make_program(config: RunConfig, model: LlamaConfig, mesh: Mesh, num_sources:
     Raises:
         ValueError: if a parameter or the batch cannot be divided as the mesh asks.
     """
-    platform = mesh.devices.flat[0].platform
     schedule = make_schedule(config.schedule, model, config.train.steps)
     optimizer = make_optimizer(config.optimizer, schedule)
-    loss_sums = make_loss_sums(
+    loss_sums = make_losses(config, model, mesh, num_sources)
+    step = make_train_step(loss_sums, optimizer, config.train.num_microbatches)
+    params = abstract_params(model, jnp.dtype(config.model.param_dtype), mesh)
+    scalar = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
+    state = TrainState(scalar, params, abstract_opt_state(optimizer, params), scalar, scalar)
+    batch = _abstract_batch(config, mesh)
+    return Program(mesh, schedule, optimizer, jax.jit(step, donate_argnums=0), state, batch)
+
+
+def make_losses(config: RunConfig, model: LlamaConfig, mesh: Mesh, num_sources: int) -> Callable:
+    """Returns the run's `loss_sums(params, batch)` of step.py, as it is trained and evaluated."""
+    platform = mesh.devices.flat[0].platform
+    return make_loss_sums(
         model,
         num_sources=num_sources,
         compute_dtype=compute_dtype(config.model, platform),
@@ -64,12 +76,6 @@ def make_program(config: RunConfig, model: LlamaConfig, mesh: Mesh, num_sources:
         chunk_tokens=config.model.loss_chunk_tokens,
         attention=resolve_attention(config.model.attention, platform),
     )
-    step = make_train_step(loss_sums, optimizer, config.train.num_microbatches)
-    params = abstract_params(model, jnp.dtype(config.model.param_dtype), mesh)
-    scalar = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
-    state = TrainState(scalar, params, abstract_opt_state(optimizer, params), scalar, scalar)
-    batch = _abstract_batch(config, mesh)
-    return Program(mesh, schedule, optimizer, jax.jit(step, donate_argnums=0), state, batch)
 
 
 def compute_dtype(config: ModelConfig, platform: str):
