@@ -19,7 +19,7 @@ STEP = "step"
 CATEGORIES: Mapping[str, str] = {
     STEP: "steps",
     "init": "starting",
-    "restore": "restoring the state",
+    "restore": "making or restoring the state",
     "compile": "compiling",
     "data_wait": "waiting for data",
     "checkpoint": "checkpoints",
@@ -106,6 +106,7 @@ class Goodput:
             if late > 0:
                 start["ended"] += late
                 start["secs"][STEP] = start["secs"].get(STEP, 0.0) + late
+            start["last_step"] = max([start["last_step"], *(record["step"] for record in lost)])
         left, again = sum(record.get("step_secs", 0.0) for record in lost), len(lost)
         for start in reversed(self._earlier):
             moved = min(left, start["secs"].get(STEP, 0.0))

@@ -130,6 +130,7 @@ def _steps(
         _profiler(run) as profiler,
         _watchdog(run, goodput, report) as watchdog,
     ):
+        bar.update(first)
         evaluate = _evaluation(run, program, goodput, watchdog)
         if first == 0 and evaluate is not None:
             report.baseline(evaluate(state))
@@ -140,7 +141,8 @@ def _steps(
             profiler.before(step)
             new = batch.arrays["inputs"].shape not in compiled
             compiled.add(batch.arrays["inputs"].shape)
-            # In the steady state nothing goes between host and devices unasked, see docs of JAX.
+            # In the steady state nothing goes between host and devices unasked: it
+            # would wait for the devices, or make them wait.
             with jax.transfer_guard("allow" if new else "disallow"), profiler.annotate(step):
                 with goodput.span("compile" if new else STEP):
                     state, metrics = own.waiting(program.step_fn, state, batch.arrays)

@@ -70,7 +70,8 @@ class Profiler:
             self._folder.cleanup()
         print(
             f"profile of steps {self._first} to {step}: {self._workdir / PROFILE_DIR}; look at it "
-            f"with `tensorboard --logdir {self._workdir}` (pip install xprof).", file=sys.stderr,
+            f"with `xprof --logdir {self._workdir / PROFILE_DIR}` (pip install xprof).",
+            file=sys.stderr,
         )  # fmt: skip
         self._first, self._folder = 0, None
 
