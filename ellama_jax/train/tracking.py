@@ -6,6 +6,7 @@ imported only here, only when `train.wandb_project` names a project.
 
 import importlib.util
 import math
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -42,7 +43,7 @@ class WandbRun:
 
         path = workdir / ID_FILE
         known = path.read_text().strip() if path.exists() else None
-        run_id = known or wandb.util.generate_id()
+        run_id = known or secrets.token_hex(4)
         try:
             self._run = wandb.init(
                 project=project, id=run_id, resume="allow", name=workdir.name, dir=str(folder),

@@ -368,9 +368,7 @@ def test_a_workdir_that_cannot_be_made_is_one_clear_error(tiny_config, tmp_path)
 
 def test_training_imports_neither_tensorflow_nor_torch(tiny_arguments, tmp_path):
     code = (
-        "import sys\nfrom ellama_jax.data.loader import batch_fingerprint
-from ellama_jax.data.windows import PADDING
-from ellama_jax.train.loop import main_train\nmain_train(sys.argv[1:])\n"
+        "import sys\nfrom ellama_jax.train.loop import main_train\nmain_train(sys.argv[1:])\n"
         "print({'tensorflow', 'torch', 'transformers', 'seqio', 'lm_eval'} & set(sys.modules))"
     )
     argv = [sys.executable, "-c", code, *tiny_arguments, f"--workdir={tmp_path / 'run'}"]
