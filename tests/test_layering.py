@@ -14,7 +14,7 @@ LAYERS = (
     ("data",),
     ("weights",),
     ("train", "evaluate"),
-    ("plan", "report", "report_page", "report_plots", "report_sections"),
+    ("plan", "report", "report_page", "report_plots", "report_sections", "report_training"),
     ("audit_page", "audit_words", "audit_curation_page", "audit_curation_words"),
     ("demo", "curate", "inspect"),
     ("cli",),

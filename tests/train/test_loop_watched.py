@@ -126,7 +126,12 @@ def test_a_transfer_that_nobody_asked_for_is_refused(tiny_config, tmp_path, monk
 
     def with_host_scalar(*args):
         program = make(*args)
-        step = jax.jit(lambda state, batch, scale: program.step_fn(state, batch))
+
+        @jax.jit
+        def step(state, batch, scale):
+            state, metrics = program.step_fn(state, batch)
+            return state, metrics._replace(loss=metrics.loss * scale)
+
         return dataclasses.replace(
             program, step_fn=lambda state, batch: step(state, batch, np.float32(1))
         )

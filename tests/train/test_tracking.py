@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from pathlib import Path
 
 import pytest
@@ -32,9 +33,13 @@ def read_offline(folder):
     from wandb.proto.wandb_internal_pb2 import Record
 
     (path,) = folder.glob("wandb/offline-run-*/*.wandb")
+    deadline, records = time.monotonic() + 30, []
+    while not any(record.HasField("exit") for record in records):  # its service writes the file
+        assert time.monotonic() < deadline, "the run was not ended in 30 s"
+        records = [Record.FromString(data) for data in read_log(path)]
+        time.sleep(0.1)
     run_ids, rows = set(), []
-    for data in read_log(path):
-        record = Record.FromString(data)
+    for record in records:
         if record.WhichOneof("record_type") == "run":
             run_ids.add(record.run.run_id)
         if record.WhichOneof("record_type") == "history":
