@@ -70,10 +70,11 @@ def make_tiles(files: RunFiles) -> list[dict]:
             change = after["general"] - before["general"]
             note = f"{_percent(before['general'])} → {_percent(after['general'])}"
             tiles.append(_tile("general questions", f"{100 * change:+.1f} points", note, ""))
-    if files.metrics:
-        last = files.metrics[-1]
+    # Record 0 holds the base model's held-out loss alone.
+    if trained := [record for record in files.metrics if "tokens_consumed" in record]:
+        last = trained[-1]
         tokens = sum(last["tokens_consumed"].values())
-        rates = sorted(r["tokens_per_sec"] for r in files.metrics if "tokens_per_sec" in r)
+        rates = sorted(record["tokens_per_sec"] for record in trained)
         note = f"{last['step']:,} steps, median {rates[len(rates) // 2]:,.0f} tokens/s"
         tiles.append(_tile("tokens trained on", f"{tokens:,}", note, ""))
     return tiles

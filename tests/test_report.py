@@ -320,4 +320,4 @@ def test_held_out_losses_and_time_are_shown_where_the_run_has_them(workdir):
     assert "Held-out loss, general" in section(page, "Loss on held-out text")
     said = text_of(section(page, "Where the time went"))
     assert "55.0% of 1 min 40 s in steps" in said and "between starts 30.0%" in said
-    assert "2 starts, 1 steps done again" in said
+    assert "2 starts, 1 steps done twice" in said

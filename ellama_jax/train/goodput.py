@@ -25,7 +25,7 @@ CATEGORIES: Mapping[str, str] = {
     "checkpoint": "checkpoints",
     "evaluation": "evaluation",
     "profile": "profiles",
-    "lost_work": "steps done again after a crash",
+    "lost_work": "steps done again",
     "gap": "between starts",
 }
 _SECS_BETWEEN_WRITES, _SECS_BETWEEN_UPLOADS = 10.0, 60.0
@@ -173,7 +173,7 @@ def describe_goodput(starts: Sequence[Mapping]) -> str:
     if words:
         said += f"; {', '.join(words)}"
     if len(starts) > 1:
-        said += f"; {len(starts)} starts" + (f", {lost} steps done again" if lost else "")
+        said += f"; {len(starts)} starts" + (f", {lost} steps done twice" if lost else "")
     return f"{said}."
 
 

@@ -5,6 +5,7 @@ what a checkpoint holds saving.py's, and what is said of it all reporting.py's.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import signal
 import sys
@@ -86,7 +87,12 @@ def train(run: Run) -> Path:
     on_leader(lambda: check_room(run, program))
     try:
         # Leaving the manager, by an error too, waits until a save under way is whole.
-        with jax.set_mesh(mesh), open_manager(run) as manager, _sigterm_flag() as terminated:
+        with (
+            jax.set_mesh(mesh),
+            open_manager(run) as manager,
+            _sigterm_flag() as terminated,
+            _profiler(run) as profiler,
+        ):
             with goodput.span("restore"):
                 state, so_far = start_or_resume(run, program, manager)
             first = int(state.step)
@@ -95,11 +101,15 @@ def train(run: Run) -> Path:
             on_leader(lambda: write_config(run))
             if leads():
                 say_what_runs(run, mesh, first)
-            stopped = _steps(run, program, manager, state, so_far, rates, goodput, terminated)
+            stopped = _steps(
+                run, program, manager, state, so_far, rates, goodput, profiler, terminated
+            )
             goodput.enter("checkpoint")
     finally:
-        if leads():
-            goodput.write(run.workdir, force=True)
+        # A disk without room must not hide what went wrong.
+        with contextlib.suppress(OSError):
+            if leads():
+                goodput.write(run.workdir, force=True)
     say_goodput(goodput)
     if stopped:
         if leads():
@@ -111,7 +121,7 @@ def train(run: Run) -> Path:
 
 def _steps(
     run: Run, program: Program, manager, state: TrainState, so_far: SoFar, rates, goodput: Goodput,
-    terminated: Callable[[], bool],
+    profiler: Profiler, terminated: Callable[[], bool],
 ) -> bool:  # fmt: skip
     """Runs the remaining steps; a step's metrics are read once the next one is under way.
 
@@ -127,7 +137,6 @@ def _steps(
         progress("training", total=last, unit="steps", shown=leads()) as bar,
         StepReport(run, rates, mesh, so_far, goodput, own, bar, first) as report,
         Prefetched(rows, lambda batch: place_batch(batch, mesh), depth) as batches,
-        _profiler(run) as profiler,
         _watchdog(run, goodput, report) as watchdog,
     ):
         bar.update(first)
@@ -138,11 +147,11 @@ def _steps(
         pending, compiled = None, set()
         for step in range(first + 1, last + 1):
             batch = _next_batch(batches, pending, goodput, own)
-            profiler.before(step)
+            with goodput.span("profile"):
+                profiler.before(step)
             new = batch.arrays["inputs"].shape not in compiled
             compiled.add(batch.arrays["inputs"].shape)
-            # In the steady state nothing goes between host and devices unasked: it
-            # would wait for the devices, or make them wait.
+            # Once it runs, nothing may go between host and devices unasked: either would wait.
             with jax.transfer_guard("allow" if new else "disallow"), profiler.annotate(step):
                 with goodput.span("compile" if new else STEP):
                     state, metrics = own.waiting(program.step_fn, state, batch.arrays)

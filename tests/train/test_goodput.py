@@ -78,7 +78,7 @@ def test_steps_done_again_and_the_time_between_starts_are_lost(tmp_path):
     assert sum(secs.values()) == pytest.approx(clock.now - 1000.0)
     assert secs["lost_work"] == 25.0 and secs["gap"] == 30.0
     assert secs["step"] == 60.0 + 5.0 - 25.0 + 40.0
-    assert "2 starts, 3 steps done again." in describe_goodput(goodput.starts())
+    assert "2 starts, 3 steps done twice." in describe_goodput(goodput.starts())
     goodput.write(tmp_path, force=True)
     assert summarize(read_goodput(tmp_path)) == secs
 
