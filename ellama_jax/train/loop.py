@@ -158,7 +158,7 @@ def _steps(
                 if pending is not None:
                     report.finish(pending)
                 signalled = terminated()
-                told = tell_others(batch.rows, parts, signalled, own.take())
+                told = own.waiting(tell_others, batch.rows, parts, signalled, own.take())
             pending = Dispatched(step, batch.arrays["inputs"].size, metrics, told)
             watchdog.beat()
             # Other processes are heard one step later, by all of them at the same one.

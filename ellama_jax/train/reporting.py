@@ -109,6 +109,7 @@ class StepReport:
             # Before the first step there may be a record 0, of the evaluation of the base.
             self._log = MetricsLog(run.workdir, first + 1 if first else 0, project, values)
         self._bad: list[dict] = []
+        self._first = first
         self._clock = goodput.spent(*_WAITING)
 
     def baseline(self, evaluated: Mapping[str, float]) -> None:
@@ -144,7 +145,8 @@ class StepReport:
         record |= evaluated or {}
         self.finished = step
         self._goodput.finished(step)
-        self._stragglers.add([word[:TIMES_BYTES] for word in words], secs)
+        if step > self._first + 1:  # in the first one the processes wait for each other's compilers
+            self._stragglers.add([word[:TIMES_BYTES] for word in words], secs)
         if step % self._config.report_every_steps == 0:
             record |= self._account()
         if self._log is not None:
