@@ -14,7 +14,7 @@ how, iterate = sys.argv[1], Loader.iterate
 def slowly(self, *args):
     for number, batch in enumerate(iterate(self, *args)):
         if jax.process_index() == 1 and number >= 3:
-            time.sleep(0.2 if how == "slow" else 3600)
+            time.sleep(1.0 if how == "slow" else 3600)
         yield batch
 
 
