@@ -156,7 +156,7 @@ def test_rows_are_windows_of_the_source_they_name(windows_dir):
 
 def test_rows_are_located_where_they_lie(windows_dir):
     """Over several epochs, and with rows shorter than a window."""
-    loader = make_loader(windows_dir, seq_len=16)
+    loader = make_loader(windows_dir, seq_len=8)
     for step in (0, 3, 40):
         batch, places = loader.batch(step), loader.locate_rows(step)
         assert [p["source"] for p in places] == [
@@ -164,8 +164,8 @@ def test_rows_are_located_where_they_lie(windows_dir):
         ]
         for row, place in enumerate(places):
             source = loader.sources[batch["source_ids"][row]]
-            start = 16 * place["part"]
-            stored = source.windows[place["window"]][start : start + 16]
+            start = 8 * place["part"]
+            stored = source.windows[place["window"]][start : start + 8]
             real = batch["segment_ids"][row] != 0
             np.testing.assert_array_equal(batch["inputs"][row][real], stored[real])
             assert (stored[~real] == 0xFFFFFFFF).all()
