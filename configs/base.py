@@ -91,19 +91,30 @@ def get_config() -> ConfigDict:
     train.spike_factor = 0.0
     train.spike_window = 128  # updates in that mean
     train.max_spikes = 10  # in a row; the next one is accepted: the data have changed
+    train.prefetch_batches = 2  # batches that wait on the devices, 20 bytes a position each
+    train.report_every_steps = 100  # steps between accounts of time (goodput) and of stragglers
+    train.straggler_ratio = 1.2  # name a process that makes steps this many times longer
+    train.hang_secs = 1800.0  # print all stacks when nothing happened for so long; 0: never
+    train.abort_on_hang = False  # and end the process then, status 75, for a scheduler to restart
+    train.profile_start_step = 0  # first step of a profile; 0: none (SIGUSR1 takes one at any time)
+    train.profile_steps = 3  # steps in a profile
+    train.wandb_project = ""  # Weights & Biases project; "": none
 
     checkpoint = config.checkpoint = ConfigDict()
     checkpoint.save_every_steps = 500
     checkpoint.keep_last = 3  # newest steps that stay
     checkpoint.keep_every_steps = 0  # steps divisible by this stay for ever; 0: none
     checkpoint.best_metric = (
-        ""  # lowest is best: loss, loss/<domain>/<language> or grad_norm; "": none
+        ""  # lowest is best: loss, eval_loss, either of a <domain>/<language>, grad_norm; "": none
     )
     checkpoint.keep_best = (
         1  # how many steps stay that are best by best_metric, its mean since a save
     )
 
     evaluate = config.evaluate = ConfigDict()
+    evaluate.windows_dir = ""  # window sets held out, whose loss is taken during training; "": none
+    evaluate.every_steps = 500  # how often, beside before the first step and after the last
+    evaluate.batches = 4  # how much, in rows of data.global_batch_size over all sets together
     evaluate.items_per_task = 100  # e-commerce questions a task and language
     evaluate.mmlu_per_language = 285  # general questions a language
     evaluate.texts_per_source = 50  # held-out documents a domain and language, for bits per byte

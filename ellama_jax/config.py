@@ -107,6 +107,14 @@ class TrainConfig:
     num_microbatches: int
     max_nonfinite_steps: int
     xla_flags: dict[str, str]
+    prefetch_batches: int
+    report_every_steps: int
+    straggler_ratio: float
+    hang_secs: float
+    abort_on_hang: bool
+    profile_start_step: int
+    profile_steps: int
+    wandb_project: str
     spike_factor: float = 0.0
     spike_window: int = 128
     max_spikes: int = 10
@@ -123,6 +131,9 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
+    windows_dir: str
+    every_steps: int
+    batches: int
     items_per_task: int
     mmlu_per_language: int
     texts_per_source: int
@@ -256,9 +267,14 @@ def _check(config: RunConfig) -> None:
         "train.num_microbatches": train.num_microbatches,
         "train.max_nonfinite_steps": train.max_nonfinite_steps,
         "train.max_spikes": train.max_spikes,
+        "train.prefetch_batches": train.prefetch_batches,
+        "train.report_every_steps": train.report_every_steps,
+        "train.profile_steps": train.profile_steps,
         "checkpoint.save_every_steps": config.checkpoint.save_every_steps,
         "checkpoint.keep_last": config.checkpoint.keep_last,
         "checkpoint.keep_best": config.checkpoint.keep_best,
+        "evaluate.every_steps": config.evaluate.every_steps,
+        "evaluate.batches": config.evaluate.batches,
         "evaluate.row_length": config.evaluate.row_length,
         "evaluate.rows_per_batch": config.evaluate.rows_per_batch,
     }
@@ -281,6 +297,7 @@ def _check(config: RunConfig) -> None:
         rule = "must be a flag's name without dashes, like xla_tpu_scoped_vmem_limit_kib"
         _require(name.startswith("xla_"), "train.xla_flags", rule, name)
     _check_checkpoint(config.checkpoint)
+    _check_watching(config)
 
 
 def batch_sizes(data: DataConfig) -> list[tuple[int, int]]:
@@ -334,6 +351,25 @@ def _check_checkpoint(checkpoint: CheckpointConfig) -> None:
         f"must be 0 or a multiple of checkpoint.save_every_steps ({every})",
         checkpoint.keep_every_steps,
     )
+
+
+def _check_watching(config: RunConfig) -> None:
+    train, metric = config.train, config.checkpoint.best_metric
+    _require(train.straggler_ratio > 1, "train.straggler_ratio", "must be above 1",
+             train.straggler_ratio)  # fmt: skip
+    _require(train.hang_secs >= 0, "train.hang_secs", "must be 0 (off) or more", train.hang_secs)
+    _require(not train.abort_on_hang or train.hang_secs > 0, "train.hang_secs",
+             "must be above 0 with train.abort_on_hang", train.hang_secs)  # fmt: skip
+    _require(0 <= train.profile_start_step <= train.steps, "train.profile_start_step",
+             f"must be 0 (none) or a step up to train.steps ({train.steps})",
+             train.profile_start_step)  # fmt: skip
+    if metric.startswith("eval_"):
+        every = config.evaluate.every_steps
+        _require(bool(config.evaluate.windows_dir), "evaluate.windows_dir",
+                 f"must be given for checkpoint.best_metric ({metric})", "none")  # fmt: skip
+        _require(config.checkpoint.save_every_steps % every == 0, "checkpoint.save_every_steps",
+                 f"must be a multiple of evaluate.every_steps ({every}) for checkpoint.best_metric "
+                 f"({metric})", config.checkpoint.save_every_steps)  # fmt: skip
 
 
 def stage_sections(data: DataConfig) -> list[tuple[str, int, DataConfig]]:

@@ -24,7 +24,7 @@ LAYERS = (
         "plan_hlo_memory",
         "plan_roofline",
     ),  # fmt: skip
-    ("report", "report_page", "report_plots", "report_sections"),
+    ("report", "report_page", "report_plots", "report_sections", "report_training"),
     ("audit_page", "audit_words", "audit_curation_page", "audit_curation_words"),
     ("demo", "curate", "inspect"),
     ("cli",),
@@ -41,6 +41,7 @@ HOMES = {
     "gguf": {"weights/gguf.py", "weights/reference.py"},
     "ml_collections": {"config.py"},
     "fsspec": {"paths.py"},
+    "wandb": {"train/tracking.py"},
 }
 # Never needed to run the product: references of tests and benchmarks. The process that computes what
 # a checkpoint's source says is one of those.

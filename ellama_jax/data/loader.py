@@ -171,6 +171,11 @@ class Loader:
         first_rows = [count_rows(data_config, start) for _, start in self.stages]
         self._order = RowOrder(first_rows, weights)
         self._rows = _mix_rows(self.sources, self._order, data_config)
+        # The same shuffles, of the rows' places instead of the rows.
+        self._shuffles = [
+            _shuffled(grain.MapDataset.range(rows), source, data_config)
+            for source, rows in zip(self.sources, self._num_rows, strict=True)
+        ]
         self.mixture_fingerprint = fingerprint_mixture(self.mixture_until(None))
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
@@ -209,6 +214,22 @@ class Loader:
             num_threads=self._num_threads, prefetch_buffer_size=2 * self._num_threads
         )
         return iter(batches.to_iter_dataset(options))
+
+    def locate_rows(self, step: int) -> list[dict]:
+        """Says where each row of the global batch of `step` lies, in the order of the batch.
+
+        Returns:
+            one {source, window, part} a row: the set's name, which of its windows, and which of the
+            window's pieces of seq_len tokens.
+        """
+        first, places = count_rows(self._config, int(step)), []
+        for row in range(first, first + rows_at(self._config, int(step))):
+            number, index = self._order.locate(row)
+            source = self.sources[number]
+            parts = source.windows.manifest.window_length // self._config.seq_len
+            window, part = divmod(int(self._shuffles[number][index]), parts)
+            places.append({"source": source.name, "window": window, "part": part})
+        return places
 
     def count_tokens(self, batch: Mapping[str, np.ndarray]) -> dict[str, int]:
         """Returns the tokens of each source in a batch, padding not counted, by name."""
@@ -339,11 +360,18 @@ def _mix_rows(
     datasets = []
     for source_id, source in enumerate(sources):
         rows = grain.MapDataset.source(_Rows(source, source_id, data_config.seq_len))
-        # The seed depends on the source's name, not on its place: adding a source leaves the
-        # order of the others as it was. Grain shuffles every epoch anew.
-        digest = hashlib.sha256(f"{data_config.seed}/{source.name}".encode()).digest()
-        datasets.append(rows.shuffle(seed=int.from_bytes(digest[:4], "big")).repeat())
+        datasets.append(_shuffled(rows, source, data_config))
     return grain.MapDataset.select_from_datasets(datasets, _Selection(order))
+
+
+def _shuffled(
+    rows: grain.MapDataset, source: Source, data_config: "DataConfig"
+) -> grain.MapDataset:
+    """Repeats the rows of a source for ever, each epoch in an order of its own."""
+    # The seed depends on the source's name, not on its place: adding a source leaves the
+    # order of the others as it was. Grain shuffles every epoch anew.
+    digest = hashlib.sha256(f"{data_config.seed}/{source.name}".encode()).digest()
+    return rows.shuffle(seed=int.from_bytes(digest[:4], "big")).repeat()
 
 
 def _find_sets(windows_dir: Path) -> dict[tuple[str, str], list[tuple[Path, Manifest]]]:

@@ -4,6 +4,7 @@ Owns the way from a configuration and a mesh to one jitted step. The loop feeds 
 compiles the same for devices that are not here.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -62,25 +63,14 @@ def make_program(config: RunConfig, model: LlamaConfig, mesh: Mesh, num_sources:
         mesh.shape,
         config.train.num_microbatches,
     )
-    platform = mesh.devices.flat[0].platform
-    attention, length = config.model.attention, config.data.seq_len
-    dtype = compute_dtype(config.model, platform)
-    check_attention(attention, platform, model, length, mesh.shape, dtype)
     schedule = make_schedule(config.schedule, model, config.train.steps)
     optimizer = make_optimizer(config.optimizer, schedule)
-    loss_sums = make_loss_sums(
-        model,
-        num_sources=num_sources,
-        compute_dtype=dtype,
-        remat=config.model.remat,
-        chunk_tokens=config.model.loss_chunk_tokens,
-        attention=resolve_attention(attention, platform, length, mesh.shape["context"]),
-    )
+    device = mesh.devices.flat[0]
     step = make_train_step(
-        loss_sums,
+        make_losses(config, model, mesh, num_sources),
         optimizer,
         config.train.num_microbatches,
-        dtype,
+        compute_dtype(config.model, device.platform),
         rounding_seed=config.optimizer.rounding_seed,
         spike_factor=config.train.spike_factor,
         max_spikes=config.train.max_spikes,
@@ -96,9 +86,25 @@ def make_program(config: RunConfig, model: LlamaConfig, mesh: Mesh, num_sources:
     state = TrainState(scalar, params, opt_state, scalar, scalar, guard)
     for _, rows in batch_sizes(config.data):
         batch = _abstract_batch(config, mesh, rows)  # the last size is compiled ahead
-    options = flags_for_device(mesh.devices.flat[0].device_kind, config.train.xla_flags)
+    options = flags_for_device(device.device_kind, config.train.xla_flags)
     step_fn = jax.jit(step, donate_argnums=0, compiler_options=options or None)
     return Program(mesh, schedule, optimizer, step_fn, state, batch)
+
+
+def make_losses(config: RunConfig, model: LlamaConfig, mesh: Mesh, num_sources: int) -> Callable:
+    """Returns the run's `loss_sums(params, batch)` of step.py, as it is trained and evaluated."""
+    platform = mesh.devices.flat[0].platform
+    attention, length = config.model.attention, config.data.seq_len
+    dtype = compute_dtype(config.model, platform)
+    check_attention(attention, platform, model, length, mesh.shape, dtype)
+    return make_loss_sums(
+        model,
+        num_sources=num_sources,
+        compute_dtype=dtype,
+        remat=config.model.remat,
+        chunk_tokens=config.model.loss_chunk_tokens,
+        attention=resolve_attention(attention, platform, length, mesh.shape["context"]),
+    )
 
 
 def compute_dtype(config: ModelConfig, platform: str):
