@@ -1,0 +1,38 @@
+"""From a compiled train step to numbers: FLOPs, memory traffic, collectives, the largest buffers.
+
+Owns what `ellama plan` asks of a compiled program's text. Reading the text is plan_hlo_text.py's part,
+the split of memory by use plan_hlo_memory.py's, seconds and ratios plan_roofline.py's.
+"""
+
+from dataclasses import dataclass
+
+from jax.sharding import Mesh
+
+from ellama_jax.plan_hlo_collectives import Collective, find_collectives
+from ellama_jax.plan_hlo_costs import Flops, Traffic, count_flops, estimate_traffic
+from ellama_jax.plan_hlo_text import parse_module
+
+
+@dataclass(frozen=True)
+class StepCosts:
+    """What one step costs one device."""
+
+    flops: Flops
+    traffic: Traffic
+    collectives: tuple[Collective, ...]
+
+
+def analyze_step(text: str, mesh: Mesh) -> StepCosts:
+    """Reads the costs of one step out of its compiled text.
+
+    Args:
+        text: `compiled.as_text()` of a program for the devices of `mesh`.
+        mesh: its axes name what collectives run along.
+
+    Raises:
+        ValueError: if the text is no compiled module, or a loop's trip count is not in it.
+    """
+    module = parse_module(text)
+    return StepCosts(
+        count_flops(module), estimate_traffic(module), find_collectives(module, mesh)
+    )
