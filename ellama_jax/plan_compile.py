@@ -1,10 +1,12 @@
 """Compilations, each in a process of its own.
 
-Owns the environment such a process needs, waiting for it and what its end means. What it does is
-plan_program.py's part.
+The flags of a TPU compiler are read once a process, what it aborts on ends the process, what it
+allocates stays allocated, and fake devices are counted when JAX starts. So each compilation has a
+process, at the price of importing JAX again (3 s of a minute). Owns starting it, waiting for it and
+what its end means; what it does is plan_program.py's part.
 """
 
-import importlib.util
+import contextlib
 import json
 import os
 import signal
@@ -12,27 +14,28 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 from ellama_jax.config import RunConfig, config_to_mapping, stage_sections
 from ellama_jax.data.mixture import language_shares
+from ellama_jax.plan_targets import Target, compiler_environment
 
 _POLL_SECS = 0.2
 
 
 def compile_for(
     config: RunConfig,
-    topology: str,
+    target: Target,
     text_path: Path,
     on_phase: Callable[[str, float], None] = lambda phase, secs: None,
 ) -> dict:
-    """Compiles a run's step for a topology, see `plan_program.compile_request`.
+    """Compiles a run's step for a target, see `plan_program.compile_request`.
 
     Args:
         config: the run; its weights and windows need not exist.
-        topology: its name.
-        text_path: where the compiled program, or the compiler's refusal, is written.
+        target: for what.
+        text_path: where the compiled program, or why there is none, is written.
         on_phase: called again and again with what is being done and for how many seconds.
 
     Returns:
@@ -45,103 +48,72 @@ def compile_for(
         request, answer, log = (Path(folder) / name for name in ("request", "answer", "log"))
         asked = {
             "config": config_to_mapping(config),
-            "topology": topology,
+            "target": target.name,
             "num_sources": count_sources(config),
             "text_path": str(text_path),
         }
         request.write_text(json.dumps(asked))
         start = time.monotonic()
-        with log.open("w") as stderr:
-            code = _run(request, answer, stderr, compiler_environment(topology), on_phase)
-        if not answer.exists():
-            text_path.write_text(log.read_text())
-            return {
-                "outcome": "failed",
-                "message": _last_words(code, log.read_text()),
-                "text_path": str(text_path),
-                "secs": time.monotonic() - start,
-            }
-        found = json.loads(answer.read_text())
+        code = _run([str(request), str(answer)], log, compiler_environment(target), on_phase)
+        said = log.read_text(errors="replace")
+        if answer.exists():
+            found = json.loads(answer.read_text())
+        else:
+            text_path.write_text(said)
+            found = {"outcome": "failed", "message": last_words(code, said)}
     if found["outcome"] == "invalid":
         raise ValueError(found["message"])
     return {**found, "secs": time.monotonic() - start}
 
 
-def _run(request, answer, stderr, environment, on_phase) -> int:
-    command = [sys.executable, "-m", "ellama_jax.plan_program", str(request), str(answer)]
-    child = subprocess.Popen(
-        command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr
-    )
+def _run(arguments: list[str], log: Path, environment: dict, on_phase) -> int:
+    """Runs the process to its end and returns its exit status."""
+    command = [sys.executable, "-m", "ellama_jax.plan_program", *arguments]
     phase, start = "starting", time.monotonic()
-    os.set_blocking(child.stdout.fileno(), False)
-    try:
+    with contextlib.ExitStack() as stack:
+        stderr = stack.enter_context(log.open("wb"))
+        child = stack.enter_context(
+            subprocess.Popen(
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                stderr=stderr,
+            )
+        )  # fmt: skip
+        # An interrupted plan leaves no compiler behind.
+        stack.callback(child.kill)
+        os.set_blocking(child.stdout.fileno(), False)
         while child.poll() is None:
-            said = (child.stdout.read() or b"").decode().split()
+            said = (child.stdout.read() or b"").decode(errors="replace").split()
             phase = said[-1] if said else phase
             on_phase(phase, time.monotonic() - start)
             time.sleep(_POLL_SECS)
-    finally:
-        # An interrupted plan leaves no compiler behind.
-        if child.poll() is None:
-            child.kill()
-        child.wait()
-        child.stdout.close()
     return child.returncode
 
 
-def _last_words(code: int, log: str) -> str:
-    """Says how a compiling process ended that gave no answer."""
+def last_words(code: int, log: str) -> str:
+    """Says in one line how a process ended that gave no answer.
+
+    Args:
+        code: its exit status, negative for a signal.
+        log: what it wrote to stderr.
+
+    >>> last_words(-6, "I0000 x.cc:1] begins\\nF0000 00:00 y.cc:2] Check failed: a == b\\n*** stack")
+    "the compiler's process was ended by signal 6: Check failed: a == b"
+    """
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     if code == -signal.SIGKILL:
         return "the compiler's process was killed (signal 9); has this machine enough memory?"
-    said = lines[-1][:300] if lines else "it said nothing"
+    fatal = [line.split("] ", 1)[1] for line in lines if line.startswith("F") and "] " in line]
+    said = (fatal or lines[-1:] or ["it said nothing"])[0][:300]
     if code < 0:
-        fatal = [line for line in lines if line.startswith("F") and "]" in line]
-        said = fatal[0].split("]", 1)[1].strip()[:300] if fatal else said
-        return f"the compiler's process ended by signal {-code}: {said}"
+        return f"the compiler's process was ended by signal {-code}: {said}"
     return said
-
-
-def compiler_environment(topology: str, environment: Mapping[str, str] = os.environ) -> dict:
-    """Returns the environment of a process that compiles for `topology`.
-
-    The devices of this machine are left alone: a TPU compiler needs none, and a plan must not take
-    one from a run. For `cpu-N` there are N fake devices; for `gpu` JAX takes those it finds.
-    """
-    mine = dict(environment)
-    if topology == "gpu":
-        mine.pop("JAX_PLATFORMS", None)
-        # Compiling needs the device's name and size, not most of its memory.
-        mine["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
-        return mine
-    mine["JAX_PLATFORMS"] = "cpu"
-    if topology.startswith("cpu-"):
-        count = topology.removeprefix("cpu-")
-        mine["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={count}"
-        return mine
-    mine.update(
-        TPU_SKIP_MDS_QUERY="1",  # no metadata server is asked which TPU this is
-        ALLOW_MULTIPLE_LIBTPU_LOAD="1",  # another process here may have it open
-        # These three only keep libtpu from warning that there is no TPU.
-        TPU_WORKER_HOSTNAMES="localhost",
-        TPU_WORKER_ID="0",
-        TPU_ACCELERATOR_TYPE="v5p-8",
-        TPU_STDERR_LOG_LEVEL="3",
-        TPU_MIN_LOG_LEVEL="3",
-    )
-    return mine
-
-
-def has_tpu_compiler() -> bool:
-    """Tells whether libtpu is installed."""
-    return importlib.util.find_spec("libtpu") is not None
 
 
 def count_sources(config: RunConfig) -> int:
     """Returns how many pairs of domain and language a run's losses are counted by.
 
-    A window set is a source too where two have the same domain and language; planning needs no
-    windows, and a few more sums change nothing that is measured here.
+    Two window sets of one domain and language are two sources. Planning needs no windows, and a few
+    sums more change nothing that is measured here.
     """
     if config.data.seqio_mixture:
         return 1

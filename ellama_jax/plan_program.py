@@ -1,16 +1,13 @@
-"""One compilation: a run's step for a topology, and what the compiler says of it.
+"""One compilation: a run's step for a target, and what is read from it.
 
-Runs as a process of its own, `python -m ellama_jax.plan_program REQUEST ANSWER`. The flags of a TPU
-compiler are read once a process, what it aborts on ends the process, and what it allocates stays
-allocated; so each compilation has one, started by plan_compile.py. What the numbers mean for a run
-is said elsewhere.
+Runs as a process of its own, `python -m ellama_jax.plan_program REQUEST ANSWER`, started by
+plan_compile.py, which says why. What is in the compiled text is read by plan_hlo.py; what it means
+for a run is said elsewhere.
 """
 
 import dataclasses
 import json
 import logging
-import math
-import re
 import sys
 import time
 from collections.abc import Mapping
@@ -19,58 +16,68 @@ from pathlib import Path
 import jax
 from jax.sharding import SingleDeviceSharding
 
-from ellama_jax.config import config_from_mapping
+from ellama_jax.config import RunConfig, config_from_mapping
+from ellama_jax.model.attention import resolve_attention
 from ellama_jax.model.presets import get_preset
+from ellama_jax.plan_hlo import analyze_step, summarize_collectives
+from ellama_jax.plan_hlo_memory import parse_out_of_memory, split_memory
+from ellama_jax.plan_roofline import model_flops, roofline
 from ellama_jax.sharding import make_mesh
-from ellama_jax.topology import get_devices, parse_topology
+from ellama_jax.topology import get_devices, hardware_of, parse_topology
 from ellama_jax.train.program import Program, make_program
+from ellama_jax.weights.layout import installed_version
 
-_SIZE_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_MOST_ALLOCATIONS = 8  # in an answer
 
 
 def compile_request(request: Mapping) -> dict:
     """Compiles what a request asks for.
 
     Args:
-        request: `config` (nested values), `topology` (name), `num_sources`, and `text_path`, where
+        request: `config` (nested values), `target` (name), `num_sources`, and `text_path`, where
             the compiled program, or the compiler's refusal, is written.
 
     Returns:
-        `outcome` (compiled | no_fit | failed) and what is known of it, sizes in bytes a chip.
+        `outcome` (compiled | no_fit | failed) and what is known of it; bytes are a device's.
 
     Raises:
-        ValueError: for what a user can change: an unknown topology, a mesh that does not fit it.
+        ValueError: for what a user can change: a mesh that does not fit, a kernel that is not there.
     """
     config = config_from_mapping(request["config"])
-    devices = target_devices(request["topology"])
-    mesh = make_mesh(dataclasses.asdict(config.mesh), devices)
+    devices = target_devices(request["target"])
     program = make_program(
-        config, get_preset(config.model.preset), mesh, int(request["num_sources"])
+        config,
+        get_preset(config.model.preset),
+        make_mesh(dataclasses.asdict(config.mesh), devices),
+        request["num_sources"],
     )
+    kernel = resolve_attention(config.model.attention, devices[0].platform).kernel
     answer = {
         "device_kind": devices[0].device_kind,
         "num_devices": len(devices),
         "num_slices": len({getattr(device, "slice_index", 0) for device in devices}),
-        "mesh": dict(mesh.shape),
+        "mesh": dict(program.mesh.shape),
+        "attention_kernel": kernel,
         "limit_bytes": memory_limit(devices[0]),
-        "arguments": argument_bytes(program),
+        "versions": versions(devices[0]),
+        "model_flops": _model_flops(config),
     }
+    text_path = Path(request["text_path"])
     _say("tracing")
-    start = time.monotonic()
     lowered = program.lower()
-    answer["lower_secs"] = time.monotonic() - start
     _say("compiling")
     start = time.monotonic()
-    text_path = Path(request["text_path"])
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         text_path.write_text(str(error))
-        return {**answer, **refusal(str(error)), "text_path": str(text_path)}
+        return {**answer, **refusal(str(error)), "compile_secs": time.monotonic() - start}
     answer["compile_secs"] = time.monotonic() - start
     _say("reading")
-    text_path.write_text(compiled.as_text())
-    return {**answer, "outcome": "compiled", "memory": memory_bytes(compiled)}
+    text = compiled.as_text()
+    text_path.write_text(text)
+    memory = dataclasses.asdict(split_memory(compiled.memory_analysis(), program))
+    return {**answer, "outcome": "compiled", "memory": memory, **_costs(text, program, config)}
 
 
 def target_devices(name: str) -> list:
@@ -84,7 +91,7 @@ def target_devices(name: str) -> list:
     except RuntimeError as error:
         found = ", ".join(sorted({device.platform for device in jax.devices()}))
         raise ValueError(
-            f"topology: gpu needs a GPU in this machine and JAX's plugin for it "
+            "topology: gpu needs a GPU in this machine and JAX's plugin for it "
             f"(pip install 'jax[cuda13]'), got devices of {found} only."
         ) from error
 
@@ -102,100 +109,64 @@ def memory_limit(device) -> int | None:
     try:
         jax.jit(lambda x: x + 1).lower(too_much).compile()
     except jax.errors.JaxRuntimeError as error:
-        return refusal(str(error)).get("limit_bytes")
+        found = parse_out_of_memory(str(error))
+        return found.available_bytes if found else None
     return None
 
 
-def argument_bytes(program: Program) -> dict[str, int]:
-    """Returns what a chip holds of the state and of a batch, before any padding of the layout."""
-    state = program.state
-    return {
-        "params_bytes": _chip_bytes(state.params),
-        "optimizer_bytes": _chip_bytes(state.opt_state),
-        "batch_bytes": _chip_bytes(program.batch),
-    }
-
-
-def _chip_bytes(tree) -> int:
-    leaves = jax.tree.leaves(tree)
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves
-    )
-
-
-def memory_bytes(compiled: jax.stages.Compiled) -> dict[str, int]:
-    """Returns the compiler's own account of a program's memory on one chip.
-
-    `peak_bytes` is the most that is allocated at one time, arguments included; `temporaries_bytes`,
-    the sum of all temporaries, is more than what is alive together.
-    """
-    stats = compiled.memory_analysis()
-    return {
-        "peak_bytes": stats.peak_memory_in_bytes,
-        "arguments_bytes": stats.argument_size_in_bytes,
-        "temporaries_bytes": stats.temp_size_in_bytes,
-        "code_bytes": stats.generated_code_size_in_bytes,
-        "host_bytes": stats.host_argument_size_in_bytes + stats.host_temp_size_in_bytes,
-    }
+def versions(device) -> dict[str, str | None]:
+    """Returns the versions that decide what is compiled."""
+    found = {"jax": installed_version("jax"), "jaxlib": installed_version("jaxlib")}
+    if device.platform == "tpu":
+        found["libtpu"] = installed_version("libtpu")
+    return found
 
 
 def refusal(text: str) -> dict:
     """Reads why a program was not compiled.
 
-    Args:
-        text: the compiler's error.
-
     Returns:
-        `outcome` no_fit with `needed_bytes` and `limit_bytes` of what was asked for, where they
-        are said, and the `largest` allocations; or failed. Both with `message`, its first line.
-
-    >>> text = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO"
-    >>> answer = refusal(text + " temporaries (36.00G) exceeds available HBM (15.75G).")
-    >>> answer["outcome"], answer["needed_bytes"] / 2**30, answer["limit_bytes"] / 2**30
-    ('no_fit', 36.0, 15.75)
+        `outcome` no_fit with `out_of_memory`, or failed; both with `message`, the first line.
     """
-    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     answer = {"outcome": "failed", "message": lines[0] if lines else "no message"}
-    if "RESOURCE_EXHAUSTED" not in text and "Ran out of memory" not in text:
-        return answer
-    answer["outcome"] = "no_fit"
-    needed = re.search(r"temporaries \((\S+?)\) exceeds available HBM \((\S+?)\)", text)
-    if needed is None:
-        needed = re.search(r"Used (\S+) of (\S+) hbm", text)
-    if needed is not None:
-        answer["needed_bytes"], answer["limit_bytes"] = map(_parse_size, needed.groups())
-    answer["temporaries_alone"] = "HLO temporaries" in answer["message"]
-    answer["largest"] = _largest_allocations(text)
+    found = parse_out_of_memory(text)
+    if found is not None:
+        answer["outcome"] = "no_fit"
+        answer["out_of_memory"] = dataclasses.asdict(found)
+        answer["out_of_memory"]["largest"] = answer["out_of_memory"]["largest"][:_MOST_ALLOCATIONS]
     return answer
 
 
-def _largest_allocations(text: str) -> list[dict]:
-    """Returns the allocations a refusal lists, largest first, as size, shape and operation."""
-    found = []
-    for part in re.split(r"\n\s*\d+\.\s+Size:", text)[1:]:
-        size = part.split("\n", 1)[0].strip()
-        shape = re.search(r"Shape:\s*(\S+)", part)
-        operator = re.search(r'op_name="([^"]*)"', part)
-        found.append(
-            {
-                "bytes": _parse_size(size),
-                "shape": shape[1] if shape else "",
-                "operation": operator[1] if operator else "",
-            }
-        )
+def _model_flops(config: RunConfig) -> dict:
+    return dataclasses.asdict(model_flops(get_preset(config.model.preset), config.data.seq_len))
+
+
+def _costs(text: str, program: Program, config: RunConfig) -> dict:
+    """Returns what the compiled text says; where it cannot be read, why."""
+    try:
+        costs = analyze_step(text, program.mesh)
+    except ValueError as error:
+        return {"unread": str(error)}
+    sums = summarize_collectives(costs.collectives)
+    found = {
+        "flops": dataclasses.asdict(costs.flops),
+        "traffic": dataclasses.asdict(costs.traffic),
+        "collectives": [dataclasses.asdict(item) for item in sums],
+        "largest": [dataclasses.asdict(item) for item in costs.largest[:_MOST_ALLOCATIONS]],
+    }
+    hardware = hardware_of(program.mesh.devices.flat[0].device_kind)
+    if hardware is not None:
+        flops = model_flops(get_preset(config.model.preset), config.data.seq_len)
+        tokens = config.data.global_batch_size * config.data.seq_len
+        bounds = roofline(costs, flops, tokens, program.mesh, hardware)
+        found["roofline"] = dataclasses.asdict(bounds)
     return found
-
-
-def _parse_size(text: str) -> int:
-    """Reads the compiler's sizes, as 36.23G, 512.0M, 4.0K or 128B."""
-    number, unit = re.fullmatch(r"([\d.]+)([KMGT]?)(?:i?B)?\.?", text.strip()).groups()
-    return int(float(number) * _SIZE_UNITS[unit])
 
 
 def _say(phase: str) -> None:
     """Tells the parent what is being done."""
     print(phase, flush=True)
-
 
 
 def main(argv: list[str]) -> None:

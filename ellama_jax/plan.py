@@ -1,0 +1,256 @@
+"""`ellama plan`: does a run fit, how fast can it be at most, what does it cost at least.
+
+Owns the verb, its checks before anything is compiled, and the form of its JSON. The step is compiled
+by plan_program.py in a process of its own, for devices that need not be here; wording is
+plan_table.py's, the search for a better configuration plan_search.py's.
+"""
+
+import argparse
+import contextlib
+import datetime
+import json
+import os
+import shlex
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ellama_jax.config import RunConfig, config_to_mapping, load_config
+from ellama_jax.paths import as_path, is_remote, write_whole
+from ellama_jax.plan_compile import compile_for
+from ellama_jax.plan_cost import parse_mfu, parse_prices, run_cost, run_tokens, tokens_per_step
+from ellama_jax.plan_table import PROMISE, WIDTH, block, summary
+from ellama_jax.plan_targets import Target, check_compiler, check_sizes, parse_targets
+from ellama_jax.progress import progress
+
+FORMAT = 1  # of the JSON; a key changes its meaning only with this number
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user asks beside the configuration.
+
+    Attributes:
+        prices: US dollars a chip and hour by `Target.price_key`.
+        mfu: what days are told for beside the bound, or None.
+        text_dir: where compiled programs are kept, or None.
+    """
+
+    prices: Mapping[str, float]
+    mfu: float | None
+    text_dir: Path | None
+
+
+def main_plan(argv: list[str]) -> None:
+    """Runs the verb `plan`."""
+    parser = _parser()
+    if "-h" in argv or "--help" in argv:
+        parser.parse_args(["--help"])
+    config, others = load_config(argv, "plan")
+    args = parser.parse_args(others)
+    targets = parse_targets(args.topology)
+    text_dir = None if args.text_dir is None else _existing_dir(args.text_dir, "--text-dir")
+    options = Options(parse_prices(args.price), parse_mfu(args.mfu), text_dir)
+    check_json_path(args.json)
+    check_compiler(targets)
+    # The parent never uses a device; those of this machine are not touched by importing JAX.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    for target in targets:
+        check_sizes(config, target)
+    records = make_plans(config, targets, options)
+    print("\n\n".join(block(record) for record in records))
+    if len(records) > 1:
+        print(f"\n{summary(records)}")
+    print(f"\n{_wrapped(PROMISE)}")
+    if args.json:
+        write_json(as_path(args.json), config, records, argv)
+    failed = [record for record in records if record["outcome"] == "failed"]
+    if failed:
+        raise ValueError(
+            f"{failed[0]['target']}: the compiler failed: {failed[0]['message']} "
+            f"(full text: {failed[0]['text_path']})"
+        )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ellama plan",
+        description="Compile a run's step for chips that need not be here, and say whether it fits, "
+        "how fast it can be at most and what it costs at least.",
+        epilog="example:\n  ellama plan --config configs/ellama.py:8b --topology v5p-128,v6e-64 "
+        "\\\n      --price v5p=4.2,v6e=2.7 --json plan.json",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE[:ARG]", help="configuration file; required")
+    parser.add_argument("--config.SECTION.KEY", metavar="VALUE", help="overrides one key")
+    parser.add_argument(
+        "--topology",
+        metavar="NAMES",
+        default="",
+        help="v5p-128, 2xv6e-256, ..., several between commas; gpu: those of this machine; "
+        "cpu-8: fake devices, to try things out",
+    )
+    parser.add_argument("--price", metavar="USD", help="a chip and hour, or v5p=4.2,v6e=2.7")
+    parser.add_argument("--mfu", metavar="FRAC", help="tell days and cost for this MFU too, as 0.4")
+    parser.add_argument("--json", metavar="FILE", help="write the plans there too")
+    parser.add_argument("--text-dir", metavar="DIR", help="keep the compiled programs' text there")
+    return parser
+
+
+def make_plans(config: RunConfig, targets: Sequence[Target], options: Options) -> list[dict]:
+    """Compiles a run's step for each target.
+
+    Returns:
+        a record each, see `plan_record`.
+    """
+    records = []
+    with progress("plan", len(targets), "compiles") as bar:
+        for target in targets:
+            records.append(make_plan(config, target, options, _noter(bar, target.name)))
+            bar.update()
+    return records
+
+
+def _noter(bar, name: str):
+    return lambda phase, secs: bar.note(now=f"{name}: {phase}", secs=f"{secs:.0f}")
+
+
+def make_plan(config: RunConfig, target: Target, options: Options, on_phase) -> dict:
+    """Compiles a run's step for one target and returns its record."""
+    with _text_path(target, options.text_dir) as path:
+        answer = compile_for(config, target, path, on_phase)
+        if answer["outcome"] != "compiled" or options.text_dir is not None:
+            answer["text_path"] = str(path)
+    return plan_record(config, target, options, answer)
+
+
+@contextlib.contextmanager
+def _text_path(target: Target, folder: Path | None) -> Iterator[Path]:
+    """Gives the path of a program's text; what was not asked for stays only where it explains."""
+    handle, name = tempfile.mkstemp(
+        prefix=f"ellama-plan-{target.name.replace(':', '-')}-", suffix=".txt", dir=folder
+    )
+    os.close(handle)
+    path = Path(name)
+    kept = False
+    try:
+        yield path
+        kept = folder is not None or not path.read_text()[:9] == "HloModule"
+    finally:
+        if not kept:
+            path.unlink(missing_ok=True)
+
+
+def plan_record(config: RunConfig, target: Target, options: Options, answer: Mapping) -> dict:
+    """Returns one plan as JSON-able data: what was compiled, what it takes, what the run costs.
+
+    Sizes are those of one device and one step unless their names say otherwise. What is not known
+    is None.
+
+    Args:
+        answer: of `compile_for`.
+    """
+    from ellama_jax.model.llama import count_params
+    from ellama_jax.model.presets import get_preset
+    from ellama_jax.plan_targets import axis_sizes
+
+    topology = target.topology
+    num_devices = answer.get("num_devices") or target.num_devices
+    mesh = answer.get("mesh") or axis_sizes(config, target)
+    num_chips = num_devices // target.devices_per_chip
+    step = {
+        "global_batch_size": config.data.global_batch_size,
+        "seq_len": config.data.seq_len,
+        "tokens": tokens_per_step(config),
+        "rows_per_device": config.data.global_batch_size / (mesh["data"] * mesh["fsdp"]),
+        "num_microbatches": config.train.num_microbatches,
+        "mesh": mesh,
+        "attention_kernel": answer.get("attention_kernel") or config.model.attention.kernel,
+        "remat": answer.get("remat") or config.model.remat,
+        "param_dtype": config.model.param_dtype,
+        "compute_dtype": config.model.compute_dtype,
+    }
+    keys = ("memory", "out_of_memory", "limit_bytes", "model_flops", "flops", "traffic", "roofline",
+            "collectives", "largest", "unread", "message", "text_path", "device_kind", "versions",
+            "compile_secs")  # fmt: skip
+    record = {
+        "target": target.name,
+        "hardware": topology.generation if topology else None,
+        "shape": list(topology.shape) if topology else None,
+        "num_chips": num_chips,
+        "num_devices": num_devices,
+        "num_slices": target.num_slices,
+        "model": config.model.preset,
+        "num_params": count_params(get_preset(config.model.preset)),
+        "step": step,
+        "outcome": answer["outcome"],
+        **{key: answer.get(key) for key in keys},
+        "secs": answer["secs"],
+    }
+    return {**record, "run": _run_record(config, options, target, record)}
+
+
+def _run_record(config: RunConfig, options: Options, target: Target, record: Mapping) -> dict:
+    price, chips = options.prices.get(target.price_key), record["num_chips"]
+    bound = assumed = None
+    if record["roofline"] is not None:
+        roofline = record["roofline"]
+        bound = run_cost(config, chips, roofline["step_secs"], price)
+        if options.mfu is not None:
+            # The same model FLOPs a step, at another share of the peak.
+            step_secs = roofline["step_secs"] * roofline["mfu"] / options.mfu
+            assumed = run_cost(config, chips, step_secs, price)
+    return {
+        "steps": config.train.steps,
+        "tokens": run_tokens(config),
+        "price_usd_per_chip_hour": price,
+        "bound": bound,
+        "assumed_mfu": options.mfu,
+        "assumed": assumed,
+    }
+
+
+def write_json(path: Path, config: RunConfig, records: Sequence[Mapping], argv: list[str]) -> None:
+    """Writes plans whole or not at all."""
+    from ellama_jax.weights.layout import installed_version, source_commit
+
+    now = datetime.datetime.now(datetime.timezone.utc)
+    data = {
+        "format": FORMAT,
+        "created": now.isoformat(timespec="seconds"),
+        "command": shlex.join(["ellama", "plan", *argv]),
+        "commit": source_commit(),
+        "versions": {name: installed_version(name) for name in ("ellama_jax", "jax", "libtpu")},
+        "config": config_to_mapping(config),
+        "plans": list(records),
+    }
+    write_whole(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
+
+
+def check_json_path(name: str | None) -> None:
+    """Raises a ValueError if a JSON file cannot be written there, so before minutes of compiling."""
+    if name is None or is_remote(name):
+        return
+    path = as_path(name)
+    if path.is_dir():
+        raise ValueError(f"--json: must be a file, got the directory {name}.")
+    folder = _existing_dir(path.parent, "--json")
+    if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        raise ValueError(f"--json: must be writable, got {name}.")
+
+
+def _existing_dir(path: str | Path, name: str) -> Path:
+    path = Path(path)
+    if not path.is_dir():
+        raise ValueError(f"{name}: must lie in a directory that exists, got {path}; make it first.")
+    return path
+
+
+def _wrapped(text: str) -> str:
+    import textwrap
+
+    return textwrap.fill(text, WIDTH)
+
+
