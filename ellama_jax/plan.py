@@ -137,7 +137,7 @@ def _text_path(target: Target, folder: Path | None) -> Iterator[Path]:
     kept = False
     try:
         yield path
-        kept = folder is not None or not path.read_text()[:9] == "HloModule"
+        kept = folder is not None or path.read_text()[:9] != "HloModule"
     finally:
         if not kept:
             path.unlink(missing_ok=True)
@@ -252,5 +252,3 @@ def _wrapped(text: str) -> str:
     import textwrap
 
     return textwrap.fill(text, WIDTH)
-
-

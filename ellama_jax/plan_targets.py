@@ -167,7 +167,9 @@ def axis_sizes(config: RunConfig, target: Target) -> dict[str, int]:
     try:
         shape = resolve_axis_sizes(wanted, target.num_devices)
     except ValueError as error:
-        raise ValueError(f"{str(error)[:-1]}; on {target.name} {_mesh_hint(wanted, target)}.") from None
+        raise ValueError(
+            f"{str(error)[:-1]}; on {target.name} {_mesh_hint(wanted, target)}."
+        ) from None
     if shape[0] % target.num_slices:
         raise ValueError(
             f"mesh.data: must be divisible by the slices of {target.name} ({target.num_slices}), "
