@@ -21,7 +21,8 @@ def get_config() -> ConfigDict:
     model.init_seed = 0  # seed of those random weights
     model.remat = "full"  # what backward recomputes: none | dots | full
     model.compute_dtype = "auto"  # auto: bfloat16 on accelerators, float32 on CPU
-    model.param_dtype = "float32"  # dtype of the parameters being trained
+    # Of the parameters being trained; updates of bfloat16 are rounded stochastically.
+    model.param_dtype = "float32"
     model.loss_chunk_tokens = 2048  # positions whose logits exist at one time
     attention = model.attention = ConfigDict()
     attention.kernel = "auto"  # auto: by platform; see ellama_jax/model/attention.py
@@ -56,6 +57,9 @@ def get_config() -> ConfigDict:
     data.on_repetition = "error"  # what more repetition is: error | warn
     data.seq_len = 8192  # tokens a row; divides the window length
     data.global_batch_size = 1440  # rows a step over all hosts
+    # Step -> rows of the steps before it; from the last one on global_batch_size. For example
+    # ConfigDict({"2000": 360, "6000": 720}): Llama 3 grew its batch so (arXiv 2407.21783).
+    data.batch_ramp = ConfigDict()
     data.seed = 0  # order of the windows and of the mixture
     data.num_read_threads = 4  # reading ahead, per host
 
@@ -65,6 +69,11 @@ def get_config() -> ConfigDict:
     optimizer.eps = 1e-8
     optimizer.weight_decay = 0.1  # on matrices; norms and the embedding are not decayed
     optimizer.clip_norm = 1.0  # global gradient norm
+    optimizer.mu_dtype = "float32"  # first moment between steps; bfloat16: stochastically rounded
+    optimizer.nu_dtype = "float32"  # second moment, the same
+    optimizer.ema_decay = 0.0  # moving average of the parameters, as 0.999; 0: none is kept
+    optimizer.ema_dtype = "float32"  # of that average
+    optimizer.rounding_seed = 0  # random bits of stochastic rounding; used with bfloat16 only
 
     schedule = config.schedule = ConfigDict()  # linear warm-up, then cosine
     schedule.peak_frac = 0.1  # peak as a fraction of the base model's own peak learning rate
@@ -76,6 +85,11 @@ def get_config() -> ConfigDict:
     train.steps = 85000
     train.num_microbatches = 1  # gradients are summed over this many parts of a batch
     train.max_nonfinite_steps = 10  # consecutive skipped updates after which the job stops
+    # An update whose loss or gradient norm lies this many standard deviations above the mean of the
+    # last ones is left out; OLMo: 6; 0: none is.
+    train.spike_factor = 0.0
+    train.spike_window = 128  # updates in that mean
+    train.max_spikes = 10  # in a row; the next one is accepted: the data have changed
 
     checkpoint = config.checkpoint = ConfigDict()
     checkpoint.save_every_steps = 500

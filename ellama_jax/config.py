@@ -7,7 +7,7 @@ key means stand in configs/base.py.
 import dataclasses
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ellama_jax.settings import build_dataclass
@@ -74,6 +74,7 @@ class DataConfig:
     global_batch_size: int
     seed: int
     num_read_threads: int
+    batch_ramp: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,11 @@ class OptimizerConfig:
     eps: float
     weight_decay: float
     clip_norm: float
+    mu_dtype: str = "float32"
+    nu_dtype: str = "float32"
+    ema_decay: float = 0.0
+    ema_dtype: str = "float32"
+    rounding_seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,9 @@ class TrainConfig:
     steps: int
     num_microbatches: int
     max_nonfinite_steps: int
+    spike_factor: float = 0.0
+    spike_window: int = 128
+    max_spikes: int = 10
 
 
 @dataclass(frozen=True)
@@ -240,6 +249,7 @@ def _check(config: RunConfig) -> None:
         "train.steps": train.steps,
         "train.num_microbatches": train.num_microbatches,
         "train.max_nonfinite_steps": train.max_nonfinite_steps,
+        "train.max_spikes": train.max_spikes,
         "checkpoint.save_every_steps": config.checkpoint.save_every_steps,
         "checkpoint.keep_last": config.checkpoint.keep_last,
         "checkpoint.keep_best": config.checkpoint.keep_best,
@@ -254,16 +264,54 @@ def _check(config: RunConfig) -> None:
         allowed = DTYPES + (("auto",) if name == "compute_dtype" else ())
         value = getattr(model, name)
         _require(value in allowed, f"model.{name}", f"must be one of {', '.join(allowed)}", value)
-    _require(
-        data.global_batch_size % train.num_microbatches == 0,
-        "data.global_batch_size",
-        f"must be divisible by train.num_microbatches ({train.num_microbatches})",
-        data.global_batch_size,
-    )
+    _check_batch_sizes(data, train)
     _check_mixture(data, train.steps)
     _check_repetition(data)
     _check_learning(config)
     _check_checkpoint(config.checkpoint)
+
+
+def batch_sizes(data: DataConfig) -> list[tuple[int, int]]:
+    """Returns (first step, rows a step from there on), ascending, the first from step 0.
+
+    `batch_ramp` says how many rows the steps *before* a step have; from its last step on they have
+    `global_batch_size`.
+    """
+    ramp = sorted((int(step), rows) for step, rows in data.batch_ramp.items())
+    starts = [0] + [step for step, _ in ramp]
+    return list(zip(starts, [rows for _, rows in ramp] + [data.global_batch_size], strict=True))
+
+
+def rows_at(data: DataConfig, step: int) -> int:
+    """Returns the rows of the global batch of one step, counted from 0."""
+    return [rows for start, rows in batch_sizes(data) if start <= step][-1]
+
+
+def count_rows(data: DataConfig, steps: int) -> int:
+    """Returns the rows of the first `steps` steps together."""
+    sizes = batch_sizes(data)
+    ends = [start for start, _ in sizes[1:]] + [max(steps, sizes[-1][0])]
+    spans = zip(sizes, ends, strict=True)
+    return sum(rows * max(0, min(end, steps) - start) for (start, rows), end in spans)
+
+
+def _check_batch_sizes(data: DataConfig, train: TrainConfig) -> None:
+    for step, rows in data.batch_ramp.items():
+        name = f"data.batch_ramp.{step}"
+        _require(step.isdecimal() and 1 <= int(step) < train.steps, name,
+                 f"must be a step from 1 to below train.steps ({train.steps})", step)  # fmt: skip
+        _require(rows >= 1, name, "must be at least 1 row", rows)
+    steps = [int(step) for step in data.batch_ramp]
+    _require(len(set(steps)) == len(steps), "data.batch_ramp", "must name a step once",
+             ", ".join(data.batch_ramp))  # fmt: skip
+    _require(not (data.batch_ramp and data.seqio_mixture), "data.batch_ramp",
+             "must be empty with data.seqio_mixture, whose batches have one size",
+             ", ".join(data.batch_ramp))  # fmt: skip
+    parts = train.num_microbatches
+    sizes = {f"data.batch_ramp.{step}": rows for step, rows in data.batch_ramp.items()}
+    for name, rows in {**sizes, "data.global_batch_size": data.global_batch_size}.items():
+        rule = f"must be divisible by train.num_microbatches ({parts})"
+        _require(rows % parts == 0, name, rule, rows)
 
 
 def _check_checkpoint(checkpoint: CheckpointConfig) -> None:
@@ -354,6 +402,16 @@ def _check_learning(config: RunConfig) -> None:
     )
     _require(optimizer.weight_decay >= 0, "optimizer.weight_decay", "must not be negative",
              optimizer.weight_decay)  # fmt: skip
+    for name in ("mu_dtype", "nu_dtype", "ema_dtype"):
+        value = getattr(optimizer, name)
+        _require(value in DTYPES, f"optimizer.{name}", f"must be one of {', '.join(DTYPES)}", value)
+    _require(0 <= optimizer.ema_decay < 1, "optimizer.ema_decay", "must lie in [0, 1)",
+             optimizer.ema_decay)  # fmt: skip
+    train = config.train
+    _require(train.spike_factor >= 0, "train.spike_factor", "must not be negative",
+             train.spike_factor)  # fmt: skip
+    _require(train.spike_window >= 4, "train.spike_window", "must be at least 4",
+             train.spike_window)  # fmt: skip
 
 
 def _require(holds: bool, name: str, rule: str, value) -> None:

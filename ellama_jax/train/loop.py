@@ -37,6 +37,7 @@ from ellama_jax.sharding import make_mesh, place_batch, row_parts
 from ellama_jax.train.metrics import IntervalMeans, MetricsLog, known_metrics, step_record
 from ellama_jax.train.optimizer import init_opt_state, peak_learning_rate
 from ellama_jax.train.program import Program, make_program
+from ellama_jax.train.spikes import guard_from_data, guard_to_data, init_guard
 from ellama_jax.train.step import TrainState, init_state
 from ellama_jax.tree import flatten_paths
 from ellama_jax.weights import checkpoint as checkpoints
@@ -230,7 +231,7 @@ def _start_or_resume(run: Run, program: Program, manager) -> tuple[TrainState, "
     if manager.latest_step() is None:
         params = _base_params(run, mesh)
         opt_state = init_opt_state(program.optimizer, params, abstract.opt_state)
-        state = init_state(params, opt_state)
+        state = init_state(params, opt_state, init_guard(run.config.train))
         ledger, sums = {}, {}
     else:
         step, params, opt_state, data, _ = checkpoints.restore_training(
@@ -238,11 +239,17 @@ def _start_or_resume(run: Run, program: Program, manager) -> tuple[TrainState, "
         )
         _check_same_mixture(run, step, data)
         counts = {name: jnp.int32(data[name]) for name in ("skipped", "skipped_in_a_row")}
-        state = TrainState(jnp.int32(step), params, opt_state, **counts)
+        # Checkpoints from before there was a guard have none.
+        guard = guard_from_data(data.get("guard"), run.config.train)
+        state = TrainState(jnp.int32(step), params, opt_state, **counts, guard=guard)
         # Checkpoints from before there were means have no sums of them.
         ledger, sums = data["ledger"], data.get("interval_sums", {})
     scalars = NamedSharding(mesh, PartitionSpec())
-    placed = {n: jax.device_put(np.asarray(getattr(state, n)), scalars) for n in _COUNTERS}
+    placed = {
+        name: jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf), scalars), value)
+        for name, value in state._asdict().items()
+        if name in _COUNTERS
+    }
     # A stage to come may have brought sources that this checkpoint does not know.
     ledger = {source.name: 0 for source in run.loader.sources} | ledger
     return state._replace(**placed), _SoFar(ledger, IntervalMeans(_source_names(run.loader), sums))
@@ -275,7 +282,7 @@ class _SoFar(NamedTuple):
     means: IntervalMeans
 
 
-_COUNTERS = ("step", "skipped", "skipped_in_a_row")
+_COUNTERS = ("step", "skipped", "skipped_in_a_row", "guard")
 
 
 def _base_params(run: Run, mesh: Mesh) -> dict:
@@ -387,6 +394,7 @@ def _save(run: Run, manager, state: TrainState, so_far: _SoFar, *, due: bool) ->
         "mixture": run.loader.mixture_until(step),
         "skipped": int(state.skipped),
         "skipped_in_a_row": int(state.skipped_in_a_row),
+        "guard": guard_to_data(state.guard),
     }
     checkpoints.save_training(
         manager, step, state.params, state.opt_state, data, _meta(run, step),

@@ -45,6 +45,7 @@ def step_record(
         "step_secs": secs,
         "tokens_per_sec": float(values["weight_sum"]) / secs,
         "skipped_updates": int(values["skipped"]),
+        "spikes": int(values["spikes"]),
     }
     sums: dict[str, np.ndarray] = {}
     for index, name in enumerate(source_names):

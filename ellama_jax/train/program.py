@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ellama_jax.config import ModelConfig, RunConfig
+from ellama_jax.config import ModelConfig, RunConfig, batch_sizes
 from ellama_jax.model.attention import resolve_attention
 from ellama_jax.model.llama import abstract_params
 from ellama_jax.model.presets import LlamaConfig
 from ellama_jax.sharding import batch_sharding
 from ellama_jax.train.optimizer import abstract_opt_state, make_optimizer, make_schedule
+from ellama_jax.train.spikes import init_guard
 from ellama_jax.train.step import TrainState, make_loss_sums, make_train_step
 
 # Features of a batch [B, T] and their dtypes; `source_ids` is [B].
@@ -64,11 +65,25 @@ def make_program(config: RunConfig, model: LlamaConfig, mesh: Mesh, num_sources:
         chunk_tokens=config.model.loss_chunk_tokens,
         attention=resolve_attention(config.model.attention, platform),
     )
-    step = make_train_step(loss_sums, optimizer, config.train.num_microbatches)
+    step = make_train_step(
+        loss_sums,
+        optimizer,
+        config.train.num_microbatches,
+        rounding_seed=config.optimizer.rounding_seed,
+        spike_factor=config.train.spike_factor,
+        max_spikes=config.train.max_spikes,
+    )
     params = abstract_params(model, jnp.dtype(config.model.param_dtype), mesh)
-    scalar = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
-    state = TrainState(scalar, params, abstract_opt_state(optimizer, params), scalar, scalar)
-    batch = _abstract_batch(config, mesh)
+    whole = NamedSharding(mesh, PartitionSpec())
+    scalar = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
+    guard = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
+        jax.eval_shape(lambda: init_guard(config.train)),
+    )
+    opt_state = abstract_opt_state(optimizer, params)
+    state = TrainState(scalar, params, opt_state, scalar, scalar, guard)
+    for _, rows in batch_sizes(config.data):
+        batch = _abstract_batch(config, mesh, rows)  # the last size is compiled ahead
     return Program(mesh, schedule, optimizer, jax.jit(step, donate_argnums=0), state, batch)
 
 
@@ -79,8 +94,8 @@ def compute_dtype(config: ModelConfig, platform: str):
     return jnp.dtype(config.compute_dtype)
 
 
-def _abstract_batch(config: RunConfig, mesh: Mesh) -> dict:
-    shape = (config.data.global_batch_size, config.data.seq_len)
+def _abstract_batch(config: RunConfig, mesh: Mesh, rows: int) -> dict:
+    shape = (rows, config.data.seq_len)
     features = {name: (shape, dtype) for name, dtype in _ROWS.items()}
     features["source_ids"] = (shape[:1], jnp.int32)
 

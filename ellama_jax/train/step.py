@@ -15,14 +15,15 @@ from ellama_jax.model.attention import AUTO
 from ellama_jax.model.llama import hidden_states, output_kernel
 from ellama_jax.model.loss import token_losses
 from ellama_jax.model.presets import LlamaConfig
-from ellama_jax.train.optimizer import global_norm
+from ellama_jax.train.optimizer import add_updates, global_norm, to_float32
+from ellama_jax.train.spikes import SpikeGuard, judge, make_guard
 
 
 class TrainState(NamedTuple):
     """All that an update changes.
 
     `skipped` counts updates left out because loss or gradient was not finite; `skipped_in_a_row`
-    since the last good one.
+    since the last good one. `guard` knows what is a spike.
     """
 
     step: jax.Array
@@ -30,6 +31,7 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
     skipped: jax.Array
     skipped_in_a_row: jax.Array
+    guard: SpikeGuard
 
 
 class Metrics(NamedTuple):
@@ -37,6 +39,7 @@ class Metrics(NamedTuple):
 
     `source_loss_sums` and `source_weight_sums` are [sources] float32: a source's loss is their ratio;
     `source_tokens` [sources] int32 counts all its tokens, predicted or not, padding left out.
+    `spikes` counts the updates that the guard left out, `spiked` says if this is one of them.
     """
 
     loss: jax.Array
@@ -47,6 +50,8 @@ class Metrics(NamedTuple):
     source_tokens: jax.Array
     skipped: jax.Array
     skipped_in_a_row: jax.Array
+    spikes: jax.Array
+    spiked: jax.Array
 
 
 class Sums(NamedTuple):
@@ -91,17 +96,26 @@ def make_loss_sums(
 
 
 def make_train_step(
-    loss_sums: Callable, optimizer: optax.GradientTransformation, num_microbatches: int
+    loss_sums: Callable,
+    optimizer: optax.GradientTransformation,
+    num_microbatches: int,
+    *,
+    rounding_seed: int = 0,
+    spike_factor: float = 0.0,
+    max_spikes: int = 10,
 ) -> Callable[[TrainState, dict], tuple[TrainState, Metrics]]:
     """Returns the pure step; jit it once, donating the state.
 
     The loss is the sum of token losses over all micro-batches and hosts divided once by the sum of
-    their weights. An update whose loss or gradient is not finite is skipped and counted.
+    their weights. An update whose loss or gradient is not finite is skipped and counted, and so is
+    a spike. Gradients and parameters may be float32 or bfloat16: the update is computed in float32.
 
     Args:
         loss_sums: from `make_loss_sums`.
         optimizer: any optax transformation.
         num_microbatches: parts of a batch whose gradients are summed one after the other.
+        rounding_seed: of the random bits by which bfloat16 parameters are rounded.
+        spike_factor, max_spikes: see `spikes.judge`.
     """
 
     def summed_gradients(params, batch):
@@ -120,23 +134,27 @@ def make_train_step(
         gradients, sums = summed_gradients(state.params, batch)
         # A batch of padding alone has weight 0; its gradient is 0 too, and nothing is divided by 0.
         divisor = jnp.maximum(sums.weight, 1.0)
-        gradients = jax.tree.map(lambda g: (g / divisor).astype(g.dtype), gradients)
+        gradients = jax.tree.map(lambda g: g.astype(jnp.float32) / divisor, gradients)
         norm = global_norm(gradients)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, to_float32(state.params))
+        params = add_updates(state.params, updates, rounding_seed, state.step)
 
         finite = jnp.isfinite(sums.loss) & jnp.isfinite(norm)
+        spiked, guard = judge(
+            state.guard, sums.loss / divisor, norm, factor=spike_factor, max_spikes=max_spikes
+        )
+        accepted = finite & ~spiked
         params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old),
+            lambda new, old: jnp.where(accepted, new, old),
             (params, opt_state), (state.params, state.opt_state),
         )  # fmt: skip
         skipped = state.skipped + ~finite
         in_a_row = jnp.where(finite, 0, state.skipped_in_a_row + 1)
         metrics = Metrics(
             sums.loss / divisor, norm, sums.weight, sums.source_losses, sums.source_weights,
-            sums.source_tokens, skipped, in_a_row,
+            sums.source_tokens, skipped, in_a_row, guard.spikes, spiked,
         )  # fmt: skip
-        return TrainState(state.step + 1, params, opt_state, skipped, in_a_row), metrics
+        return TrainState(state.step + 1, params, opt_state, skipped, in_a_row, guard), metrics
 
     return train_step
 
@@ -156,11 +174,14 @@ def split_batch(batch: dict, num_parts: int) -> dict:
     return {name: split(x) for name, x in batch.items()}
 
 
-def init_state(params: dict, opt_state: optax.OptState) -> TrainState:
-    """Returns the state before the first step."""
+def init_state(
+    params: dict, opt_state: optax.OptState, guard: SpikeGuard | None = None
+) -> TrainState:
+    """Returns the state before the first step; None is a guard without a window."""
 
     # One array each: donated buffers must not be shared.
     def zero():
         return jnp.zeros((), jnp.int32)
 
-    return TrainState(zero(), params, opt_state, zero(), zero())
+    guard = make_guard(0) if guard is None else guard
+    return TrainState(zero(), params, opt_state, zero(), zero(), guard)
