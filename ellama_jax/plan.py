@@ -7,21 +7,30 @@ plan_table.py's, the search for a better configuration plan_search.py's.
 
 import argparse
 import contextlib
+import dataclasses
 import datetime
 import json
 import os
 import shlex
 import tempfile
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ellama_jax.config import RunConfig, config_to_mapping, load_config
 from ellama_jax.paths import as_path, is_remote, write_whole
-from ellama_jax.plan_compile import compile_for
+from ellama_jax.plan_compile import compile_for, describe
 from ellama_jax.plan_cost import parse_mfu, parse_prices, run_cost, run_tokens, tokens_per_step
 from ellama_jax.plan_table import PROMISE, WIDTH, block, summary
-from ellama_jax.plan_targets import Target, check_compiler, check_sizes, parse_targets
+from ellama_jax.plan_targets import (
+    Target,
+    axis_sizes,
+    check_compiler,
+    check_model,
+    check_sizes,
+    parse_targets,
+)
 from ellama_jax.progress import progress
 
 FORMAT = 1  # of the JSON; a key changes its meaning only with this number
@@ -35,11 +44,15 @@ class Options:
         prices: US dollars a chip and hour by `Target.price_key`.
         mfu: what days are told for beside the bound, or None.
         text_dir: where compiled programs are kept, or None.
+        max_compiles: after so many a search of one target ends.
+        best: how many of a search are shown.
     """
 
     prices: Mapping[str, float]
     mfu: float | None
     text_dir: Path | None
+    max_compiles: int
+    best: int
 
 
 def main_plan(argv: list[str]) -> None:
@@ -50,27 +63,38 @@ def main_plan(argv: list[str]) -> None:
     config, others = load_config(argv, "plan")
     args = parser.parse_args(others)
     targets = parse_targets(args.topology)
-    text_dir = None if args.text_dir is None else _existing_dir(args.text_dir, "--text-dir")
-    options = Options(parse_prices(args.price), parse_mfu(args.mfu), text_dir)
+    options = Options(
+        prices=parse_prices(args.price),
+        mfu=parse_mfu(args.mfu),
+        text_dir=None if args.text_dir is None else _existing_dir(args.text_dir, "--text-dir"),
+        max_compiles=_at_least_one(args.max_compiles, "--max-compiles"),
+        best=_at_least_one(args.best, "--best"),
+    )
     check_json_path(args.json)
     check_compiler(targets)
-    # The parent never uses a device; those of this machine are not touched by importing JAX.
+    # This process uses no device: each compilation has its own, and may hide those of this machine.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     for target in targets:
-        check_sizes(config, target)
-    records = make_plans(config, targets, options)
-    print("\n\n".join(block(record) for record in records))
-    if len(records) > 1:
-        print(f"\n{summary(records)}")
-    print(f"\n{_wrapped(PROMISE)}")
+        check_model(config, target)
+    targets = [_counted(target) for target in targets]
+    if args.search:
+        records, searches, text = search_targets(config, targets, options)
+    else:
+        for target in targets:
+            check_sizes(config, target)
+        records, searches = make_plans(config, targets, options), []
+        text = "\n\n".join(block(record) for record in records)
+        if len(records) > 1:
+            text += f"\n\n{summary(records)}"
+    print(f"{text}\n\n{textwrap.fill(PROMISE, WIDTH)}")
     if args.json:
-        write_json(as_path(args.json), config, records, argv)
-    failed = [record for record in records if record["outcome"] == "failed"]
-    if failed:
-        raise ValueError(
-            f"{failed[0]['target']}: the compiler failed: {failed[0]['message']} "
-            f"(full text: {failed[0]['text_path']})"
-        )
+        write_json(as_path(args.json), config, records, searches, argv)
+    for record in records:
+        if record["outcome"] == "failed":
+            raise ValueError(
+                f"{record['target']}: the compiler failed: {record['message']} "
+                f"(full text: {record['text_path']})"
+            )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -94,6 +118,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--price", metavar="USD", help="a chip and hour, or v5p=4.2,v6e=2.7")
     parser.add_argument("--mfu", metavar="FRAC", help="tell days and cost for this MFU too, as 0.4")
+    parser.add_argument(
+        "--search",
+        action="store_true",
+        help="try meshes, micro-batches, remat policies and dtypes of the state, and rank what fits",
+    )
+    parser.add_argument(
+        "--max-compiles", type=int, default=12, metavar="N", help="of a search (12)"
+    )
+    parser.add_argument("--best", type=int, default=5, metavar="N", help="shown of a search (5)")
     parser.add_argument("--json", metavar="FILE", help="write the plans there too")
     parser.add_argument("--text-dir", metavar="DIR", help="keep the compiled programs' text there")
     return parser
@@ -111,6 +144,41 @@ def make_plans(config: RunConfig, targets: Sequence[Target], options: Options) -
             records.append(make_plan(config, target, options, _noter(bar, target.name)))
             bar.update()
     return records
+
+
+def search_targets(
+    config: RunConfig, targets: Sequence[Target], options: Options
+) -> tuple[list[dict], list[dict], str]:
+    """Searches for each target.
+
+    Returns:
+        the records of all that was compiled, the best of each target first, with the `overrides`
+        that lead to them; what was counted; and the text for the user.
+    """
+    from ellama_jax.plan_search import overrides, search, search_block
+
+    records, searches, blocks = [], [], []
+    with progress("plan", len(targets) * options.max_compiles, "compiles") as bar:
+        for target in targets:
+
+            def compile_candidate(candidate, changed, target=target):
+                record = make_plan(changed, target, options, _noter(bar, target.name))
+                bar.update()
+                return {**record, "overrides": overrides(config, candidate)}
+
+            facts = describe(target)
+            found = search(config, target, facts, options.max_compiles, compile_candidate)
+            blocks.append(search_block(found, options.max_compiles, options.best))
+            records += found.records
+            searches.append({"target": target.name, **found.counts})
+    return records, searches, "\n\n".join(blocks)
+
+
+def _counted(target: Target) -> Target:
+    """Returns a target that knows its devices; those of this machine are counted now."""
+    if target.num_devices:
+        return target
+    return dataclasses.replace(target, num_devices=describe(target)["num_devices"])
 
 
 def _noter(bar, name: str):
@@ -154,12 +222,10 @@ def plan_record(config: RunConfig, target: Target, options: Options, answer: Map
     """
     from ellama_jax.model.llama import count_params
     from ellama_jax.model.presets import get_preset
-    from ellama_jax.plan_targets import axis_sizes
 
     topology = target.topology
-    num_devices = answer.get("num_devices") or target.num_devices
-    mesh = answer.get("mesh") or axis_sizes(config, target)
-    num_chips = num_devices // target.devices_per_chip
+    mesh = axis_sizes(config, target)
+    num_chips = target.num_devices // target.devices_per_chip
     step = {
         "global_batch_size": config.data.global_batch_size,
         "seq_len": config.data.seq_len,
@@ -180,7 +246,7 @@ def plan_record(config: RunConfig, target: Target, options: Options, answer: Map
         "hardware": topology.generation if topology else None,
         "shape": list(topology.shape) if topology else None,
         "num_chips": num_chips,
-        "num_devices": num_devices,
+        "num_devices": target.num_devices,
         "num_slices": target.num_slices,
         "model": config.model.preset,
         "num_params": count_params(get_preset(config.model.preset)),
@@ -188,6 +254,7 @@ def plan_record(config: RunConfig, target: Target, options: Options, answer: Map
         "outcome": answer["outcome"],
         **{key: answer.get(key) for key in keys},
         "secs": answer["secs"],
+        "overrides": [],
     }
     return {**record, "run": _run_record(config, options, target, record)}
 
@@ -212,11 +279,17 @@ def _run_record(config: RunConfig, options: Options, target: Target, record: Map
     }
 
 
-def write_json(path: Path, config: RunConfig, records: Sequence[Mapping], argv: list[str]) -> None:
+def write_json(
+    path: Path,
+    config: RunConfig,
+    records: Sequence[Mapping],
+    searches: Sequence[Mapping],
+    argv: list[str],
+) -> None:
     """Writes plans whole or not at all."""
     from ellama_jax.weights.layout import installed_version, source_commit
 
-    now = datetime.datetime.now(datetime.timezone.utc)
+    now = datetime.datetime.now(datetime.UTC)
     data = {
         "format": FORMAT,
         "created": now.isoformat(timespec="seconds"),
@@ -225,6 +298,7 @@ def write_json(path: Path, config: RunConfig, records: Sequence[Mapping], argv: 
         "versions": {name: installed_version(name) for name in ("ellama_jax", "jax", "libtpu")},
         "config": config_to_mapping(config),
         "plans": list(records),
+        "searches": list(searches),
     }
     write_whole(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
 
@@ -248,7 +322,7 @@ def _existing_dir(path: str | Path, name: str) -> Path:
     return path
 
 
-def _wrapped(text: str) -> str:
-    import textwrap
-
-    return textwrap.fill(text, WIDTH)
+def _at_least_one(number: int, name: str) -> int:
+    if number < 1:
+        raise ValueError(f"{name}: must be at least 1, got {number}.")
+    return number

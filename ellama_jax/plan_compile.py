@@ -44,26 +44,46 @@ def compile_for(
     Raises:
         ValueError: for what a user can change, before anything is compiled.
     """
+    request = {
+        "target": target.name,
+        "config": config_to_mapping(config),
+        "num_sources": count_sources(config),
+        "text_path": str(text_path),
+    }
+    start = time.monotonic()
+    answer, said = _ask(request, target, on_phase)
+    if answer["outcome"] == "failed" and said is not None:
+        text_path.write_text(said)
+    return {**answer, "secs": time.monotonic() - start}
+
+
+def describe(target: Target) -> dict:
+    """Returns `device_kind`, `num_devices`, `limit_bytes` (None if unknown) and `versions`.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    answer, _ = _ask({"target": target.name}, target, lambda phase, secs: None)
+    if answer["outcome"] == "failed":
+        raise ValueError(
+            f"{target.name}: must be devices that JAX can use, got: {answer['message']}."
+        )
+    return answer
+
+
+def _ask(request: dict, target: Target, on_phase) -> tuple[dict, str | None]:
+    """Returns a process's answer to a request, or how it ended without one and what it wrote."""
     with tempfile.TemporaryDirectory(prefix="ellama-plan-") as folder:
-        request, answer, log = (Path(folder) / name for name in ("request", "answer", "log"))
-        asked = {
-            "config": config_to_mapping(config),
-            "target": target.name,
-            "num_sources": count_sources(config),
-            "text_path": str(text_path),
-        }
-        request.write_text(json.dumps(asked))
-        start = time.monotonic()
-        code = _run([str(request), str(answer)], log, compiler_environment(target), on_phase)
-        said = log.read_text(errors="replace")
-        if answer.exists():
-            found = json.loads(answer.read_text())
-        else:
-            text_path.write_text(said)
-            found = {"outcome": "failed", "message": last_words(code, said)}
+        asked, answer, log = (Path(folder) / name for name in ("request", "answer", "log"))
+        asked.write_text(json.dumps(request))
+        code = _run([str(asked), str(answer)], log, compiler_environment(target), on_phase)
+        if not answer.exists():
+            said = log.read_text(errors="replace")
+            return {"outcome": "failed", "message": last_words(code, said)}, said
+        found = json.loads(answer.read_text())
     if found["outcome"] == "invalid":
         raise ValueError(found["message"])
-    return {**found, "secs": time.monotonic() - start}
+    return found, None
 
 
 def _run(arguments: list[str], log: Path, environment: dict, on_phase) -> int:

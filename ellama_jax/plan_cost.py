@@ -5,9 +5,8 @@ Owns this arithmetic and the prices a user gives. How long a step takes at least
 
 import difflib
 import math
-from collections.abc import Mapping
 
-from ellama_jax.config import RunConfig
+from ellama_jax.config import RunConfig, count_rows
 from ellama_jax.topology import GENERATIONS
 
 _PRICED = (*GENERATIONS, "gpu", "cpu")
@@ -64,12 +63,14 @@ def parse_mfu(text: str | None) -> float | None:
 
 
 def run_cost(config: RunConfig, num_chips: int, step_secs: float, price: float | None) -> dict:
-    """Returns what all steps take if each takes `step_secs`, nothing else counted.
+    """Returns what all steps take if each full batch takes `step_secs`, nothing else counted.
+
+    Smaller batches at the beginning take their share of it.
 
     Returns:
         `days`, `chip_hours`, and `cost_usd`, None without a price.
     """
-    secs = config.train.steps * step_secs
+    secs = run_tokens(config) / tokens_per_step(config) * step_secs
     chip_hours = secs / 3600 * num_chips
     return {
         "days": secs / 86400,
@@ -79,10 +80,10 @@ def run_cost(config: RunConfig, num_chips: int, step_secs: float, price: float |
 
 
 def tokens_per_step(config: RunConfig) -> int:
-    """Returns the tokens of one step, padding included."""
+    """Returns the tokens of one step of the full batch, padding included."""
     return config.data.global_batch_size * config.data.seq_len
 
 
 def run_tokens(config: RunConfig) -> int:
-    """Returns the tokens of all steps."""
-    return config.train.steps * tokens_per_step(config)
+    """Returns the tokens of all steps, those of a smaller batch at the beginning included."""
+    return count_rows(config.data, config.train.steps) * config.data.seq_len

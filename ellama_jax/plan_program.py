@@ -19,7 +19,8 @@ from jax.sharding import SingleDeviceSharding
 from ellama_jax.config import RunConfig, config_from_mapping
 from ellama_jax.model.attention import resolve_attention
 from ellama_jax.model.presets import get_preset
-from ellama_jax.plan_hlo import analyze_step, summarize_collectives
+from ellama_jax.plan_hlo import analyze_step
+from ellama_jax.plan_hlo_collectives import summarize_collectives
 from ellama_jax.plan_hlo_memory import parse_out_of_memory, split_memory
 from ellama_jax.plan_roofline import model_flops, roofline
 from ellama_jax.sharding import make_mesh
@@ -30,12 +31,13 @@ from ellama_jax.weights.layout import installed_version
 _MOST_ALLOCATIONS = 8  # in an answer
 
 
-def compile_request(request: Mapping) -> dict:
+def compile_request(request: Mapping, devices: list) -> dict:
     """Compiles what a request asks for.
 
     Args:
-        request: `config` (nested values), `target` (name), `num_sources`, and `text_path`, where
-            the compiled program, or the compiler's refusal, is written.
+        request: `config` (nested values), `num_sources`, and `text_path`, where the compiled
+            program, or the compiler's refusal, is written.
+        devices: for which; they need not be in this machine.
 
     Returns:
         `outcome` (compiled | no_fit | failed) and what is known of it; bytes are a device's.
@@ -44,7 +46,6 @@ def compile_request(request: Mapping) -> dict:
         ValueError: for what a user can change: a mesh that does not fit, a kernel that is not there.
     """
     config = config_from_mapping(request["config"])
-    devices = target_devices(request["target"])
     program = make_program(
         config,
         get_preset(config.model.preset),
@@ -53,13 +54,8 @@ def compile_request(request: Mapping) -> dict:
     )
     kernel = resolve_attention(config.model.attention, devices[0].platform).kernel
     answer = {
-        "device_kind": devices[0].device_kind,
-        "num_devices": len(devices),
-        "num_slices": len({getattr(device, "slice_index", 0) for device in devices}),
         "mesh": dict(program.mesh.shape),
         "attention_kernel": kernel,
-        "limit_bytes": memory_limit(devices[0]),
-        "versions": versions(devices[0]),
         "model_flops": _model_flops(config),
     }
     text_path = Path(request["text_path"])
@@ -78,6 +74,16 @@ def compile_request(request: Mapping) -> dict:
     text_path.write_text(text)
     memory = dataclasses.asdict(split_memory(compiled.memory_analysis(), program))
     return {**answer, "outcome": "compiled", "memory": memory, **_costs(text, program, config)}
+
+
+def describe_devices(devices: list) -> dict:
+    """Returns what is known of a target's devices without compiling a step."""
+    return {
+        "device_kind": devices[0].device_kind,
+        "num_devices": len(devices),
+        "limit_bytes": memory_limit(devices[0]),
+        "versions": versions(devices[0]),
+    }
 
 
 def target_devices(name: str) -> list:
@@ -150,10 +156,10 @@ def _costs(text: str, program: Program, config: RunConfig) -> dict:
         return {"unread": str(error)}
     sums = summarize_collectives(costs.collectives)
     found = {
-        "flops": dataclasses.asdict(costs.flops),
+        "flops": {**dataclasses.asdict(costs.flops), "total": costs.flops.total},
         "traffic": dataclasses.asdict(costs.traffic),
         "collectives": [dataclasses.asdict(item) for item in sums],
-        "largest": [dataclasses.asdict(item) for item in costs.largest[:_MOST_ALLOCATIONS]],
+        "largest": [dataclasses.asdict(item) for item in getattr(costs, "largest", ())[:8]],
     }
     hardware = hardware_of(program.mesh.devices.flat[0].device_kind)
     if hardware is not None:
@@ -170,11 +176,18 @@ def _say(phase: str) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Answers one request file; a user's mistake is an answer too."""
+    """Answers one request file; a user's mistake is an answer too.
+
+    A request names a `target`; without a `config` its devices are described, nothing is compiled.
+    """
     logging.getLogger("jax").setLevel(logging.ERROR)
     request_path, answer_path = map(Path, argv)
     try:
-        answer = compile_request(json.loads(request_path.read_text()))
+        request = json.loads(request_path.read_text())
+        devices = target_devices(request["target"])
+        answer = {"outcome": "described", **describe_devices(devices)}
+        if "config" in request:
+            answer.update(compile_request(request, devices))
     except ValueError as error:
         answer = {"outcome": "invalid", "message": str(error)}
     answer_path.write_text(json.dumps(answer))

@@ -7,20 +7,23 @@ compiled. The estimate only orders; what is told of a configuration comes from t
 
 import itertools
 import math
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ellama_jax.config import RunConfig, config_from_mapping, config_to_mapping
 from ellama_jax.model.llama import REMAT_POLICIES, count_params, dim_sizes, param_dims
 from ellama_jax.model.presets import LlamaConfig, get_preset
+from ellama_jax.plan_table import WIDTH, block, gib, table
 from ellama_jax.plan_targets import Target
 from ellama_jax.sharding import MESH_AXES, STORAGE_AXES, partition_spec
-from ellama_jax.topology import Hardware
+from ellama_jax.topology import HARDWARE, Hardware, hardware_of
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 # A shorter piece of a row than this leaves the matrix unit idle between its tiles.
 _MIN_PIECE_TOKENS = 1024
 _MAX_TENSOR = 16
+_NOMINAL = HARDWARE["v5e"]  # orders candidates for devices whose peaks are not known
 
 
 @dataclass(frozen=True)
@@ -77,12 +80,16 @@ class Found:
     tried: tuple[tuple[Candidate, dict], ...]
     counts: Mapping[str, int]
 
+    @property
+    def records(self) -> list[dict]:
+        """The records alone."""
+        return [record for _, record in self.tried]
+
 
 def search(
     config: RunConfig,
     target: Target,
-    limit_bytes: float,
-    hardware: Hardware,
+    facts: Mapping,
     max_compiles: int,
     compile_candidate: Callable[[Candidate, RunConfig], dict],
 ) -> Found:
@@ -91,13 +98,22 @@ def search(
     Args:
         config: where the search starts; model, tokens and kernels stay.
         target: for what.
-        limit_bytes: what a device's programs may use.
-        hardware: peaks, for the estimate.
+        facts: of `plan_compile.describe`: kind of the devices, and what their programs may use.
         max_compiles: after so many the search ends.
         compile_candidate: returns a plan's record.
+
+    Raises:
+        ValueError: if there is no configuration to try.
     """
     model = get_preset(config.model.preset)
+    hardware = hardware_of(facts["device_kind"]) or _NOMINAL
+    limit_bytes = facts["limit_bytes"] or math.inf
     every = list(list_candidates(config, model, target))
+    if not every:
+        raise ValueError(
+            f"{target.name}: must have a mesh for rows of {config.data.seq_len} tokens and "
+            f"data.global_batch_size, got {config.data.global_batch_size} rows; a power of two fits."
+        )
     estimates = {item: estimate(item, config, model, hardware) for item in every}
     possible = [item for item in every if estimates[item].arguments_bytes <= limit_bytes]
 
@@ -124,6 +140,12 @@ def search(
         "compiled": len(tried),
         "not_tried": len(waiting),
     }
+    if not tried:
+        raise ValueError(
+            f"{target.name}: must hold a device's part of parameters and optimizer, which is "
+            f"{min(e.arguments_bytes for e in estimates.values()) / 2**30:.1f} GiB at least, "
+            f"got {limit_bytes / 2**30:.2f} GiB; take more chips."
+        )
     return Found(tuple(sorted(tried, key=lambda pair: _rank(pair[1]))), counts)
 
 
@@ -171,7 +193,9 @@ def list_candidates(config: RunConfig, model: LlamaConfig, target: Target) -> It
     meshes = [mesh for mesh in list_meshes(target) if _mesh_allowed(mesh, config, model)]
     for mesh in meshes:
         rows_per_part = rows // (mesh[0] * mesh[1])
-        parts = [parts for parts in divisors(rows_per_part) if parts <= 64 or parts == rows_per_part]
+        parts = [
+            parts for parts in divisors(rows_per_part) if parts <= 64 or parts == rows_per_part
+        ]
         for part, remat, dtypes in itertools.product(parts, _remats(config), _dtypes(config)):
             yield Candidate(mesh, part, remat, dtypes)
 
@@ -315,37 +339,50 @@ def _recompute(remat: str) -> float:
 # --- words ---------------------------------------------------------------------------------------
 
 
-def counts_in_words(counts: Mapping[str, int], max_compiles: int) -> str:
+def search_block(found: Found, max_compiles: int, best: int) -> str:
+    """Returns what a search found in words: the ranking, the best in full, what was not tried."""
+    fitting = [pair for pair in found.tried if pair[1]["outcome"] == "compiled"]
+    target = found.tried[0][1]["target"]
+    lines = [f"{target}: searched", table(_ranking(found.tried[:best] if fitting else found.tried))]
+    for number, (_, record) in enumerate(fitting[:best], start=1):
+        changes = " ".join(record["overrides"]) or "(the configuration as it is)"
+        lines.append(f"{number:>2}  {changes}")
+    lines.append(textwrap.fill(_counts_in_words(found.counts, max_compiles), WIDTH))
+    if fitting:
+        lines += ["", "The best in full:", "", block(fitting[0][1])]
+    else:
+        lines += ["", "Nothing that was tried fits; the nearest:", "", block(found.tried[0][1])]
+    return "\n".join(lines)
+
+
+def _ranking(tried: Sequence[tuple[Candidate, dict]]) -> list[tuple[str, ...]]:
+    rows = [("", "data x fsdp x context x tensor", "parts", "remat", "params/mu/nu", "GiB",
+             "step min", "MFU max")]  # fmt: skip
+    for number, (candidate, record) in enumerate(tried, start=1):
+        fits, roofline = record["outcome"] == "compiled", record["roofline"]
+        rows.append((
+            f"{number:>2}",
+            " x ".join(map(str, candidate.mesh)),
+            str(candidate.num_microbatches),
+            candidate.remat,
+            "/".join({"float32": "f32", "bfloat16": "bf16"}[d] for d in candidate.dtypes),
+            gib(record["memory"]["peak_bytes"]) if fits else "too large",
+            f"{roofline['step_secs']:.3g} s" if roofline else "-",
+            f"{roofline['mfu']:.1%}" if roofline else "-",
+        ))  # fmt: skip
+    return rows
+
+
+def _counts_in_words(counts: Mapping[str, int], max_compiles: int) -> str:
     """Says what was tried and what was not."""
-    words = [f"{counts['listed']:,} configurations are possible here", f"{counts['compiled']} compiled"]
+    words = [f"{counts['listed']:,} configurations are possible, {counts['compiled']} compiled"]
     if counts["too_large"]:
         words.append(f"{counts['too_large']:,} left out: their state alone does not fit")
     if counts["dominated"]:
         words.append(f"{counts['dominated']:,} left out: one that needs less did not fit")
     if counts["not_tried"]:
         words.append(
-            f"{counts['not_tried']:,} not tried, by an estimate slower or larger "
-            f"(--max-compiles={max_compiles})"
+            f"{counts['not_tried']:,} not tried: by an estimate slower or larger "
+            f"(--max-compiles {max_compiles})"
         )
     return "; ".join(words) + "."
-
-
-def ranking(config: RunConfig, found: Found) -> Sequence[tuple[str, ...]]:
-    """Returns the rows of a table of what was tried, the best first."""
-    from ellama_jax.plan_table import gib
-
-    rows = [("", "mesh d x f x c x t", "parts", "remat", "dtypes p/m/v", "GiB", "step at least",
-             "MFU at most")]  # fmt: skip
-    for number, (candidate, record) in enumerate(found.tried, start=1):
-        fits, roofline = record["outcome"] == "compiled", record["roofline"]
-        rows.append((
-            str(number),
-            " x ".join(map(str, candidate.mesh)),
-            str(candidate.num_microbatches),
-            candidate.remat,
-            "/".join({"float32": "f32", "bfloat16": "bf16"}[d] for d in candidate.dtypes),
-            gib(record["memory"]["peak_bytes"]) if fits else "does not fit",
-            f"{roofline['step_secs']:.3g} s" if roofline else "-",
-            f"{roofline['mfu']:.1%}" if roofline else "-",
-        ))  # fmt: skip
-    return rows

@@ -52,8 +52,8 @@ def block(record: Mapping) -> str:
 
 def summary(records: Sequence[Mapping]) -> str:
     """Returns a table with one line a plan."""
-    head = ("target", "chips", "fits", "GiB a device", "step at least", "MFU at most",
-            "tokens/s/chip", "days at least", "cost at least")  # fmt: skip
+    head = ("target", "chips", "fits", "GiB/device", "step min", "MFU max", "tokens/s/chip max",
+            "days min", "cost min")  # fmt: skip
     return table([head, *(_summary_row(record) for record in records)])
 
 

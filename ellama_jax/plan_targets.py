@@ -26,13 +26,13 @@ class Target:
         name: `v5p-128`, `2xv6e-256`, `gpu` (those of this machine) or `cpu-8` (fake devices).
         platform: tpu, gpu or cpu.
         topology: of a TPU.
-        num_devices: as JAX counts them; None for GPUs, which only a process that uses them counts.
+        num_devices: as JAX counts them; 0 for GPUs that were not counted yet.
     """
 
     name: str
     platform: str
     topology: Topology | None
-    num_devices: int | None
+    num_devices: int
 
     @property
     def num_slices(self) -> int:
@@ -72,7 +72,7 @@ def parse_targets(names: str) -> list[Target]:
 
 def _parse_target(name: str) -> Target:
     if name == "gpu":
-        return Target("gpu", "gpu", None, None)
+        return Target("gpu", "gpu", None, 0)
     if name.startswith("cpu"):
         match = _CPU.fullmatch(name)
         if match is None or int(match[1]) < 1:
@@ -116,16 +116,16 @@ def compiler_environment(
     return mine
 
 
-def check_sizes(config: RunConfig, target: Target) -> None:
-    """Checks by arithmetic what the program would refuse, before anything is compiled.
+def check_model(config: RunConfig, target: Target) -> None:
+    """Checks what holds for every mesh: the preset, its longest row, the kernel, the policy.
 
     Raises:
-        ValueError: naming what must divide what, and the nearest that does.
+        ValueError: naming the key and what must hold.
     """
     from ellama_jax.model.attention import resolve_attention
-    from ellama_jax.model.llama import dim_sizes, param_dims
+    from ellama_jax.model.llama import REMAT_POLICIES
     from ellama_jax.model.presets import get_preset
-    from ellama_jax.sharding import STORAGE_AXES, partition_spec
+    from ellama_jax.train.optimizer import peak_learning_rate
 
     model = get_preset(config.model.preset)
     if config.data.seq_len > model.max_seq_len:
@@ -133,9 +133,25 @@ def check_sizes(config: RunConfig, target: Target) -> None:
             f"data.seq_len: must not exceed the model's max_seq_len ({model.max_seq_len}), "
             f"got {config.data.seq_len}."
         )
+    if config.model.remat not in REMAT_POLICIES:
+        raise ValueError(
+            f"model.remat: must be one of {', '.join(REMAT_POLICIES)}, got {config.model.remat}."
+        )
+    peak_learning_rate(config.schedule, model)
     resolve_attention(config.model.attention, target.platform)
-    if target.num_devices is None:
-        return
+
+
+def check_sizes(config: RunConfig, target: Target) -> None:
+    """Checks by arithmetic what the program would refuse, before anything is compiled.
+
+    Raises:
+        ValueError: naming what must divide what, and the nearest that does.
+    """
+    from ellama_jax.model.llama import dim_sizes, param_dims
+    from ellama_jax.model.presets import get_preset
+    from ellama_jax.sharding import STORAGE_AXES, partition_spec
+
+    model = get_preset(config.model.preset)
     sizes = axis_sizes(config, target)
     parts = sizes["data"] * sizes["fsdp"]
     rows = config.data.global_batch_size
@@ -143,7 +159,8 @@ def check_sizes(config: RunConfig, target: Target) -> None:
         near = sorted({max(rows // parts, 1) * parts, -(-rows // parts) * parts})
         raise ValueError(
             f"data.global_batch_size: must be divisible by mesh.data x mesh.fsdp ({parts} on "
-            f"{target.name}), got {rows}; {' and '.join(map(str, near))} {'are' if near[1:] else 'is'}."
+            f"{target.name}), got {rows}; {' and '.join(map(str, near))} {'are' if near[1:] else 'is'}, or a "
+            "mesh with fewer parts of the batch (--search tries all)."
         )
     if config.data.seq_len % sizes["context"]:
         raise ValueError(
@@ -173,7 +190,7 @@ def axis_sizes(config: RunConfig, target: Target) -> dict[str, int]:
     if shape[0] % target.num_slices:
         raise ValueError(
             f"mesh.data: must be divisible by the slices of {target.name} ({target.num_slices}), "
-            f"got {shape[0]}; only data crosses slices."
+            f"got {shape[0]}; set mesh.data={target.num_slices}, which alone crosses slices."
         )
     return dict(zip(MESH_AXES, shape, strict=True))
 
