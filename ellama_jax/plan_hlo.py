@@ -8,18 +8,43 @@ from dataclasses import dataclass
 
 from jax.sharding import Mesh
 
-from ellama_jax.plan_hlo_collectives import Collective, find_collectives
+from ellama_jax.plan_hlo_buffers import Buffer, find_peak
+from ellama_jax.plan_hlo_collectives import (
+    Collective,
+    CollectiveSum,
+    find_collectives,
+    summarize_collectives,
+)
 from ellama_jax.plan_hlo_costs import Flops, Traffic, count_flops, estimate_traffic
 from ellama_jax.plan_hlo_text import parse_module
+
+__all__ = (
+    "Buffer", "Collective", "CollectiveSum", "Flops", "StepCosts", "Traffic", "analyze_step",
+    "summarize_collectives",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class StepCosts:
-    """What one step costs one device."""
+    """What one step costs one device; `peak` is what is alive when its memory peaks."""
 
     flops: Flops
     traffic: Traffic
     collectives: tuple[Collective, ...]
+    peak: tuple[Buffer, ...]
+
+    @property
+    def largest(self) -> tuple[Buffer, ...]:
+        """The twelve largest buffers at the peak that are not arguments."""
+        return tuple(buffer for buffer in self.peak if buffer.kind != "argument")[:12]
+
+    @property
+    def peak_bytes(self) -> dict[str, int]:
+        """Bytes at the peak by kind of buffer: argument, gradients, weights, activations."""
+        kinds = dict.fromkeys(("argument", "gradients", "weights", "activations"), 0)
+        for buffer in self.peak:
+            kinds[buffer.kind] += buffer.bytes
+        return kinds
 
 
 def analyze_step(text: str, mesh: Mesh) -> StepCosts:
@@ -34,5 +59,6 @@ def analyze_step(text: str, mesh: Mesh) -> StepCosts:
     """
     module = parse_module(text)
     return StepCosts(
-        count_flops(module), estimate_traffic(module), find_collectives(module, mesh)
-    )
+        count_flops(module), estimate_traffic(module), find_collectives(module, mesh),
+        find_peak(module),
+    )  # fmt: skip

@@ -164,13 +164,10 @@ class Module:
 
     def walk_instruction(self, computation: Computation, instruction: Instruction):
         """Yields the visits of one run of `instruction` of `computation`, itself first."""
-        alone = Computation(computation.name, (instruction,))
-        for visit in self._walk(alone, 1, False):
-            at_home = computation if visit.computation is alone else visit.computation
-            yield Visit(visit.instruction, at_home, visit.count, visit.fused)
+        yield from self._walk(computation, 1, False, (instruction,))
 
-    def _walk(self, computation, count, fused):
-        for instruction in computation.instructions:
+    def _walk(self, computation, count, fused, only=None):
+        for instruction in only or computation.instructions:
             yield Visit(instruction, computation, count, fused)
             times, callees = self._callees(computation, instruction)
             inside = fused or instruction.opcode == "fusion"
