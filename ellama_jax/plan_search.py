@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ellama_jax.config import RunConfig, config_from_mapping, config_to_mapping
 from ellama_jax.model.llama import REMAT_POLICIES, count_params, dim_sizes, param_dims
 from ellama_jax.model.presets import LlamaConfig, get_preset
-from ellama_jax.plan_table import WIDTH, block, gib, table
+from ellama_jax.plan_table import WIDTH, block, size, table
 from ellama_jax.plan_targets import Target
 from ellama_jax.sharding import MESH_AXES, STORAGE_AXES, partition_spec
 from ellama_jax.topology import HARDWARE, Hardware, hardware_of
@@ -356,7 +356,7 @@ def search_block(found: Found, max_compiles: int, best: int) -> str:
 
 
 def _ranking(tried: Sequence[tuple[Candidate, dict]]) -> list[tuple[str, ...]]:
-    rows = [("", "data x fsdp x context x tensor", "parts", "remat", "params/mu/nu", "GiB",
+    rows = [("", "data x fsdp x context x tensor", "parts", "remat", "params/mu/nu", "memory",
              "step min", "MFU max")]  # fmt: skip
     for number, (candidate, record) in enumerate(tried, start=1):
         fits, roofline = record["outcome"] == "compiled", record["roofline"]
@@ -366,7 +366,7 @@ def _ranking(tried: Sequence[tuple[Candidate, dict]]) -> list[tuple[str, ...]]:
             str(candidate.num_microbatches),
             candidate.remat,
             "/".join({"float32": "f32", "bfloat16": "bf16"}[d] for d in candidate.dtypes),
-            gib(record["memory"]["peak_bytes"]) if fits else "too large",
+            size(record["memory"]["peak_bytes"]) if fits else "too large",
             f"{roofline['step_secs']:.3g} s" if roofline else "-",
             f"{roofline['mfu']:.1%}" if roofline else "-",
         ))  # fmt: skip

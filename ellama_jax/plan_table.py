@@ -6,9 +6,9 @@ Owns wording and layout, 100 columns at most. The numbers come as `plan.plan_rec
 import textwrap
 from collections.abc import Mapping, Sequence
 
-GIB = 2**30
 WIDTH = 100
 _LABEL = 11
+_MOST_ROWS = 10  # of collectives
 PROMISE = (
     "Bounds are not promises: no step is faster than what its FLOPs, memory traffic or network "
     "traffic take at the published peaks; a real one is slower. Days count steps alone: no "
@@ -26,7 +26,7 @@ def block(record: Mapping) -> str:
     lines += _row(
         "step",
         f"{step['global_batch_size']:,} rows x {step['seq_len']:,} tokens = "
-        f"{step['tokens']:,} tokens; {step['rows_per_device']:g} rows a device"
+        f"{step['tokens']:,} tokens; rows a device: {step['rows_per_device']:g}"
         + (f" in {microbatches} micro-batches" if microbatches > 1 else ""),
     )
     lines += _row("mesh", " x ".join(f"{axis} {size}" for axis, size in step["mesh"].items()))
@@ -52,7 +52,7 @@ def block(record: Mapping) -> str:
 
 def summary(records: Sequence[Mapping]) -> str:
     """Returns a table with one line a plan."""
-    head = ("target", "chips", "fits", "GiB/device", "step min", "MFU max", "tokens/s/chip max",
+    head = ("target", "chips", "fits", "memory", "step min", "MFU max", "tokens/s/chip max",
             "days min", "cost min")  # fmt: skip
     return table([head, *(_summary_row(record) for record in records)])
 
@@ -64,7 +64,7 @@ def _summary_row(record: Mapping) -> tuple[str, ...]:
         record["target"],
         f"{record['num_chips']:,}",
         {"compiled": "yes", "no_fit": "no", "failed": "failed"}[record["outcome"]],
-        "-" if memory is None else gib(memory["peak_bytes"]),
+        "-" if memory is None else size(memory["peak_bytes"]),
         "-" if roofline is None else _secs(roofline["step_secs"]),
         "-" if roofline is None else f"{roofline['mfu']:.1%}",
         "-" if roofline is None else f"{roofline['tokens_per_sec_per_chip']:,.0f}",
@@ -125,11 +125,11 @@ def _fits(record: Mapping) -> list[str]:
     memory, limit = record["memory"], record["limit_bytes"]
     if record["outcome"] == "compiled":
         if limit is None:
-            return [f"{gib(memory['peak_bytes'])} GiB a device at the peak; no limit is known here"]
+            return [f"{size(memory['peak_bytes'])} a device at the peak; no limit is known here"]
         left = limit - memory["peak_bytes"]
         return [
-            f"yes: {gib(memory['peak_bytes'])} of {gib(limit)} GiB a device at the peak, "
-            f"{gib(left)} GiB left"
+            f"yes: {size(memory['peak_bytes'])} of {size(limit)} a device at the peak, "
+            f"{size(left)} left"
         ]
     where = f"the compiler's full text: {record['text_path']}"
     if record["outcome"] == "failed":
@@ -138,13 +138,13 @@ def _fits(record: Mapping) -> list[str]:
     lines = [f"no: {record['message']}"]
     if found["missing_bytes"] is not None:
         lines = [
-            f"no: {gib(found['needed_bytes'])} of {gib(found['available_bytes'])} GiB a device, "
-            f"{gib(found['missing_bytes'])} GiB too much"
+            f"no: {size(found['needed_bytes'])} of {size(found['available_bytes'])} a device, "
+            f"{size(found['missing_bytes'])} too much"
         ]
         if "HLO temporaries" in record["message"]:
             lines[0] += " (before the compiler's last passes, so the least it may be)"
     for item in found["largest"]:
-        lines.append(f"  {gib(item['bytes'])} GiB {item['shape']} {item['op_name']}".rstrip())
+        lines.append(f"  {size(item['bytes'])} {item['shape']} {item['op_name']}".rstrip())
     return [*lines, where]
 
 
@@ -156,10 +156,10 @@ def _memory(memory: Mapping) -> list[str]:
         "gradients and activations": "temporary_bytes",
         "other": "other_bytes",
     }
-    words = ", ".join(f"{name} {gib(memory[key])}" for name, key in parts.items())
+    words = ", ".join(f"{name} {size(memory[key])}" for name, key in parts.items())
     return [
-        f"GiB a device: {words}",
-        f"beside it: code {gib(memory['code_bytes'])}, on the host {gib(memory['host_bytes'])}",
+        f"at the peak: {words}",
+        f"beside it: code {size(memory['code_bytes'])}, on the host {size(memory['host_bytes'])}",
     ]
 
 
@@ -186,14 +186,20 @@ def _network(sums: Sequence[Mapping]) -> list[str]:
     if not sums:
         return ["no collectives"]
     rows = [("kind", "axes", "over", "of", "dtype", "times", "GB sent", "overlapped")]
-    for item in sums:
+    for item in sums[:_MOST_ROWS]:
         sent = item["link_bytes"]
         rows.append((
             item["kind"], "*".join(item["axes"]), item["network"], item["source"], item["dtype"],
             f"{item['count']:,}", f"{sent / 1e9:,.3f}",
             f"{item['overlapped_bytes'] / sent:.0%}" if sent else "-",
         ))  # fmt: skip
-    return table(rows).splitlines()
+    lines = table(rows).splitlines()
+    if rest := sums[_MOST_ROWS:]:
+        sent = sum(item["link_bytes"] for item in rest)
+        lines.append(
+            f"and {sum(i['count'] for i in rest):,} more, {sent / 1e9:,.3f} GB (see --json)"
+        )
+    return lines
 
 
 def _bounds(roofline: Mapping) -> list[str]:
@@ -210,13 +216,13 @@ def _bounds(roofline: Mapping) -> list[str]:
 
 def _run(record: Mapping) -> list[str]:
     run = record["run"]
+    price = run["price_usd_per_chip_hour"]
+    at = "" if price is None else f" (${price:g} a chip and hour)"
     lines = [f"{run['steps']:,} steps, {_big(run['tokens'])} tokens"]
     if run["bound"] is not None:
-        lines.append(f"at least {_cost(run['bound'])}")
+        lines.append(f"at least {_cost(run['bound'])}{at}")
     if run["assumed"] is not None:
-        lines.append(f"{_cost(run['assumed'])} if the MFU is the {run['assumed_mfu']:.0%} assumed")
-    if run["price_usd_per_chip_hour"] is not None:
-        lines[-1] += f", at ${run['price_usd_per_chip_hour']:g} a chip and hour"
+        lines.append(f"{_cost(run['assumed'])} at the assumed MFU of {run['assumed_mfu']:.0%}")
     return lines
 
 
@@ -225,13 +231,17 @@ def _cost(cost: Mapping) -> str:
     return words if cost["cost_usd"] is None else f"{words}, ${cost['cost_usd']:,.0f}"
 
 
-def gib(num_bytes: float) -> str:
-    """Returns bytes in GiB.
+def size(num_bytes: float) -> str:
+    """Returns bytes in the unit that shows them.
 
-    >>> gib(40.57 * 2**30), gib(0.0001 * 2**30)
-    ('40.57', '0.00')
+    >>> size(40.57 * 2**30), size(3 * 2**20), size(65536)
+    ('40.57 GiB', '3.0 MiB', '64 KiB')
     """
-    return f"{num_bytes / GIB:,.2f}"
+    if num_bytes >= 0.1 * 2**30:
+        return f"{num_bytes / 2**30:,.2f} GiB"
+    return (
+        f"{num_bytes / 2**20:,.1f} MiB" if num_bytes >= 2**20 else f"{num_bytes / 2**10:,.0f} KiB"
+    )
 
 
 def _secs(secs: float) -> str:
