@@ -22,6 +22,7 @@ from ellama_jax.topology import HARDWARE, Hardware, hardware_of
 _BYTES = {"float32": 4, "bfloat16": 2}
 # A shorter piece of a row than this leaves the matrix unit idle between its tiles.
 _MIN_PIECE_TOKENS = 1024
+_LONG_ROW_TOKENS = 32768  # from here on a row may be too much for one device
 _MAX_TENSOR = 16
 _NOMINAL = HARDWARE["v5e"]  # orders candidates for devices whose peaks are not known
 
@@ -120,23 +121,29 @@ def search(
     def order(item):
         # What likely does not fit comes after what likely does, the nearest miss first.
         guess = estimates[item]
-        too_much = max(0.0, guess.peak_bytes - limit_bytes)
-        return too_much, guess.step_secs, guess.peak_bytes, _reduced(item), item.mesh
+        missing = max(0.0, guess.peak_bytes - limit_bytes)
+        # A tenth of the estimate is no difference; at equal speed an exact dtype is better.
+        secs = float(f"{guess.step_secs:.1e}")
+        return missing, secs, _reduced(item), guess.step_secs, guess.peak_bytes, item.mesh
 
     waiting = sorted(possible, key=order)
-    tried, dominated = [], 0
+    tried, too_much, slower = [], 0, 0
     while waiting and len(tried) < max_compiles:
         candidate = waiting.pop(0)
         record = compile_candidate(candidate, with_candidate(config, candidate))
         tried.append((candidate, record))
+        before = len(waiting)
         if record["outcome"] == "no_fit":
-            before = len(waiting)
             waiting = [item for item in waiting if not needs_more(item, candidate)]
-            dominated += before - len(waiting)
+            too_much += before - len(waiting)
+        elif record["outcome"] == "compiled":
+            waiting = [item for item in waiting if not needs_more(candidate, item)]
+            slower += before - len(waiting)
     counts = {
         "listed": len(every),
         "too_large": len(every) - len(possible),
-        "dominated": dominated,
+        "needs_more": too_much,
+        "slower": slower,
         "compiled": len(tried),
         "not_tried": len(waiting),
     }
@@ -164,7 +171,8 @@ def overrides(config: RunConfig, candidate: Candidate) -> list[str]:
     found = []
     for key, value in candidate.values.items():
         section, _, name = key.partition(".")
-        if mapping[section][name] != value:
+        # An axis of -1 takes what the others leave, so what the candidate has.
+        if mapping[section][name] not in (value, -1):
             found.append(f"--config.{key}={value}")
     return found
 
@@ -180,7 +188,7 @@ def _rank(record: Mapping) -> tuple:
 
 
 def _reduced(candidate: Candidate) -> int:
-    """Counts dtypes that are smaller than float32: at equal speed the exact one is better."""
+    """Counts dtypes that are smaller than float32."""
     return sum(dtype != "float32" for dtype in candidate.dtypes)
 
 
@@ -191,6 +199,10 @@ def list_candidates(config: RunConfig, model: LlamaConfig, target: Target) -> It
     """Yields every configuration that the sizes allow on a target."""
     rows = config.data.global_batch_size
     meshes = [mesh for mesh in list_meshes(target) if _mesh_allowed(mesh, config, model)]
+    # Rows are divided before their positions are: that sends nothing.
+    whole_rows = [mesh for mesh in meshes if mesh[2] == 1]
+    if whole_rows and config.data.seq_len < _LONG_ROW_TOKENS:
+        meshes = whole_rows
     for mesh in meshes:
         rows_per_part = rows // (mesh[0] * mesh[1])
         parts = [
@@ -276,10 +288,11 @@ def divisors(number: int) -> list[int]:
 
 
 def needs_more(item: Candidate, other: Candidate) -> bool:
-    """Tells whether `item` cannot fit where `other` did not.
+    """Tells whether `item` needs at least the memory of `other`, and no more time.
 
-    On the same mesh, with as many rows at a time or more, as little recomputed or less, and no
-    dtype smaller.
+    So it is on the same mesh, with as many rows at a time or more, as little recomputed or less, and
+    no dtype smaller. Where `other` does not fit, `item` does not; where `item` fits, `other` is no
+    better.
     """
     cheaper = REMAT_POLICIES.index(item.remat) <= REMAT_POLICIES.index(other.remat)
     larger = all(
@@ -378,8 +391,10 @@ def _counts_in_words(counts: Mapping[str, int], max_compiles: int) -> str:
     words = [f"{counts['listed']:,} configurations are possible, {counts['compiled']} compiled"]
     if counts["too_large"]:
         words.append(f"{counts['too_large']:,} left out: their state alone does not fit")
-    if counts["dominated"]:
-        words.append(f"{counts['dominated']:,} left out: one that needs less did not fit")
+    if counts["needs_more"]:
+        words.append(f"{counts['needs_more']:,} left out: one that needs less did not fit")
+    if counts["slower"]:
+        words.append(f"{counts['slower']:,} left out: one that recomputes less fits")
     if counts["not_tried"]:
         words.append(
             f"{counts['not_tried']:,} not tried: by an estimate slower or larger "
