@@ -22,6 +22,7 @@ from ellama_jax.data.mixture import language_shares
 from ellama_jax.plan_targets import Target, compiler_environment
 
 _POLL_SECS = 0.2
+_COMMAND = (sys.executable, "-m", "ellama_jax.plan_program")
 
 
 def compile_for(
@@ -88,13 +89,12 @@ def _ask(request: dict, target: Target, on_phase) -> tuple[dict, str | None]:
 
 def _run(arguments: list[str], log: Path, environment: dict, on_phase) -> int:
     """Runs the process to its end and returns its exit status."""
-    command = [sys.executable, "-m", "ellama_jax.plan_program", *arguments]
     phase, start = "starting", time.monotonic()
     with contextlib.ExitStack() as stack:
         stderr = stack.enter_context(log.open("wb"))
         child = stack.enter_context(
             subprocess.Popen(
-                command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                [*_COMMAND, *arguments], env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                 stderr=stderr,
             )
         )  # fmt: skip
