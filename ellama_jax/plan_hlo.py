@@ -15,22 +15,33 @@ from ellama_jax.plan_hlo_collectives import (
     find_collectives,
     summarize_collectives,
 )
-from ellama_jax.plan_hlo_costs import Flops, Traffic, count_flops, estimate_traffic
+from ellama_jax.plan_hlo_costs import (
+    Flops,
+    Operation,
+    Traffic,
+    count_flops,
+    estimate_traffic,
+    list_operations,
+)
 from ellama_jax.plan_hlo_text import parse_module
 
 __all__ = (
-    "Buffer", "Collective", "CollectiveSum", "Flops", "StepCosts", "Traffic", "analyze_step",
-    "summarize_collectives",
+    "Buffer", "Collective", "CollectiveSum", "Flops", "Operation", "StepCosts", "Traffic",
+    "analyze_step", "summarize_collectives",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class StepCosts:
-    """What one step costs one device; `peak` is what is alive when its memory peaks."""
+    """What one step costs one device.
+
+    `operations` are run one after the other; `peak` is what is alive when its memory peaks.
+    """
 
     flops: Flops
     traffic: Traffic
     collectives: tuple[Collective, ...]
+    operations: tuple[Operation, ...]
     peak: tuple[Buffer, ...]
 
     @property
@@ -60,5 +71,5 @@ def analyze_step(text: str, mesh: Mesh) -> StepCosts:
     module = parse_module(text)
     return StepCosts(
         count_flops(module), estimate_traffic(module), find_collectives(module, mesh),
-        find_peak(module),
+        list_operations(module), find_peak(module),
     )  # fmt: skip

@@ -147,7 +147,11 @@ def _leaves(trace, instruction, place, last_use):
     opcode, operands = instruction.opcode, instruction.operands
     if opcode == "parameter" and trace.at_entry:
         life = _new(trace, instruction, instruction.arrays[0], 0)
-        life.dies = place if _is_donated(trace.module, instruction) else len(trace.computation.instructions) - 1
+        life.dies = (
+            place
+            if _is_donated(trace.module, instruction)
+            else len(trace.computation.instructions) - 1
+        )
         return (life,)
     if opcode in ("parameter", "constant"):
         return tuple(_Life(None, None, place, place) for _ in instruction.arrays)
@@ -165,7 +169,9 @@ def _leaves(trace, instruction, place, last_use):
         made, source = instruction.arrays[0], known[0]
         context = (_Life(None, None, place, place),) * (len(instruction.arrays) - 2)
         return (_new(trace, instruction, made, place), source, *context)
-    if opcode.endswith(("-start", "-update")) and len(instruction.arrays) > len(known):
+    if (opcode == "send" or opcode.endswith(("-start", "-update"))) and len(
+        instruction.arrays
+    ) > len(known):
         rest = instruction.arrays[len(known) :]
         return (*known, *(_new(trace, instruction, array, place) for array in rest))
     taken = set()

@@ -105,6 +105,8 @@ def find_collectives(module: Module, mesh: Mesh) -> tuple[Collective, ...]:
     for visit in module.walk():
         instruction = visit.instruction
         kind = instruction.opcode.removesuffix("-start")
+        if kind == "send" and "megascale" in instruction.attributes:
+            found.append(_between_slices(module, visit, mesh))
         if kind not in KINDS:
             continue
         groups = _groups(instruction, mesh.size)
@@ -118,13 +120,48 @@ def find_collectives(module: Module, mesh: Mesh) -> tuple[Collective, ...]:
         start = outer or (visit.computation, instruction)
         found.append(
             Collective(
-                kind, instruction.name, op_name, _source(kind, op_name, payload),
-                _axes(groups, mesh), _slices(groups, mesh), groups.shape[1],
-                max(arrays, key=lambda array: array.bytes).dtype, payload, visit.count,
+                kind,
+                instruction.name,
+                op_name,
+                _source(kind, op_name, payload),
+                _axes(groups, mesh),
+                _slices(groups, mesh),
+                groups.shape[1],
+                max(arrays, key=lambda array: array.bytes).dtype,
+                payload,
+                visit.count,
                 _is_overlapped(module, *start),
             )  # fmt: skip
         )
     return tuple(found)
+
+
+def _between_slices(module: Module, visit, mesh: Mesh) -> Collective:
+    """Reads a collective over the data-centre network, which libtpu writes as a send and a recv.
+
+    `_xla_megascale_target="{1,2}x{0:3}"` names its slices and, of each, its devices; what is sent is
+    the device's part already.
+    """
+    send = visit.instruction
+    kind = send.frontend_attribute("_xla_megascale_transfer_type").lower().replace("_", "-")
+    listed = _numbers(send.frontend_attribute("_xla_megascale_target").split("}")[0])
+    array = visit.computation.by_name[send.operands[0]].arrays[0]
+    slices = _slice_grid(mesh)
+    axes = tuple(
+        axis
+        for place, axis in enumerate(mesh.axis_names)
+        if (slices != slices.take([0], axis=place)).any()
+    )
+    return Collective(
+        kind, send.name, send.op_name, _source(kind, send.op_name, array.bytes), axes, len(listed),
+        len(listed), array.dtype, array.bytes, visit.count,
+        _is_overlapped(module, visit.computation, send),
+    )  # fmt: skip
+
+
+def _slice_grid(mesh):
+    numbers = [getattr(device, "slice_index", 0) or 0 for device in mesh.devices.flat]
+    return np.array(numbers).reshape(mesh.devices.shape)
 
 
 def summarize_collectives(collectives: tuple[Collective, ...]) -> tuple[CollectiveSum, ...]:
@@ -225,8 +262,7 @@ def _axes(groups, mesh):
 
 
 def _slices(groups, mesh):
-    of_device = np.array([getattr(d, "slice_index", 0) or 0 for d in mesh.devices.flat])
-    return max(len(set(row)) for row in of_device[groups].tolist())
+    return max(len(set(row)) for row in _slice_grid(mesh).reshape(-1)[groups].tolist())
 
 
 def _ring_bytes(kind, payload, size):
@@ -244,12 +280,10 @@ def _ring_bytes(kind, payload, size):
 
 
 def _payload(kind, instruction, computation: Computation):
-    operands = [computation.by_name[name].arrays for name in instruction.operands]
-    operands = tuple(itertools.chain(*operands))
-    if kind != "all-gather":
-        return operands
-    # The tuple of a start holds the operands, then the results.
-    return instruction.arrays[len(operands) :][: len(operands)] or instruction.arrays
+    if kind == "all-gather":
+        return computation.results_of(instruction)
+    operands = [computation.by_name[name] for name in instruction.operands]
+    return tuple(array for operand in operands for array in operand.arrays if array.size)
 
 
 def _is_scattered(computation):
@@ -286,12 +320,17 @@ def _source(kind, op_name, payload):
 
 def _is_overlapped(module: Module, computation: Computation, start: Instruction) -> bool:
     """Whether something with matrix products runs between a start and its done."""
-    if not start.opcode.endswith("-start") and "async" not in start.name:
+    handle = start
+    if start.opcode == "send":  # what waits for the answer is the done of the matching recv
+        where = start.frontend_attribute("_xla_host_transfer_rendezvous")
+        received = (i for i in computation.instructions if i.opcode == "recv")
+        fits = (i for i in received if f'rendezvous="{where}"' in i.attributes)
+        handle = next(fits, start)
+    elif not start.opcode.endswith("-start") and "async" not in start.name:
         return False
     order = computation.instructions
-    begin = order.index(start)
-    for later in order[begin + 1 :]:
-        if start.name in later.operands:
+    for later in order[order.index(start) + 1 :]:
+        if handle.name in later.operands:
             return False
         if flops_inside(module, computation, later):
             return True

@@ -4,7 +4,6 @@ Owns FLOPs and HBM traffic. Collectives and their links are plan_hlo_collectives
 figures mean in seconds is plan_roofline.py's.
 """
 
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -31,10 +30,14 @@ _ELEMENTWISE = {
 _FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional",
     "after-all", "partition-id", "replica-id", "opt-barrier", "optimization-barrier", "call-start",
-    "call-update", "call-done", "async-start", "async-update", "async-done", "copy-done",
-    "all-gather-done", "all-reduce-done", "collective-permute-done", "send-done", "recv-done",
-    "custom-call-done", "add-dependency",
+    "async-start", "add-dependency",
 }  # fmt: skip
+_FREE_CALLS = ("AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound")
+# Asynchronous copies and slices run beside computation, collectives are counted in seconds of links.
+_COLLECTIVE = (
+    "all-", "reduce-scatter", "collective-", "ragged-", "copy-start", "slice-start", "send", "recv",
+)  # fmt: skip
+_PARTS = ("dynamic-slice", "slice", "gather", "slice-start", "dynamic-slice-start")
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,16 @@ class Traffic:
     host_bytes: float
 
 
+@dataclass(frozen=True)
+class Operation:
+    """One top-level instruction, which the device runs by itself: of one run its FLOPs and bytes."""
+
+    name: str
+    flops: float
+    hbm_bytes: float
+    count: int
+
+
 def count_flops(module: Module) -> Flops:
     """Counts the FLOPs of one step on one device."""
     sums = {"matmul": 0.0, "attention": 0.0, "elementwise": 0.0}
@@ -90,14 +103,40 @@ def count_flops(module: Module) -> Flops:
 def estimate_traffic(module: Module) -> Traffic:
     """Estimates the bytes one device moves through HBM and over its host link in one step."""
     totals = {HBM: 0.0, HOST: 0.0}
-    for visit in module.walk():
-        if visit.fused or visit.instruction.opcode in _FREE:
-            continue
+    for visit in _top_level(module):
         for space in totals:
-            moved = _bytes_read(module, visit.computation, visit.instruction, space)
-            moved += _bytes_written(module, visit.computation, visit.instruction, space)
-            totals[space] += moved * visit.count
+            totals[space] += visit.count * _bytes_moved(module, visit, space)
     return Traffic(totals[HBM], totals[HOST])
+
+
+def list_operations(module: Module) -> tuple[Operation, ...]:
+    """Lists what the device runs one after the other, collectives left out."""
+    return tuple(
+        Operation(
+            visit.instruction.name,
+            flops_inside(module, visit.computation, visit.instruction),
+            float(_bytes_moved(module, visit, HBM)),
+            visit.count,
+        )  # fmt: skip
+        for visit in _top_level(module)
+        if not visit.instruction.opcode.startswith(_COLLECTIVE)
+    )
+
+
+def _top_level(module):
+    return (v for v in module.walk() if not v.fused and not _is_free(v.instruction))
+
+
+def _bytes_moved(module, visit, space):
+    where = module, visit.computation, visit.instruction, space
+    return _bytes_read(*where) + _bytes_written(*where)
+
+
+def _is_free(instruction):
+    opcode = instruction.opcode
+    if opcode == "custom-call":
+        return any(f'"{name}"' in instruction.attributes for name in _FREE_CALLS)
+    return opcode in _FREE or opcode.endswith(("-done", "-update"))
 
 
 def flops_inside(module: Module, computation: Computation, instruction: Instruction) -> float:
@@ -162,9 +201,9 @@ def _window(text):
 
     def window(place):
         low = int(at("pad", place, "0_0").split("_")[0])
-        return tuple(
-            int(at(name, place, 1)) for name in ("stride", "lhs_dilate", "rhs_dilate")
-        ) + (low,)
+        return tuple(int(at(name, place, 1)) for name in ("stride", "lhs_dilate", "rhs_dilate")) + (
+            low,
+        )
 
     return window
 
@@ -248,8 +287,6 @@ def _bytes_in(arrays: tuple[Array, ...], space: int) -> int:
 
 
 def _bytes_read(module, computation, instruction, space):
-    if instruction.opcode == "copy-start":  # its result names destination and source
-        return _bytes_in(instruction.arrays[1:2], space)
     operands = (computation.by_name[name] for name in instruction.operands)
     return sum(
         _operand_bytes(module, instruction, place, operand, space)
@@ -266,8 +303,9 @@ def _operand_bytes(module, instruction, place, operand, space):
     if opcode == "fusion":
         inner = module.computations[instruction.called[0]]
         return min(whole, _parameter_bytes(module, inner, inner.parameters[place], whole))
-    if place == 0 and opcode in ("dynamic-slice", "slice", "gather"):
-        return min(whole, instruction.bytes)
+    if place == 0 and opcode in _PARTS:
+        part = instruction.arrays[1 if opcode.endswith("-start") else 0]
+        return min(whole, part.bytes)
     if place == 0 and opcode == "dynamic-update-slice":
         return 0
     return whole
@@ -283,7 +321,7 @@ def _parameter_bytes(module, computation, value, whole):
         elif user.opcode == "fusion":
             inner = module.computations[user.called[0]]
             total += _parameter_bytes(module, inner, inner.parameters[place], whole)
-        elif place == 0 and user.opcode in ("dynamic-slice", "slice", "gather"):
+        elif place == 0 and user.opcode in _PARTS:
             total += user.bytes
         elif place == 0 and user.opcode in ("dynamic-update-slice", "scatter"):
             continue  # in place: what is written is counted with the result
@@ -293,8 +331,6 @@ def _parameter_bytes(module, computation, value, whole):
 
 
 def _bytes_written(module, computation, instruction, space):
-    if instruction.opcode == "copy-start":
-        return _bytes_in(instruction.arrays[:1], space)
     if instruction.opcode == "fusion":
         inner = module.computations[instruction.called[0]]
         results = _results(inner, inner.root)
@@ -306,20 +342,15 @@ def _bytes_written(module, computation, instruction, space):
         )
     if instruction.opcode == "dynamic-update-slice" and instruction.arrays[0].space == space:
         return _written_by(module, computation, instruction)
-    return _bytes_in(_results_of_start(instruction), space)
+    if instruction.opcode == "send":  # the receiving end writes
+        return 0
+    return _bytes_in(computation.results_of(instruction), space)
 
 
 def _results(computation, root):
     if root.opcode == "tuple":
         return [computation.by_name[name] for name in root.operands]
     return [root]
-
-
-def _results_of_start(instruction):
-    """An asynchronous start's tuple holds its operands too; the last array is the result."""
-    if instruction.opcode.endswith("-start"):
-        return instruction.arrays[-1:]
-    return instruction.arrays
 
 
 def _written_by(module, computation: Computation, result: Instruction):
@@ -332,12 +363,3 @@ def _written_by(module, computation: Computation, result: Instruction):
         inner = module.computations[result.called[0]]
         return _written_by(module, inner, inner.root)
     return result.bytes
-
-
-def config_of(instruction: Instruction) -> dict:
-    """Returns an instruction's backend_config; {} where it has none that is JSON."""
-    text = instruction.attribute("backend_config")
-    try:
-        return json.loads(text) if text else {}
-    except ValueError:
-        return {}

@@ -100,7 +100,7 @@ def device_bytes(tree) -> int:
     """Returns the bytes one device holds of abstract arrays with shardings; those on a host are 0."""
     total = 0
     for leaf in jax.tree.leaves(tree):
-        if leaf.sharding.memory_kind in ("pinned_host", "unpinned_host"):
+        if leaf.sharding.memory_kind == "pinned_host":
             continue
         total += math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
     return total
@@ -139,7 +139,9 @@ def _allocations(message):
 
     return tuple(
         Allocation(
-            _size(found[1], found[2]), after("Shape", found[3]), after("Operator", found[3]),
+            _size(found[1], found[2]),
+            after("Shape", found[3]),
+            after("Operator", found[3]),
             (found[4] or "").strip(),
         )  # fmt: skip
         for found in _ALLOCATION.finditer(message)

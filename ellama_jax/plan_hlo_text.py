@@ -29,7 +29,10 @@ _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
 _END = re.compile(r"^\}(, execution_thread.*)?$")
 _OPCODE = re.compile(r" ?([a-z][\w\-]*)\(")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-_CALLED = re.compile(r"\b(calls|to_apply|body|branch_computations|true_computation|false_computation)=")
+_COPIES = ("copy", "bitcast", "convert", "copy-start", "copy-done", "reshape", "broadcast")
+_CALLED = re.compile(
+    r"\b(calls|to_apply|body|branch_computations|true_computation|false_computation)="
+)
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,11 @@ class Instruction:
         match = re.search(rf"(?:^|, ){name}=", self.attributes)
         return _until_comma(self.attributes, match.end()) if match else None
 
+    def frontend_attribute(self, name: str) -> str:
+        """Returns a frontend attribute's value; "" where it is absent."""
+        match = re.search(rf'\b{name}="((?:[^"\\]|\\.)*)"', self.attributes)
+        return match.group(1) if match else ""
+
     @property
     def op_name(self) -> str:
         """The JAX operation it came from, as a path; "" where the compiler made it."""
@@ -123,6 +131,18 @@ class Computation:
     @functools.cached_property
     def parameters(self) -> dict[int, Instruction]:
         return {int(i.literal): i for i in self.instructions if i.opcode == "parameter"}
+
+    def results_of(self, instruction: Instruction) -> tuple[Array, ...]:
+        """Returns an instruction's results; the tuple of an asynchronous start holds more.
+
+        That of a copy names its result first, those of the others their operands before.
+        """
+        if instruction.opcode == "copy-start":
+            return instruction.arrays[:1]
+        if not instruction.opcode.endswith("-start"):
+            return instruction.arrays
+        count = sum(len(self.by_name[name].arrays) for name in instruction.operands)
+        return instruction.arrays[count : 2 * count] or instruction.arrays
 
     @functools.cached_property
     def users(self) -> dict[str, tuple[Instruction, ...]]:
@@ -196,77 +216,16 @@ class Module:
         if known:
             return int(known.group(1))
         condition = self.computations[loop.attribute("condition").lstrip("%")]
-        limit = self._limit(condition)
+        limit = _limit(self, condition)
         if limit is None:
             raise ValueError(
-                f"{loop.name}: the trip count must be a constant in the compiled text, got "
-                f"condition {condition.name} without one; the step's FLOPs cannot be counted."
+                f"{loop.name}: its trip count must be a constant in the compiled text, got condition "
+                f"{condition.name} without one; a step with such a loop cannot be counted."
             )
         index, bound = limit
-        start = self._element(computation, loop.operands[0], index)
-        body = self.computations[loop.called[0]]
-        step = self._step(body, index)
-        # Loops that JAX makes start at 0 and count by 1, and so do those the compiler widens.
-        start, step = (0 if start is None else start), (1 if step is None else step)
+        start = _start(computation, loop, index)
+        step = _step(self, self.computations[loop.called[0]], index)
         return max(0, -(-(bound - start) // step))
-
-    def _limit(self, condition):
-        """Returns (index of the counter in the loop's tuple, first value that ends the loop)."""
-        compare, arguments = condition.root, condition.root.operands
-        if compare.opcode == "fusion":
-            inner = self.computations[compare.called[0]]
-            if inner.root.opcode != "compare":
-                return None
-            outer = arguments
-            numbers = [inner.by_name[name].literal for name in inner.root.operands]
-            if not all(number.isdigit() for number in numbers):
-                return self._compare(condition, inner, inner.root, outer)
-            compare, arguments = inner.root, [outer[int(number)] for number in numbers]
-        return self._compare(condition, condition, compare, arguments)
-
-    def _compare(self, condition, inner, compare, arguments):
-        if compare.opcode != "compare" or "direction=LT" not in compare.attributes:
-            return None
-        if inner is not condition:  # the constant stands inside the fusion
-            left, right = (inner.by_name[name] for name in compare.operands)
-            bound, counter = self._constant(inner, right.name), condition.by_name[arguments[0]]
-            return None if bound is None else self._counted(counter, bound)
-        left, right = arguments
-        bound = self._constant(condition, right)
-        return None if bound is None else self._counted(condition.by_name[left], bound)
-
-    @staticmethod
-    def _counted(counter, bound):
-        index = counter.attribute("index")
-        return None if index is None else (int(index), bound)
-
-    def _constant(self, computation, name):
-        """Follows copies to an integer constant; None where there is none."""
-        instruction = computation.by_name[name]
-        if instruction.opcode == "constant" and re.fullmatch(r"-?\d+", instruction.literal):
-            return int(instruction.literal)
-        copies = ("copy", "bitcast", "convert", "copy-start", "copy-done", "reshape", "broadcast")
-        if instruction.opcode in copies:
-            return self._constant(computation, instruction.operands[0])
-        return None
-
-    def _element(self, computation, name, index):
-        """Returns element `index` of the tuple `name` where it is an integer constant."""
-        made = computation.by_name[name]
-        if made.opcode != "tuple":
-            return None
-        return self._constant(computation, made.operands[index])
-
-    def _step(self, body, index):
-        if body.root.opcode != "tuple":
-            return None
-        add = body.by_name[body.root.operands[index]]
-        while add.opcode in ("copy", "bitcast"):
-            add = body.by_name[add.operands[0]]
-        if add.opcode != "add":
-            return None
-        steps = [self._constant(body, operand) for operand in add.operands]
-        return next((step for step in steps if step is not None), None)
 
 
 @dataclass(frozen=True)
@@ -307,6 +266,69 @@ def parse_module(text: str) -> Module:
             "HLO text: must hold an ENTRY computation, got none; pass compiled.as_text()."
         )
     return Module(entry, computations, header)
+
+
+def _limit(module, condition):
+    """Returns (place of the counter in a loop's tuple, first value that ends the loop) or None."""
+    compare, home, outer = condition.root, condition, None
+    if compare.opcode == "fusion":
+        outer = condition, compare.operands
+        home = module.computations[compare.called[0]]
+        compare = home.root
+    if compare.opcode != "compare":
+        return None
+    counter, bound = (_source(home, name, outer) for name in compare.operands)
+    direction = compare.attribute("direction")
+    if counter.opcode == "constant":
+        counter, bound, direction = bound, counter, {"GT": "LT", "GE": "LE"}.get(direction)
+    value = _integer(bound)
+    if value is None or counter.opcode != "get-tuple-element" or direction not in ("LT", "LE"):
+        return None
+    return int(counter.attribute("index")), value + (direction == "LE")
+
+
+def _start(computation, loop, index):
+    """Returns the counter's first value; loops that JAX and XLA make start at 0 unless it says so."""
+    made = computation.by_name[loop.operands[0]]
+    if made.opcode != "tuple":
+        return 0
+    return _integer(_source(computation, made.operands[index])) or 0
+
+
+def _step(module, body, index):
+    """Returns what a round adds to the counter; 1 unless the body says so."""
+    if body.root.opcode != "tuple":
+        return 1
+    made, home, outer = _source(body, body.root.operands[index]), body, None
+    if made.opcode == "fusion":
+        outer = body, made.operands
+        home = module.computations[made.called[0]]
+        made = home.root
+    if made.opcode != "add":
+        return 1
+    values = [_integer(_source(home, name, outer)) for name in made.operands]
+    return next((value for value in values if value), 1)
+
+
+def _source(computation, name, outer=None):
+    """Follows copies back to what they copy, and out of a fusion to what it was given.
+
+    `outer` is (the computation the fusion stands in, the fusion's operands).
+    """
+    instruction = computation.by_name[name]
+    while True:
+        if instruction.opcode in _COPIES:
+            instruction = computation.by_name[instruction.operands[0]]
+        elif instruction.opcode == "parameter" and outer:
+            computation, operands = outer
+            instruction, outer = computation.by_name[operands[int(instruction.literal)]], None
+        else:
+            return instruction
+
+
+def _integer(instruction):
+    whole = instruction.opcode == "constant" and re.fullmatch(r"-?\d+", instruction.literal)
+    return int(instruction.literal) if whole else None
 
 
 def parse_arrays(text: str) -> tuple[Array, ...]:

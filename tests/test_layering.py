@@ -14,7 +14,17 @@ LAYERS = (
     ("data",),
     ("weights",),
     ("train", "evaluate"),
-    ("plan", "report", "report_page", "report_plots", "report_sections"),
+    (
+        "plan",
+        "plan_hlo",
+        "plan_hlo_text",
+        "plan_hlo_costs",
+        "plan_hlo_collectives",
+        "plan_hlo_buffers",
+        "plan_hlo_memory",
+        "plan_roofline",
+    ),  # fmt: skip
+    ("report", "report_page", "report_plots", "report_sections"),
     ("audit_page", "audit_words", "audit_curation_page", "audit_curation_words"),
     ("demo", "curate", "inspect"),
     ("cli",),
