@@ -239,7 +239,7 @@ def plan_record(config: RunConfig, target: Target, options: Options, answer: Map
         "compute_dtype": config.model.compute_dtype,
     }
     keys = ("memory", "out_of_memory", "limit_bytes", "model_flops", "flops", "traffic", "roofline",
-            "collectives", "largest", "unread", "message", "text_path", "device_kind", "versions",
+            "collectives", "peak_parts", "largest", "unread", "message", "text_path", "device_kind", "versions",
             "compile_secs")  # fmt: skip
     record = {
         "target": target.name,

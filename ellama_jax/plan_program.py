@@ -19,8 +19,7 @@ from jax.sharding import SingleDeviceSharding
 from ellama_jax.config import RunConfig, config_from_mapping
 from ellama_jax.model.attention import resolve_attention
 from ellama_jax.model.presets import get_preset
-from ellama_jax.plan_hlo import analyze_step
-from ellama_jax.plan_hlo_collectives import summarize_collectives
+from ellama_jax.plan_hlo import analyze_step, summarize_collectives
 from ellama_jax.plan_hlo_memory import parse_out_of_memory, split_memory
 from ellama_jax.plan_roofline import model_flops, roofline
 from ellama_jax.sharding import make_mesh
@@ -73,7 +72,10 @@ def compile_request(request: Mapping, devices: list) -> dict:
     text = compiled.as_text()
     text_path.write_text(text)
     memory = dataclasses.asdict(split_memory(compiled.memory_analysis(), program))
-    return {**answer, "outcome": "compiled", "memory": memory, **_costs(text, program, config)}
+    is_tpu = devices[0].platform == "tpu"
+    wrap = parse_topology(request["target"]).wrap if is_tpu else ()
+    costs = _costs(text, program, config, wrap)
+    return {**answer, "outcome": "compiled", "memory": memory, **costs}
 
 
 def describe_devices(devices: list) -> dict:
@@ -145,11 +147,16 @@ def refusal(text: str) -> dict:
 
 
 def _model_flops(config: RunConfig) -> dict:
-    return dataclasses.asdict(model_flops(get_preset(config.model.preset), config.data.seq_len))
+    flops = model_flops(get_preset(config.model.preset), config.data.seq_len)
+    return {**dataclasses.asdict(flops), "total_per_token": flops.total_per_token}
 
 
-def _costs(text: str, program: Program, config: RunConfig) -> dict:
-    """Returns what the compiled text says; where it cannot be read, why."""
+def _costs(text: str, program: Program, config: RunConfig, wrap: tuple[bool, ...]) -> dict:
+    """Returns what the compiled text says; where it cannot be read, why.
+
+    Args:
+        wrap: which axes of a TPU slice are rings.
+    """
     try:
         costs = analyze_step(text, program.mesh)
     except ValueError as error:
@@ -159,13 +166,14 @@ def _costs(text: str, program: Program, config: RunConfig) -> dict:
         "flops": {**dataclasses.asdict(costs.flops), "total": costs.flops.total},
         "traffic": dataclasses.asdict(costs.traffic),
         "collectives": [dataclasses.asdict(item) for item in sums],
-        "largest": [dataclasses.asdict(item) for item in getattr(costs, "largest", ())[:8]],
+        "peak_parts": costs.peak_bytes,
+        "largest": [dataclasses.asdict(item) for item in costs.largest[:_MOST_ALLOCATIONS]],
     }
     hardware = hardware_of(program.mesh.devices.flat[0].device_kind)
     if hardware is not None:
         flops = model_flops(get_preset(config.model.preset), config.data.seq_len)
         tokens = config.data.global_batch_size * config.data.seq_len
-        bounds = roofline(costs, flops, tokens, program.mesh, hardware)
+        bounds = roofline(costs, flops, tokens, program.mesh, hardware, wrap)
         found["roofline"] = dataclasses.asdict(bounds)
     return found
 

@@ -68,6 +68,10 @@ class Estimate:
     peak_bytes: float
     step_secs: float
 
+    def scaled_peak_bytes(self, scale: float) -> float:
+        """Returns the peak if all beside the arguments is `scale` times what was estimated."""
+        return self.arguments_bytes + scale * (self.peak_bytes - self.arguments_bytes)
+
 
 @dataclass(frozen=True)
 class Found:
@@ -118,20 +122,22 @@ def search(
     estimates = {item: estimate(item, config, model, hardware) for item in every}
     possible = [item for item in every if estimates[item].arguments_bytes <= limit_bytes]
 
+    scales = dict.fromkeys(REMAT_POLICIES, 1.0)
+
     def order(item):
         # What likely does not fit comes after what likely does, the nearest miss first.
         guess = estimates[item]
-        missing = max(0.0, guess.peak_bytes - limit_bytes)
+        missing = max(0.0, guess.scaled_peak_bytes(scales[item.remat]) - limit_bytes)
         # A tenth of the estimate is no difference; at equal speed an exact dtype is better.
         secs = float(f"{guess.step_secs:.1e}")
         return missing, secs, _reduced(item), guess.step_secs, guess.peak_bytes, item.mesh
 
-    waiting = sorted(possible, key=order)
-    tried, too_much, slower = [], 0, 0
+    waiting, tried, too_much, slower = possible, [], 0, 0
     while waiting and len(tried) < max_compiles:
-        candidate = waiting.pop(0)
+        candidate = min(waiting, key=order)
         record = compile_candidate(candidate, with_candidate(config, candidate))
         tried.append((candidate, record))
+        waiting = [item for item in waiting if item != candidate]
         before = len(waiting)
         if record["outcome"] == "no_fit":
             waiting = [item for item in waiting if not needs_more(item, candidate)]
@@ -139,6 +145,8 @@ def search(
         elif record["outcome"] == "compiled":
             waiting = [item for item in waiting if not needs_more(candidate, item)]
             slower += before - len(waiting)
+        scale = scales[candidate.remat]
+        scales[candidate.remat] = _learned(scale, estimates[candidate], record)
     counts = {
         "listed": len(every),
         "too_large": len(every) - len(possible),
@@ -154,6 +162,19 @@ def search(
             f"got {limit_bytes / 2**30:.2f} GiB; take more chips."
         )
     return Found(tuple(sorted(tried, key=lambda pair: _rank(pair[1]))), counts)
+
+
+def _learned(scale: float, guess: Estimate, record: Mapping) -> float:
+    """Returns by how much estimates were wrong, as the compiler's answer to one shows."""
+    if record["outcome"] == "failed":
+        return scale
+    if record["outcome"] == "compiled":
+        peak, least = record["memory"]["peak_bytes"], 0.0
+    else:
+        # What a refusal says may be a part of what is needed.
+        peak, least = record["out_of_memory"]["needed_bytes"], 1.5 * scale
+    temporary = max(peak - guess.arguments_bytes, 0)
+    return max(least, temporary / (guess.peak_bytes - guess.arguments_bytes))
 
 
 def with_candidate(config: RunConfig, candidate: Candidate) -> RunConfig:

@@ -37,7 +37,7 @@ def block(record: Mapping) -> str:
     )
     lines += _row("fits", *_fits(record))
     if record["memory"] is not None:
-        lines += _row("memory", *_memory(record["memory"]))
+        lines += _row("memory", *_memory(record["memory"], record["peak_parts"]))
     if record["unread"]:
         lines += _row("traffic", f"not read from this compiler's text: {record['unread']}")
     lines += _row("FLOPs", *_flops(record))
@@ -148,7 +148,7 @@ def _fits(record: Mapping) -> list[str]:
     return [*lines, where]
 
 
-def _memory(memory: Mapping) -> list[str]:
+def _memory(memory: Mapping, parts_of_peak: Mapping | None) -> list[str]:
     parts = {
         "parameters": "params_bytes",
         "optimizer": "optimizer_bytes",
@@ -157,8 +157,14 @@ def _memory(memory: Mapping) -> list[str]:
         "other": "other_bytes",
     }
     words = ", ".join(f"{name} {size(memory[key])}" for name, key in parts.items())
+    lines = [f"at the peak: {words}"]
+    if parts_of_peak is not None:
+        kinds = ("gradients", "activations", "weights")
+        names = dict.fromkeys(kinds, "") | {"weights": " (cast, gathered or laid out anew)"}
+        alive = ", ".join(f"{kind}{names[kind]} {size(parts_of_peak[kind])}" for kind in kinds)
+        lines.append(f"  of it by the schedule, an estimate: {alive}")
     return [
-        f"at the peak: {words}",
+        *lines,
         f"beside it: code {size(memory['code_bytes'])}, on the host {size(memory['host_bytes'])}",
     ]
 

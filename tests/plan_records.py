@@ -25,6 +25,9 @@ def record(**changes):
         "flops": {"total": 1.09e15},
         "traffic": {"hbm_bytes": 1e12, "host_bytes": 0},
         "collectives": [collective(), collective(kind="reduce-scatter", overlapped_bytes=0.0)],
+        "peak_parts": {
+            "argument": 24 * GIB, "gradients": 8 * GIB, "weights": 3 * GIB, "activations": 4 * GIB,
+        },
         "largest": [], "unread": None, "compile_secs": 50.0, "secs": 60.0, "overrides": [],
         "roofline": {
             "compute_secs": 2.0, "hbm_secs": 0.5, "ici_secs": 0.25, "dcn_secs": 0.0,

@@ -184,11 +184,11 @@ def test_a_batch_without_a_mesh_is_refused():
 
 
 def test_the_words_hold_what_to_paste_and_what_was_not_tried():
-    found, _ = run_search(lambda item: item.remat == HEAVIEST, max_compiles=8)
-    text = search_block(found, max_compiles=8, best=2)
+    found, _ = run_search(lambda item: item.remat == HEAVIEST, max_compiles=12)
+    text = search_block(found, max_compiles=12, best=2)
     best = found.records[0]
     assert f" 1  {' '.join(best['overrides'])}" in text
-    assert "not tried" in text and "(--max-compiles 8)" in text
+    assert "not tried" in text and "(--max-compiles 12)" in text
     assert "The best in full:" in text
     nothing, _ = run_search(lambda item: False, max_compiles=3)
     assert "Nothing that was tried fits" in search_block(nothing, 3, 2)

@@ -14,6 +14,8 @@ computed   attention splash; remat full; parameters float32, activations auto
 fits       yes: 40.00 GiB of 96.00 GiB a device at the peak, 56.00 GiB left
 memory     at the peak: parameters 8.00 GiB, optimizer 16.00 GiB, batch 1.0 MiB, gradients and
              activations 15.00 GiB, other 0 KiB
+             of it by the schedule, an estimate: gradients 8.00 GiB, activations 4.00 GiB, weights
+               (cast, gathered or laid out anew) 3.00 GiB
            beside it: code 32.0 MiB, on the host 0 KiB
 FLOPs      3.28e+15 the model's own a step, 4.36e+15 compiled: 1.33 x
 traffic    1,000.0 GB of HBM read and written a device and step (an estimate)
