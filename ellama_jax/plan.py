@@ -13,7 +13,6 @@ import json
 import os
 import shlex
 import tempfile
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from ellama_jax.config import RunConfig, config_to_mapping, load_config
 from ellama_jax.paths import as_path, is_remote, write_whole
 from ellama_jax.plan_compile import compile_for, describe
 from ellama_jax.plan_cost import parse_mfu, parse_prices, run_cost, run_tokens, tokens_per_step
-from ellama_jax.plan_table import PROMISE, WIDTH, block, summary
+from ellama_jax.plan_table import PROMISE, block, summary, wrapped
 from ellama_jax.plan_targets import (
     Target,
     axis_sizes,
@@ -86,7 +85,7 @@ def main_plan(argv: list[str]) -> None:
         text = "\n\n".join(block(record) for record in records)
         if len(records) > 1:
             text += f"\n\n{summary(records)}"
-    print(f"{text}\n\n{textwrap.fill(PROMISE, WIDTH)}")
+    print(f"{text}\n\n{wrapped(PROMISE)}")
     if args.json:
         write_json(as_path(args.json), config, records, searches, argv)
     for record in records:

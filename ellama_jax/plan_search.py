@@ -7,14 +7,13 @@ compiled. The estimate only orders; what is told of a configuration comes from t
 
 import itertools
 import math
-import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ellama_jax.config import RunConfig, config_from_mapping, config_to_mapping
 from ellama_jax.model.llama import REMAT_POLICIES, count_params, dim_sizes, param_dims
 from ellama_jax.model.presets import LlamaConfig, get_preset
-from ellama_jax.plan_table import WIDTH, block, size, table
+from ellama_jax.plan_table import block, size, table, wrapped
 from ellama_jax.plan_targets import Target
 from ellama_jax.sharding import MESH_AXES, STORAGE_AXES, partition_spec
 from ellama_jax.topology import HARDWARE, Hardware, hardware_of
@@ -381,7 +380,7 @@ def search_block(found: Found, max_compiles: int, best: int) -> str:
     for number, (_, record) in enumerate(fitting[:best], start=1):
         changes = " ".join(record["overrides"]) or "(the configuration as it is)"
         lines.append(f"{number:>2}  {changes}")
-    lines.append(textwrap.fill(_counts_in_words(found.counts, max_compiles), WIDTH))
+    lines.append(wrapped(_counts_in_words(found.counts, max_compiles)))
     if fitting:
         lines += ["", "The best in full:", "", block(fitting[0][1])]
     else:

@@ -92,6 +92,11 @@ def table(rows: Sequence[Sequence[str]], indent: int = 0) -> str:
     return "\n".join(lines)
 
 
+def wrapped(text: str) -> str:
+    """Returns text in lines of the page's width; options are not broken at their hyphens."""
+    return textwrap.fill(text, WIDTH, break_on_hyphens=False, break_long_words=False)
+
+
 # --- the rows of a block -------------------------------------------------------------------------
 
 

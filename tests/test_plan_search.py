@@ -183,12 +183,19 @@ def test_a_batch_without_a_mesh_is_refused():
         search(config("data.global_batch_size=7"), one("v6e-256"), FACTS, 1, None)
 
 
+def test_after_misses_of_a_policy_the_search_turns_to_a_heavier_one():
+    found, asked = run_search(lambda item: item.remat == HEAVIEST, max_compiles=12)
+    assert asked[0].remat == CHEAPEST
+    assert found.records[0]["outcome"] == "compiled"
+
+
 def test_the_words_hold_what_to_paste_and_what_was_not_tried():
-    found, _ = run_search(lambda item: item.remat == HEAVIEST, max_compiles=12)
-    text = search_block(found, max_compiles=12, best=2)
+    found, _ = run_search(lambda item: item.mesh[3] > 1, max_compiles=5)
+    text = search_block(found, max_compiles=5, best=2)
     best = found.records[0]
-    assert f" 1  {' '.join(best['overrides'])}" in text
-    assert "not tried" in text and "(--max-compiles 12)" in text
+    assert "--config.mesh.tensor=" in " ".join(best["overrides"])
+    assert f" 1  {' '.join(best['overrides'])}\n" in text
+    assert "(--max-compiles 5)" in " ".join(text.split())
     assert "The best in full:" in text
     nothing, _ = run_search(lambda item: False, max_compiles=3)
     assert "Nothing that was tried fits" in search_block(nothing, 3, 2)
