@@ -90,6 +90,7 @@ def get_config() -> ConfigDict:
     train.spike_factor = 0.0
     train.spike_window = 128  # updates in that mean
     train.max_spikes = 10  # in a row; the next one is accepted: the data have changed
+    train.xla_flags = ConfigDict()  # compiler flag -> value as text, over ellama_jax/xla_flags.py's
 
     checkpoint = config.checkpoint = ConfigDict()
     checkpoint.save_every_steps = 500

@@ -104,6 +104,7 @@ class TrainConfig:
     steps: int
     num_microbatches: int
     max_nonfinite_steps: int
+    xla_flags: dict[str, str]
     spike_factor: float = 0.0
     spike_window: int = 128
     max_spikes: int = 10
@@ -268,6 +269,9 @@ def _check(config: RunConfig) -> None:
     _check_mixture(data, train.steps)
     _check_repetition(data)
     _check_learning(config)
+    for name in train.xla_flags:
+        rule = "must be a flag's name without dashes, like xla_tpu_scoped_vmem_limit_kib"
+        _require(name.startswith("xla_"), "train.xla_flags", rule, name)
     _check_checkpoint(config.checkpoint)
 
 

@@ -13,12 +13,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ellama_jax.config import ModelConfig, RunConfig, batch_sizes
 from ellama_jax.model.attention import resolve_attention
-from ellama_jax.model.llama import abstract_params
+from ellama_jax.model.llama import abstract_params, dim_sizes
 from ellama_jax.model.presets import LlamaConfig
-from ellama_jax.sharding import batch_sharding
+from ellama_jax.sharding import batch_sharding, check_batch, check_dims
 from ellama_jax.train.optimizer import abstract_opt_state, make_optimizer, make_schedule
 from ellama_jax.train.spikes import init_guard
 from ellama_jax.train.step import TrainState, make_loss_sums, make_train_step
+from ellama_jax.xla_flags import flags_for_device
 
 # Features of a batch [B, T] and their dtypes; `source_ids` is [B].
 _ROWS = {
@@ -54,6 +55,13 @@ def make_program(config: RunConfig, model: LlamaConfig, mesh: Mesh, num_sources:
     Raises:
         ValueError: if a parameter or the batch cannot be divided as the mesh asks.
     """
+    check_dims(dim_sizes(model), mesh.shape)
+    check_batch(
+        config.data.global_batch_size,
+        config.data.seq_len,
+        mesh.shape,
+        config.train.num_microbatches,
+    )
     platform = mesh.devices.flat[0].platform
     schedule = make_schedule(config.schedule, model, config.train.steps)
     optimizer = make_optimizer(config.optimizer, schedule)
@@ -84,7 +92,9 @@ def make_program(config: RunConfig, model: LlamaConfig, mesh: Mesh, num_sources:
     state = TrainState(scalar, params, opt_state, scalar, scalar, guard)
     for _, rows in batch_sizes(config.data):
         batch = _abstract_batch(config, mesh, rows)  # the last size is compiled ahead
-    return Program(mesh, schedule, optimizer, jax.jit(step, donate_argnums=0), state, batch)
+    options = flags_for_device(mesh.devices.flat[0].device_kind, config.train.xla_flags)
+    step_fn = jax.jit(step, donate_argnums=0, compiler_options=options or None)
+    return Program(mesh, schedule, optimizer, step_fn, state, batch)
 
 
 def compute_dtype(config: ModelConfig, platform: str):
