@@ -24,7 +24,7 @@ _SOURCES = (
     (re.compile(r"cd,vd->cv|cv,vd->cd|cv,cd->vd|log_softmax|logsumexp"), "loss"),
     (re.compile(r"state\.params|params\["), "weights"),
     (re.compile(r"_take|embed"), "embedding"),
-    (re.compile(r"shard_map|attention|splash"), "attention"),
+    (re.compile(r"attention|splash|shard_map.*ppermute"), "attention"),
 )
 
 

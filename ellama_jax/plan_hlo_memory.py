@@ -86,8 +86,9 @@ def split_memory(stats, program: Program) -> MemorySplit:
     batch = device_bytes(program.batch)
     # Arguments that live on the host are no part of the device's.
     arguments = stats.argument_size_in_bytes
-    # CPU executables do not say their peak; all temporaries beside the arguments bound it.
-    peak = stats.peak_memory_in_bytes or arguments + stats.temp_size_in_bytes
+    peak = stats.peak_memory_in_bytes
+    if program.mesh.devices.flat[0].platform == "cpu":  # there it leaves temporaries out
+        peak = arguments + stats.temp_size_in_bytes
     known = params + optimizer + batch
     host = stats.host_argument_size_in_bytes + stats.host_temp_size_in_bytes
     return MemorySplit(

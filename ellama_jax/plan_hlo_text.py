@@ -196,14 +196,14 @@ class Module:
 
     def _callees(self, computation, instruction):
         opcode = instruction.opcode
+        if opcode not in ("while", "conditional", "fusion", "call", "call-start", "async-start"):
+            return 1, ()
         called = [self.computations[name] for name in instruction.called]
         if opcode == "while":
             return self.trip_count(computation, instruction), called
         if opcode == "conditional":
             return 1, [max(called, key=self._weight)]
-        if opcode in ("fusion", "call", "call-start", "async-start"):
-            return 1, called
-        return 1, []
+        return 1, called
 
     def _weight(self, computation):
         heavy = ("dot", "convolution", "custom-call")
