@@ -306,7 +306,7 @@ def make_meta(
     Args:
         model: its sizes.
         tokenizer_fingerprint: of the tokenizer beside the weights.
-        provenance: `kind` (import, train or merge) and what it came from.
+        provenance: `kind` (import, train, merge or average) and what it came from.
         verification: result of the conversion gate, None if it was not run.
         **more: further JSON-able keys, as the resolved config of a run.
     """

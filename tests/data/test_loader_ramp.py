@@ -108,3 +108,14 @@ def test_what_was_read_so_far_does_not_know_of_later_sizes(windows_dir):
 def test_a_ramp_is_described(windows_dir):
     lines = list(make_loader(windows_dir, batch_ramp=RAMP).describe(20))
     assert "rows a batch: 2 from step 0, 4 from step 5, 8 from step 11" in lines
+
+
+def test_inspect_says_how_the_batch_grows_and_counts_its_tokens(windows_dir):
+    from ellama_jax.audit_words import batch_words
+    from ellama_jax.data.audit import measure_mixture
+
+    mixture = {"batch_ramp": {"11": 4, "5": 2}, "global_batch_size": 8}
+    assert batch_words(mixture) == "2 then 4 then 8"
+    config = make_config(windows_dir, batch_ramp=RAMP)
+    loader = make_loader(windows_dir, batch_ramp=RAMP)
+    assert measure_mixture(loader, config, 20)["tokens"] == sum(SIZES) * 16
