@@ -15,7 +15,13 @@ from ellama_jax.model.llama import REMAT_POLICIES, count_params, dim_sizes, para
 from ellama_jax.model.presets import LlamaConfig, get_preset
 from ellama_jax.plan_table import block, size, table, wrapped
 from ellama_jax.plan_targets import Target
-from ellama_jax.sharding import MESH_AXES, STORAGE_AXES, partition_spec
+from ellama_jax.sharding import (
+    MESH_AXES,
+    STORAGE_AXES,
+    check_batch,
+    check_dims,
+    partition_spec,
+)
 from ellama_jax.topology import HARDWARE, Hardware, hardware_of
 
 _BYTES = {"float32": 4, "bfloat16": 2}
@@ -251,25 +257,24 @@ def list_meshes(target: Target) -> Iterator[tuple[int, ...]]:
 
 
 def _mesh_allowed(mesh: tuple[int, ...], config: RunConfig, model: LlamaConfig) -> bool:
-    data, fsdp, context, _ = mesh
-    piece = config.data.seq_len // context
-    if config.data.global_batch_size % (data * fsdp) or config.data.seq_len % context:
+    sizes = dict(zip(MESH_AXES, mesh, strict=True))
+    if sizes["context"] > 1 and config.data.seq_len // sizes["context"] < _MIN_PIECE_TOKENS:
         return False
-    if context > 1 and piece < _MIN_PIECE_TOKENS:
+    try:
+        check_dims(dim_sizes(model), sizes)
+        check_batch(config.data.global_batch_size, config.data.seq_len, sizes)
+    except ValueError:
         return False
-    return chip_elements(mesh, model) is not None
+    return True
 
 
-def chip_elements(mesh: tuple[int, ...], model: LlamaConfig) -> int | None:
-    """Returns the parameters that one device of a mesh holds, None where they cannot be divided."""
+def chip_elements(mesh: tuple[int, ...], model: LlamaConfig) -> int:
+    """Returns how many elements of the parameters one device of a mesh holds."""
     sizes, elements = dict(zip(MESH_AXES, mesh, strict=True)), dim_sizes(model)
     total = 0
     for path, dims in param_dims(model).items():
         shape = [elements[dim] for dim in dims]
-        try:
-            spec = partition_spec(dims, shape, sizes, STORAGE_AXES, path)
-        except ValueError:
-            return None
+        spec = partition_spec(dims, shape, sizes, STORAGE_AXES, path)
         axes = [axis for entry in spec if entry for axis in _names(entry)]
         total += math.prod(shape) // math.prod(sizes[axis] for axis in axes)
     return total

@@ -6,7 +6,6 @@ sizes go onto it. TPU names themselves are topology.py's.
 
 import dataclasses
 import importlib.util
-import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -145,64 +144,35 @@ def check_sizes(config: RunConfig, target: Target) -> None:
     """Checks by arithmetic what the program would refuse, before anything is compiled.
 
     Raises:
-        ValueError: naming what must divide what, and the nearest that does.
+        ValueError: naming what must divide what, what does, and the target.
     """
-    from ellama_jax.model.llama import dim_sizes, param_dims
+    from ellama_jax.model.llama import dim_sizes
     from ellama_jax.model.presets import get_preset
-    from ellama_jax.sharding import STORAGE_AXES, partition_spec
+    from ellama_jax.sharding import check_batch, check_dims
 
-    model = get_preset(config.model.preset)
-    sizes = axis_sizes(config, target)
-    parts = sizes["data"] * sizes["fsdp"]
-    rows = config.data.global_batch_size
-    if rows % parts:
-        near = sorted({max(rows // parts, 1) * parts, -(-rows // parts) * parts})
+    data, parts = config.data, config.train.num_microbatches
+    try:
+        sizes = axis_sizes(config, target)
+        check_dims(dim_sizes(get_preset(config.model.preset)), sizes)
+        check_batch(data.global_batch_size, data.seq_len, sizes, parts)
+    except ValueError as error:
         raise ValueError(
-            f"data.global_batch_size: must be divisible by mesh.data x mesh.fsdp ({parts} on "
-            f"{target.name}), got {rows}; {' and '.join(map(str, near))} {'are' if near[1:] else 'is'}, or a "
-            "mesh with fewer parts of the batch (--search tries all)."
-        )
-    if config.data.seq_len % sizes["context"]:
-        raise ValueError(
-            f"data.seq_len: must be divisible by mesh.context ({sizes['context']}), "
-            f"got {config.data.seq_len}."
-        )
-    elements = dim_sizes(model)
-    for path, dims in param_dims(model).items():
-        partition_spec(dims, [elements[dim] for dim in dims], sizes, STORAGE_AXES, path)
+            f"{str(error)[:-1]} (on {target.name}; --search tries all that fit)."
+        ) from None
 
 
 def axis_sizes(config: RunConfig, target: Target) -> dict[str, int]:
     """Returns the sizes of the mesh axes on a target.
 
     Raises:
-        ValueError: if they do not multiply to its devices; names a mesh that does.
+        ValueError: if they do not multiply to its devices, or slices do not divide `data`.
     """
     from ellama_jax.sharding import MESH_AXES, resolve_axis_sizes
 
-    wanted = dataclasses.asdict(config.mesh)
-    try:
-        shape = resolve_axis_sizes(wanted, target.num_devices)
-    except ValueError as error:
-        raise ValueError(
-            f"{str(error)[:-1]}; on {target.name} {_mesh_hint(wanted, target)}."
-        ) from None
+    shape = resolve_axis_sizes(dataclasses.asdict(config.mesh), target.num_devices)
     if shape[0] % target.num_slices:
         raise ValueError(
-            f"mesh.data: must be divisible by the slices of {target.name} ({target.num_slices}), "
-            f"got {shape[0]}; set mesh.data={target.num_slices}, which alone crosses slices."
+            f"mesh.data: must be divisible by the number of slices ({target.num_slices}), "
+            f"got {shape[0]}; mesh.data={target.num_slices} fits."
         )
     return dict(zip(MESH_AXES, shape, strict=True))
-
-
-def _mesh_hint(wanted: Mapping[str, int], target: Target) -> str:
-    """Says how to make a mesh multiply to the devices: by its largest axis, or from nothing."""
-    largest = max(wanted, key=lambda axis: wanted[axis])
-    others = math.prod(size for axis, size in wanted.items() if axis != largest and size > 0)
-    if -1 not in wanted.values() and target.num_devices % others == 0:
-        return f"mesh.{largest}={target.num_devices // others} fits"
-    slices = target.num_slices
-    return (
-        f"data={slices} fsdp={target.num_devices // slices} context=1 tensor=1 fits, and so does "
-        "any product of the four that is that number"
-    )
