@@ -123,7 +123,7 @@ def find_collectives(module: Module, mesh: Mesh) -> tuple[Collective, ...]:
                 kind,
                 instruction.name,
                 op_name,
-                _source(kind, op_name, payload),
+                _source(kind, op_name, payload, _axes(groups, mesh)),
                 _axes(groups, mesh),
                 _slices(groups, mesh),
                 groups.shape[1],
@@ -153,7 +153,7 @@ def _between_slices(module: Module, visit, mesh: Mesh) -> Collective:
         if (slices != slices.take([0], axis=place)).any()
     )
     return Collective(
-        kind, send.name, send.op_name, _source(kind, send.op_name, array.bytes), axes, len(listed),
+        kind, send.name, send.op_name, _source(kind, send.op_name, array.bytes, axes), axes, len(listed),
         len(listed), array.dtype, array.bytes, visit.count,
         _is_overlapped(module, visit.computation, send),
     )  # fmt: skip
@@ -304,12 +304,14 @@ def _around(module: Module, computation, instruction):
         found, inner = outer, outer[0].name
 
 
-def _source(kind, op_name, payload):
+def _source(kind, op_name, payload, axes):
     if payload < 1024:
         return "scalars"
     for pattern, source in _SOURCES:
         if pattern.search(op_name):
             return source
+    if axes == ("tensor",):  # it divides what layers compute, and no weight is gathered along it
+        return "activations"
     if "while/body" in op_name:
         if kind == "all-gather":
             return "weights"

@@ -19,6 +19,9 @@ _KERNELS = (
     (re.compile(r"dq"), 3),
     (re.compile(r"fwd|forward|flash_attention|splash"), 2),
 )
+# Pallas' own GPU kernels (Triton), q [B, T, N, H]: the backward one does all five at once.
+_GPU_KERNELS = {"mha_forward": 2, "mha_preprocess_backward": 0, "mha_backward": 5}
+_FUSED = re.compile(r'\\?"use_fused_bwd_kernel\\?": true')
 _BLOCKS = re.compile(r'\\?"(block_q\w*|block_kv\w*)\\?": (\d+)')
 _KERNEL_TARGETS = re.compile(r"tpu_custom_call|__cudnn|__cublas|mosaic|triton|__onednn")
 _ELEMENTWISE = {
@@ -254,8 +257,14 @@ def _kernel_flops(call, arrays):
     """A Pallas attention kernel by its name; q [.., N, T, H] and k [.., K, S, H] come first."""
     path = call.op_name.rsplit("pallas_call", 1)[0].rstrip("/").rsplit("/", 1)[-1]
     name = f"{call.name} {path}"
-    products = next((count for pattern, count in _KERNELS if pattern.search(name)), None)
     floating = [a for a in arrays if a.dtype[0] in "fb" and len(a.dims) >= 3]
+    on_gpu = re.search("|".join(_GPU_KERNELS), call.attributes)
+    if on_gpu and len(floating) >= 2:
+        q, k = floating[:2]
+        return "attention", 0.5 * _GPU_KERNELS[on_gpu.group()] * 2.0 * q.size * k.dims[1]
+    products = next((count for pattern, count in _KERNELS if pattern.search(name)), None)
+    if products == 4 and _FUSED.search(call.attributes):  # the queries' gradient comes with it
+        products = 5
     if products is None or len(floating) < 3:
         return "uncounted", 0.0
     q, k = floating[:2]

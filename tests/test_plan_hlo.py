@@ -1,40 +1,19 @@
 """Costs read from compiled text: against hand arithmetic, XLA's own count, and real programs."""
 
-from types import SimpleNamespace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hlo_texts import compiled as compile_for_cpu
+from hlo_texts import entry
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ellama_jax.plan_hlo import analyze_step
 from ellama_jax.plan_hlo_costs import count_flops, estimate_traffic
 from ellama_jax.plan_hlo_text import HBM, HOST, parse_arrays, parse_module
 
 
-def entry(lines, before="", header="HloModule m, is_scheduled=true"):
-    body = "\n".join(f"  {line}" for line in lines.strip().splitlines())
-    return f"{header}\n{before}\nENTRY %main (p: f32[1]) -> f32[1] {{\n{body}\n}}\n"
-
-
-def fake_mesh(slices=1, **sizes):
-    """A mesh whose devices only know their slice, which divides the first axis."""
-    count = int(np.prod(list(sizes.values())))
-    devices = np.array(
-        [SimpleNamespace(slice_index=place * slices // count) for place in range(count)],
-        dtype=object,
-    ).reshape(list(sizes.values()))
-    return SimpleNamespace(devices=devices, axis_names=tuple(sizes), size=count)
-
-
 def flops_of(text):
     return count_flops(parse_module(text))
-
-
-def compiled_text(function, *shapes):
-    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    return jax.jit(function).lower(*arrays).compile()
 
 
 # --- the text ---
@@ -143,7 +122,7 @@ def test_nested_scans_of_a_real_program_count_by_their_trips():
 
         return jax.lax.scan(round_, x, None, length=5)[0]
 
-    compiled = compiled_text(run, (64, 128), (3, 128, 128))
+    compiled = compile_for_cpu(run, (64, 128), (3, 128, 128))
     assert flops_of(compiled.as_text()).matmul == 5 * 3 * (2 * 64 * 128 * 128)
     # What XLA says of the same program: one round of each loop.
     assert compiled.cost_analysis()["flops"] < 2 * (2 * 64 * 128 * 128)
@@ -153,7 +132,7 @@ def test_products_without_loops_are_what_xla_counts():
     def run(x, w, v):
         return jnp.einsum("bth,hd,bsd->bts", x, w, v)
 
-    compiled = compiled_text(run, (2, 24, 16), (16, 40), (2, 12, 40))
+    compiled = compile_for_cpu(run, (2, 24, 16), (16, 40), (2, 12, 40))
     assert flops_of(compiled.as_text()).matmul == pytest.approx(
         compiled.cost_analysis()["flops"], rel=1e-3
     )
@@ -168,7 +147,7 @@ def test_positions_in_the_padding_do_not_count_just_as_for_xla(stride, dilation)
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )  # fmt: skip
 
-    compiled = compiled_text(run, (2, 9, 7, 3), (3, 4, 3, 5))
+    compiled = compile_for_cpu(run, (2, 9, 7, 3), (3, 4, 3, 5))
     counted = flops_of(compiled.as_text())
     assert counted.matmul > 0
     assert counted.matmul == compiled.cost_analysis()["flops"]
@@ -200,6 +179,29 @@ def test_a_causal_kernel_counts_the_blocks_it_computes(name, products, share):
     flops = flops_of(entry(SPLASH.replace("NAME", name)))
     assert flops.attention == share * products * 2 * (2 * 32 * 8192 * 8192 * 128)
     assert flops.matmul == 0 and flops.uncounted == ()
+
+
+def test_a_fused_backward_kernel_does_five_products_where_two_kernels_do_seven():
+    text = SPLASH.replace("NAME", "dkv").replace('"{', '"{\\"use_fused_bwd_kernel\\": true, ', 1)
+    flops = flops_of(entry(text))
+    assert flops.attention == 20 / 32 * 5 * 2 * (2 * 32 * 8192 * 8192 * 128)
+
+
+@pytest.mark.parametrize(
+    ("call", "products"),
+    [
+        ('"__cudnn$fmhaSoftmax", backend_config={"mask_type":"CAUSAL"}', 2),
+        ('"__cudnn$fmhaSoftmaxBackward", backend_config={"mask_type":"PADDING_CAUSAL"}', 5),
+        ('"__gpu$xla.gpu.triton", backend_config={"name":"mha_forward"}', 2),
+        ('"__gpu$xla.gpu.triton", backend_config={"name":"mha_backward"}', 5),
+        ('"__gpu$xla.gpu.triton", backend_config={"name":"mha_preprocess_backward"}', 0),
+    ],
+)
+def test_attention_of_gpu_libraries_counts_half_of_all_pairs(call, products):
+    text = entry(f"""%q = bf16[2,512,8,64] parameter(0)
+%k = bf16[2,512,2,64] parameter(1)
+ROOT %a.1 = bf16[2,512,8,64] custom-call(%q, %k, %k), custom_call_target={call}""")
+    assert flops_of(text).attention == products * 2 * (2 * 8 * 512 * 512 * 64) / 2
 
 
 def test_a_kernel_that_no_formula_fits_is_named_not_dropped():
@@ -259,157 +261,9 @@ ROOT %r = f32[100] bitcast(%p)""")
 
 
 def test_an_elementwise_program_moves_its_operands_and_results_once():
-    compiled = compiled_text(lambda x, y: jnp.tanh(x) * y + 1, (64, 64), (64, 64))
+    compiled = compile_for_cpu(lambda x, y: jnp.tanh(x) * y + 1, (64, 64), (64, 64))
     traffic = estimate_traffic(parse_module(compiled.as_text()))
     assert traffic.hbm_bytes == 3 * 64 * 64 * 4 == compiled.cost_analysis()["bytes accessed"]
-
-
-# --- collectives ---
-
-
-def test_collectives_of_a_real_program_have_their_axes_bytes_and_trips():
-    mesh = Mesh(np.array(jax.devices()).reshape(2, 2, 2), ("data", "fsdp", "tensor"))
-
-    def run(x):
-        def body(x, _):
-            gathered = jax.lax.all_gather(x, "fsdp", tiled=True)
-            total = jax.lax.psum(gathered, ("data", "tensor"))
-            return jax.lax.psum_scatter(total, "fsdp", tiled=True) * 0.5, None
-
-        y, _ = jax.lax.scan(body, x, None, length=6)
-        return jax.lax.ppermute(y, "tensor", [(0, 1), (1, 0)])
-
-    spec = PartitionSpec("fsdp")
-    function = jax.shard_map(run, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
-    text = jax.jit(function).lower(jax.ShapeDtypeStruct((64, 16), jnp.float32)).compile().as_text()
-    found = {
-        c.kind: (c.axes, c.group_size, c.payload_bytes, c.count, c.ici_bytes, c.network)
-        for c in analyze_step(text, mesh).collectives
-    }
-    whole, part = 64 * 16 * 4, 32 * 16 * 4
-    assert found == {
-        "all-gather": (("fsdp",), 2, whole, 6, 6 * part, "ici"),
-        "all-reduce": (("data", "tensor"), 4, whole, 6, 6 * 2 * whole * 3 / 4, "ici"),
-        "reduce-scatter": (("fsdp",), 2, whole, 6, 6 * part, "ici"),
-        "collective-permute": (("tensor",), 2, part, 1, part, "ici"),
-    }
-
-
-@pytest.mark.parametrize(
-    ("groups", "axes"),
-    [
-        ("{{0,1,2,3},{4,5,6,7}}", ("fsdp", "tensor")),
-        ("[4,2]<=[8]", ("tensor",)),
-        ("[4,2]<=[4,2]T(1,0)", ("fsdp",)),  # 0 2 4 6 1 3 5 7 in rows of two
-        ("mesh['data'=2,'fsdp'=2,'tensor'=2] {'data','tensor'}", ("data", "tensor")),
-        ("mesh['a'=8] {'a':(2)2}", ("fsdp",)),  # the middle factor of 8 = 2 x 2 x 2
-        ("mesh['a'=8], device_ids=([2,4]T(1,0)) {'a':(4)2}", ("data",)),
-        ("{}", ("data", "fsdp", "tensor")),
-    ],
-)
-def test_groups_in_every_form_are_told_by_the_axes_of_the_mesh(groups, axes):
-    text = entry(f"""%p = f32[512] parameter(0)
-ROOT %r = f32[512] all-reduce(%p), channel_id=1, replica_groups={groups}, use_global_device_ids=true, to_apply=%add""")
-    (found,) = analyze_step(text, fake_mesh(data=2, fsdp=2, tensor=2)).collectives
-    assert found.axes == axes
-
-
-PAIR = """%p = f32[4,512] parameter(0)
-%w = f32[512,512] parameter(1)
-%g = (f32[4,512], f32[8,512]) all-gather-start(%p), channel_id=1, replica_groups={{0,1}}, dimensions={0}
-BETWEEN
-%done = f32[8,512] all-gather-done(%g)
-ROOT %r = f32[8,512] negate(%done)"""
-DOT = "%d = f32[4,512] dot(%p, %w), lhs_contracting_dims={1}, rhs_contracting_dims={0}"
-
-
-@pytest.mark.parametrize(
-    ("between", "overlapped"), [(DOT, True), ("%d = f32[4,512] negate(%p)", False)]
-)
-def test_a_gather_is_hidden_where_a_product_stands_between_its_start_and_done(between, overlapped):
-    mesh = fake_mesh(fsdp=2)
-    (found,) = analyze_step(entry(PAIR.replace("BETWEEN", between)), mesh).collectives
-    assert found.overlapped is overlapped
-    assert found.payload_bytes == 8 * 512 * 4  # the gathered array, not the operand in the tuple
-
-
-def test_a_fusion_that_keeps_its_part_of_a_sum_is_a_reduce_scatter():
-    before = """%scatter (i: bf16[64,16]) -> bf16[16,16] {
-  %i = bf16[64,16] parameter(0)
-  %all-reduce.1 = bf16[64,16] all-reduce(%i), replica_groups={{0,1,2,3}}, to_apply=%add
-  %id = u32[] partition-id()
-  ROOT %cut = bf16[16,16] dynamic-slice(%all-reduce.1, %id, %id), dynamic_slice_sizes={16,16}
-}"""
-    text = entry(
-        "%p = bf16[64,16] parameter(0)\nROOT %r = bf16[16,16] fusion(%p), kind=kCustom, "
-        'calls=%scatter, metadata={op_name="transpose(jvp())/while/body/dot_general"}',
-        before,
-    )
-    (found,) = analyze_step(text, fake_mesh(fsdp=4)).collectives
-    assert (found.kind, found.source) == ("reduce-scatter", "gradients")
-    assert found.ici_bytes == (64 * 16 * 2) * 3 / 4
-
-
-def test_a_group_over_slices_sends_each_slices_part_over_dcn():
-    text = entry("""%p = f32[1024] parameter(0)
-ROOT %r = f32[1024] all-reduce(%p), replica_groups=[1,8]<=[8], to_apply=%add""")
-    (found,) = analyze_step(text, fake_mesh(slices=2, data=2, fsdp=4)).collectives
-    assert (found.network, found.slices) == ("dcn", 2)
-    # Within a slice of 4: scatter and gather of 4,096 bytes; between 2: each device's 1,024.
-    assert found.ici_bytes == 2 * 4096 * 3 / 4
-    assert found.dcn_bytes == 2 * 1024 / 2
-
-
-def test_what_libtpu_sends_between_slices_is_a_collective_over_dcn():
-    attributes = (
-        'channel_id=2, is_host_transfer=true, frontend_attributes={_xla_host_transfer_rendezvous="r0"'
-        ',_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}'
-    )
-    text = entry(f"""%p = bf16[4096] parameter(0)
-%w = f32[4,4] parameter(1)
-%token = token[] after-all()
-%send.1 = (bf16[4096], u32[], token[]) send(%p, %token), {attributes}
-%recv.1 = (bf16[4096], u32[], token[]) recv(%token), {attributes}
-%sent = token[] send-done(%send.1)
-%d = f32[4,4] dot(%w, %w), lhs_contracting_dims={{1}}, rhs_contracting_dims={{0}}
-ROOT %got = (bf16[4096], token[]) recv-done(%recv.1)""")
-    (found,) = analyze_step(text, fake_mesh(slices=2, data=2, fsdp=4)).collectives
-    assert (found.kind, found.axes, found.network) == ("all-reduce", ("data",), "dcn")
-    assert (found.ici_bytes, found.dcn_bytes) == (0, 2 * 8192 / 2)
-    assert found.overlapped  # the product runs before the answer is waited for
-
-
-# --- what is alive at the peak ---
-
-
-def test_buffers_live_from_their_making_to_their_last_use():
-    text = entry("""%p = f32[1000] parameter(0)
-%a = f32[1000] broadcast(%p), dimensions={0}
-%b = f32[2000] concatenate(%a, %a), dimensions={0}
-%c = f32[3000] concatenate(%b, %p), dimensions={0}
-ROOT %d = f32[10] slice(%c), slice={[0:10]}""")
-    peak = analyze_step(text, fake_mesh(fsdp=1)).peak
-    # p is not donated: it stays. a is gone when c is made, d not yet there.
-    assert {buffer.name: buffer.bytes for buffer in peak} == {"p": 4000, "b": 8000, "c": 12000}
-    assert [buffer.kind for buffer in peak] == ["activations", "activations", "argument"]
-
-
-def test_the_peak_of_a_real_program_is_near_what_its_compiler_allots():
-    def loss(weights, x):
-        def layer(x, w):
-            return jnp.tanh(x @ w), None
-
-        return jnp.sum(jax.lax.scan(layer, x, weights)[0] ** 2)
-
-    compiled = compiled_text(jax.grad(loss), (6, 64, 64), (512, 64))
-    memory = compiled.memory_analysis()
-    allotted = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    allotted += memory.output_size_in_bytes
-    costs = analyze_step(compiled.as_text(), fake_mesh(fsdp=1))
-    found = sum(buffer.bytes for buffer in costs.peak)
-    assert 0.9 * allotted < found <= 1.02 * allotted
-    saved = [buffer for buffer in costs.largest if buffer.shape == "f32[6,512,64]"]
-    assert saved and saved[0].kind == "activations"
 
 
 # --- a real TPU program ---
