@@ -20,7 +20,7 @@ class Hardware:
         name: generation of a TPU, or the name of a GPU.
         flops_per_sec: dense bfloat16 FLOP/s.
         hbm_bytes: memory as published. The compiler keeps some: v5e 15.75 GiB of 16, v6e 31.25 of
-            32, v5p 95.74 of 96 are left (what libtpu 0.0.42.1 and 0.0.50.1 say when it is too much).
+            32, v5p 95.74 of 96 are left (what libtpu says when a program needs more).
         hbm_bytes_per_sec: memory bandwidth.
         ici_bytes_per_sec: bandwidth of one link to a neighbour, one way (NVLink: all links together).
         ici_links: links of a chip, two an axis of the torus; 1 where a switch joins all.

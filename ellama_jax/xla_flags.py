@@ -24,6 +24,17 @@ class Flag:
 # stands in docs/LOG.md: the compiler's defaults are kept unless there is a reason.
 FLAGS: tuple[Flag, ...] = (
     Flag(
+        "xla_tpu_enable_async_collective_fusion_fuse_all_gather", "true", ("v5p", "v6e"),
+        "A layer's weights are gathered while the products before it are computed. By default v5p "
+        "waits for every gather (libtpu 0.0.42.1); with this and the next flag half of a small "
+        "FSDP stack's gathers overlap. Neither does anything alone.",
+    ),
+    Flag(
+        "xla_enable_async_all_gather", "true", ("v5p", "v6e"),
+        "Lets all-gathers start and end apart, which the flag above needs; of the set that MaxText "
+        "gives (benchmarks/xla_flags_library.py) these two alone make the same program.",
+    ),
+    Flag(
         "xla_tpu_enable_data_parallel_all_reduce_opt", "true", GENERATIONS,
         'Several slices: "increase overlap opportunities for DCN all-reduces used for data '
         'parallel sharding". One slice has none, and its program stays the same.',
@@ -43,7 +54,7 @@ def flags_for(generation: str, changes: Mapping[str, str] | None = None) -> dict
         generation: one of `GENERATIONS`.
         changes: flag -> value, added or put in place of the table's; "" takes a flag away.
 
-    >>> flags_for("v6e", {"xla_tpu_enable_data_parallel_all_reduce_opt": ""})
+    >>> flags_for("v4", {"xla_tpu_enable_data_parallel_all_reduce_opt": ""})
     {'xla_tpu_data_parallel_opt_different_sized_ops': 'true'}
     """
     flags = {flag.name: flag.value for flag in FLAGS if generation in flag.generations}
@@ -60,7 +71,7 @@ def flags_for_device(device_kind: str, changes: Mapping[str, str] | None = None)
 def launch_environment(generation: str, changes: Mapping[str, str] | None = None) -> dict[str, str]:
     """Returns the environment that gives a TPU process the same flags; set before JAX starts.
 
-    >>> launch_environment("v5p", {"xla_tpu_data_parallel_opt_different_sized_ops": ""})
+    >>> launch_environment("v4", {"xla_tpu_data_parallel_opt_different_sized_ops": ""})
     {'LIBTPU_INIT_ARGS': '--xla_tpu_enable_data_parallel_all_reduce_opt=true'}
     """
     flags = flags_for(generation, changes)

@@ -109,7 +109,19 @@ def test_a_mesh_axis_within_rows_may_span_processes(whole_run, tiny_arguments, t
     workdir = tmp_path / "run"
     arguments = [*tiny_arguments, "--config.mesh.tensor=2", "--config.mesh.fsdp=1"]
     run([*arguments, "--config.train.steps=6"], workdir, processes=2)
-    ours, theirs = read_metrics(workdir), read_metrics(whole_run)
+    assert_same_training(workdir, whole_run)
+
+
+def test_replicas_in_processes_of_their_own_train_as_one(whole_run, tiny_arguments, tmp_path):
+    """`data` over processes, as over slices, and `fsdp` over the devices of each."""
+    workdir = tmp_path / "run"
+    arguments = [*tiny_arguments, "--config.mesh.data=2", "--config.mesh.fsdp=2"]
+    run(arguments, workdir, processes=2, devices=2)
+    assert_same_training(workdir, whole_run)
+
+
+def assert_same_training(workdir, other):
+    ours, theirs = read_metrics(workdir), read_metrics(other)
     for key in ("batch_fingerprint", "tokens_consumed", "loss_tokens"):
         assert [record[key] for record in ours] == [record[key] for record in theirs], key
     np.testing.assert_allclose(
