@@ -213,11 +213,20 @@ def _text_path(target: Target, folder: Path | None) -> Iterator[Path]:
 def plan_record(config: RunConfig, target: Target, options: Options, answer: Mapping) -> dict:
     """Returns one plan as JSON-able data: what was compiled, what it takes, what the run costs.
 
-    Sizes are those of one device and one step unless their names say otherwise. What is not known
-    is None.
+    Figures are one device's and one step's unless named otherwise; what is not known is None.
 
     Args:
         answer: of `compile_for`.
+
+    Returns:
+        `target`, `hardware`, `shape` (chips along each axis), `num_chips`, `num_devices`,
+        `num_slices`, `device_kind`, `versions`; `model`, `num_params`, `step` (what is compiled);
+        `outcome` (compiled | no_fit | failed), `message`, `text_path`; `limit_bytes`, `state` (by
+        arithmetic), `memory` (`MemorySplit`), `peak_parts` and `largest` (`StepCosts`),
+        `out_of_memory` (`OutOfMemory`); `model_flops` (a token: `ModelFlops`), `flops`, `traffic`,
+        `collectives` (`CollectiveSum`), `unread` (why these are None), `roofline` (`Roofline`);
+        `run` (steps, tokens, days, chip-hours and cost, of the bound and of an assumed MFU);
+        `overrides` (of a search), `compile_secs`, `secs`.
     """
     from ellama_jax.model.llama import count_params
     from ellama_jax.model.presets import get_preset
@@ -237,7 +246,7 @@ def plan_record(config: RunConfig, target: Target, options: Options, answer: Map
         "param_dtype": config.model.param_dtype,
         "compute_dtype": config.model.compute_dtype,
     }
-    keys = ("memory", "out_of_memory", "limit_bytes", "model_flops", "flops", "traffic", "roofline",
+    keys = ("state", "memory", "out_of_memory", "limit_bytes", "model_flops", "flops", "traffic", "roofline",
             "collectives", "peak_parts", "largest", "unread", "message", "text_path", "device_kind", "versions",
             "compile_secs")  # fmt: skip
     record = {

@@ -20,7 +20,7 @@ from ellama_jax.config import RunConfig, config_from_mapping
 from ellama_jax.model.attention import resolve_attention
 from ellama_jax.model.presets import get_preset
 from ellama_jax.plan_hlo import analyze_step, summarize_collectives
-from ellama_jax.plan_hlo_memory import parse_out_of_memory, split_memory
+from ellama_jax.plan_hlo_memory import device_bytes, parse_out_of_memory, split_memory
 from ellama_jax.plan_roofline import model_flops, roofline
 from ellama_jax.sharding import make_mesh
 from ellama_jax.topology import get_devices, hardware_of, parse_topology
@@ -56,6 +56,11 @@ def compile_request(request: Mapping, devices: list) -> dict:
         "mesh": dict(program.mesh.shape),
         "attention_kernel": kernel,
         "model_flops": _model_flops(config),
+        "state": {
+            "params_bytes": device_bytes(program.state.params),
+            "optimizer_bytes": device_bytes(program.state.opt_state),
+            "batch_bytes": device_bytes(program.batch),
+        },
     }
     text_path = Path(request["text_path"])
     _say("tracing")

@@ -18,8 +18,8 @@ PROMISE = (
 
 def block(record: Mapping) -> str:
     """Returns the text of one plan."""
-    size = _target_words(record)
-    lines = [f"{record['target']}  {size}", "-" * min(WIDTH, len(record["target"]) + 2 + len(size))]
+    title = f"{record['target']}  {_target_words(record)}"
+    lines = [title, "-" * min(WIDTH, len(title))]
     step = record["step"]
     microbatches = step["num_microbatches"]
     lines += _row("model", f"{record['model']}, {_big(record['num_params'])} parameters")
@@ -29,7 +29,7 @@ def block(record: Mapping) -> str:
         f"{step['tokens']:,} tokens; rows a device: {step['rows_per_device']:g}"
         + (f" in {microbatches} micro-batches" if microbatches > 1 else ""),
     )
-    lines += _row("mesh", " x ".join(f"{axis} {size}" for axis, size in step["mesh"].items()))
+    lines += _row("mesh", " x ".join(f"{axis} {count}" for axis, count in step["mesh"].items()))
     lines += _row(
         "computed",
         f"attention {step['attention_kernel']}; remat {step['remat']}; parameters "
@@ -38,6 +38,14 @@ def block(record: Mapping) -> str:
     lines += _row("fits", *_fits(record))
     if record["memory"] is not None:
         lines += _row("memory", *_memory(record["memory"], record["peak_parts"]))
+    elif record["state"] is not None:
+        words = {
+            "parameters": "params_bytes",
+            "optimizer": "optimizer_bytes",
+            "batch": "batch_bytes",
+        }
+        parts = ", ".join(f"{name} {size(record['state'][key])}" for name, key in words.items())
+        lines += _row("memory", f"a device holds {parts}; gradients and activations beside it")
     if record["unread"]:
         lines += _row("traffic", f"not read from this compiler's text: {record['unread']}")
     lines += _row("FLOPs", *_flops(record))
@@ -146,8 +154,6 @@ def _fits(record: Mapping) -> list[str]:
             f"no: {size(found['needed_bytes'])} of {size(found['available_bytes'])} a device, "
             f"{size(found['missing_bytes'])} too much"
         ]
-        if "HLO temporaries" in record["message"]:
-            lines[0] += " (before the compiler's last passes, so the least it may be)"
     for item in found["largest"]:
         lines.append(f"  {size(item['bytes'])} {item['shape']} {item['op_name']}".rstrip())
     return [*lines, where]
@@ -233,7 +239,11 @@ def _run(record: Mapping) -> list[str]:
     if run["bound"] is not None:
         lines.append(f"at least {_cost(run['bound'])}{at}")
     if run["assumed"] is not None:
-        lines.append(f"{_cost(run['assumed'])} at the assumed MFU of {run['assumed_mfu']:.0%}")
+        above = record["roofline"]["mfu"] < run["assumed_mfu"]
+        beyond = ", which is beyond the bound" if above else ""
+        lines.append(
+            f"{_cost(run['assumed'])} at the assumed MFU of {run['assumed_mfu']:.0%}{beyond}"
+        )
     return lines
 
 

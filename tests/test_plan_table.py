@@ -34,6 +34,11 @@ def test_a_block_says_everything_with_its_unit():
     assert block(record()) == BLOCK
 
 
+def test_an_assumed_mfu_beyond_the_bound_is_said_to_be():
+    hopeful = record(run={**record()["run"], "assumed_mfu": 0.9})
+    assert "at the assumed MFU of 90%, which is beyond the bound" in block(hopeful)
+
+
 def test_what_does_not_fit_says_by_how_much_and_what_is_largest():
     largest = [{"bytes": 4 * GIB, "shape": "f32[32,8,8192,4096]", "op_name": "jit(step)/scan"}]
     refused = record(
@@ -45,6 +50,10 @@ def test_what_does_not_fit_says_by_how_much_and_what_is_largest():
     )  # fmt: skip
     lines = block(refused).splitlines()
     assert "fits       no: 40.00 GiB of 31.00 GiB a device, 9.00 GiB too much" in lines
+    assert (
+        "memory     a device holds parameters 8.00 GiB, optimizer 16.00 GiB, batch 1.0 MiB; "
+        in block(refused)
+    )
     assert "             4.00 GiB f32[32,8,8192,4096] jit(step)/scan" in lines
     assert "           the compiler's full text: /tmp/x" in lines
     assert "bounds" not in block(refused) and "at least" not in block(refused)
