@@ -134,6 +134,7 @@ def compiler(fits):
         if not fits(item):
             gone = dict.fromkeys(("memory", "roofline", "flops", "traffic"))
             room = {"needed_bytes": 2, "available_bytes": 1, "missing_bytes": 1, "largest": []}
+            gone["run"] = {**known["run"], "bound": None, "assumed": None}
             return {**known, "outcome": "no_fit", "message": "", "out_of_memory": room, **gone}
         secs = 2.0 + REMAT_POLICIES.index(item.remat) + item.mesh[3]
         return {**known, "roofline": {**known["roofline"], "step_secs": secs}}
