@@ -29,6 +29,7 @@ from profile_table import phases_and_kernels
 from random_run import first_state, load_run_config, parse_with_config, random_batch
 from results import markdown_table, provenance, report
 
+from ellama_jax.config import RunConfig
 from ellama_jax.model.flops import FORMULA, model_flops_per_token
 from ellama_jax.model.llama import REMAT_POLICIES, count_params
 from ellama_jax.model.presets import PRESETS, LlamaConfig, get_preset
@@ -79,6 +80,9 @@ class Case:
         whole = get_preset(self.preset)
         return dataclasses.replace(whole, num_layers=self.layers) if self.layers else whole
 
+    def config(self) -> RunConfig:
+        return load_run_config(self.values, list(self.changes))
+
     def with_values(self, keys: tuple[str, ...], value) -> "Case":
         return dataclasses.replace(self, values=self.values | dict.fromkeys(keys, value))
 
@@ -94,7 +98,7 @@ def measure(case: Case, args: argparse.Namespace) -> dict:
         ValueError: for values that do not fit each other.
     """
     device = _device(args.allow_cpu)
-    model, config = case.model(), load_run_config(case.values, list(case.changes))
+    model, config = case.model(), case.config()
     mesh = make_mesh(dict.fromkeys(vars(config.mesh), 1), [device])
     rows, length = config.data.global_batch_size, config.data.seq_len
     with jax.set_mesh(mesh):
@@ -228,7 +232,7 @@ def sweep(case: Case, args: argparse.Namespace) -> list[tuple[Case, dict]]:
         base = best
         for choice in choices:
             tried = base.with_values(keys, choice)
-            if tried.values == base.values:
+            if tried.config() == base.config():
                 continue
             result = run_case(tried, args)
             _say(case.preset, f"{name} {choice}", result, args)
