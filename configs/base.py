@@ -23,11 +23,6 @@ def get_config() -> ConfigDict:
     model.compute_dtype = "auto"  # auto: bfloat16 on accelerators, float32 on CPU
     model.param_dtype = "float32"  # dtype of the parameters being trained
     model.loss_chunk_tokens = 2048  # positions whose logits exist at one time
-    attention = model.attention = ConfigDict()
-    attention.kernel = "auto"  # auto: by platform; see ellama_jax/model/attention.py
-    attention.block_q = 1024  # queries a block of the kernel
-    attention.block_kv = 1024  # keys a block
-    attention.context = "all_gather"  # how keys reach queries over mesh.context: all_gather | ring
 
     mesh = config.mesh = ConfigDict()  # sizes of the mesh axes; one may be -1: all that remain
     mesh.data = 1  # replicas; slices (DCN) divide this axis

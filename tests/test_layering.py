@@ -8,7 +8,6 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "ellama_jax"
 # Lower layers first; a module imports from its own layer's package or from below.
 LAYERS = (
-    ("settings",),
     ("config", "tree", "sharding", "distributed", "progress", "paths"),
     ("model",),
     ("data",),

@@ -29,15 +29,20 @@ from ellama_jax.data.loader import (
 from ellama_jax.data.mixture import mixture_differences
 from ellama_jax.data.tokenizer import Tokenizer, check_fits, load_tokenizer
 from ellama_jax.distributed import exchange, leads, on_leader, start_processes
-from ellama_jax.model.llama import REMAT_POLICIES, count_params, init_params
+from ellama_jax.model.llama import REMAT_POLICIES, abstract_params, count_params, init_params
 from ellama_jax.model.presets import LlamaConfig, config_to_dict, get_preset
 from ellama_jax.paths import as_path, is_remote, local_path, write_whole
 from ellama_jax.progress import progress
 from ellama_jax.sharding import make_mesh, place_batch, row_parts
 from ellama_jax.train.metrics import IntervalMeans, MetricsLog, known_metrics, step_record
-from ellama_jax.train.optimizer import init_opt_state, peak_learning_rate
-from ellama_jax.train.program import Program, make_program
-from ellama_jax.train.step import TrainState, init_state
+from ellama_jax.train.optimizer import (
+    abstract_opt_state,
+    init_opt_state,
+    make_optimizer,
+    make_schedule,
+    peak_learning_rate,
+)
+from ellama_jax.train.step import TrainState, init_state, make_loss_sums, make_train_step
 from ellama_jax.tree import flatten_paths
 from ellama_jax.weights import checkpoint as checkpoints
 from ellama_jax.weights.layout import (
@@ -197,19 +202,21 @@ def train(run: Run) -> Path:
     """
     config = run.config
     mesh = make_mesh(dataclasses.asdict(config.mesh))
-    program = make_program(config, run.model, mesh, len(run.loader.sources))
+    schedule = make_schedule(config.schedule, run.model, config.train.steps)
+    optimizer = make_optimizer(config.optimizer, schedule)
     root = run.workdir / "checkpoints"
-    on_leader(lambda: _check_room(run, program))
+    on_leader(lambda: _check_room(run, optimizer))
     manager = checkpoints.open_manager(
         root, tokenizer_dir=run.tokenizer_dir, **dataclasses.asdict(config.checkpoint)
     )
     # Leaving the manager, by an error too, waits until a save under way is whole.
     with jax.set_mesh(mesh), manager, _sigterm_flag() as terminated:
-        state, progress_so_far = _start_or_resume(run, program, manager)
+        state, progress_so_far = _start_or_resume(run, mesh, optimizer, manager)
         on_leader(lambda: _write_config(run))
         if leads():
             _say_what_runs(run, mesh, int(state.step))
-        stopped = _steps(run, program, manager, state, progress_so_far, terminated)
+        step_fn = jax.jit(_make_step(run, optimizer), donate_argnums=0)
+        stopped = _steps(run, mesh, step_fn, schedule, manager, state, progress_so_far, terminated)
     if stopped:
         if leads():
             said = "stopped by SIGTERM after a checkpoint; the same command resumes."
@@ -218,23 +225,43 @@ def train(run: Run) -> Path:
     return root
 
 
-def _check_room(run: Run, program: Program) -> None:
+def _check_room(run: Run, optimizer) -> None:
     """Refuses a disk that cannot hold one checkpoint, before the first step is spent."""
-    size = checkpoints.tree_bytes((program.state.params, program.state.opt_state))
+    params = abstract_params(run.model, jnp.dtype(run.config.model.param_dtype))
+    size = checkpoints.tree_bytes((params, abstract_opt_state(optimizer, params)))
     check_disk_space(f"train {run.workdir}", run.workdir, size)
 
 
-def _start_or_resume(run: Run, program: Program, manager) -> tuple[TrainState, "_SoFar"]:
+def _make_step(run: Run, optimizer) -> Callable:
+    loss_sums = make_loss_sums(
+        run.model,
+        num_sources=len(run.loader.sources),
+        compute_dtype=compute_dtype(run.config.model.compute_dtype),
+        remat=run.config.model.remat,
+        chunk_tokens=run.config.model.loss_chunk_tokens,
+    )
+    return make_train_step(loss_sums, optimizer, run.config.train.num_microbatches)
+
+
+def compute_dtype(name: str):
+    """Returns the dtype of activations; `auto` is bfloat16 on accelerators, float32 on CPU."""
+    if name == "auto":
+        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    return jnp.dtype(name)
+
+
+def _start_or_resume(run: Run, mesh: Mesh, optimizer, manager) -> tuple[TrainState, "_SoFar"]:
     """Returns the state to continue from and what was counted on the way to it."""
-    abstract, mesh = program.state, program.mesh
+    abstract = abstract_params(run.model, jnp.dtype(run.config.model.param_dtype), mesh)
+    abstract_state = abstract_opt_state(optimizer, abstract)
     if manager.latest_step() is None:
-        params = _base_params(run, mesh)
-        opt_state = init_opt_state(program.optimizer, params, abstract.opt_state)
+        params = _base_params(run, abstract, mesh)
+        opt_state = init_opt_state(optimizer, params, abstract_state)
         state = init_state(params, opt_state)
         ledger, sums = {}, {}
     else:
         step, params, opt_state, data, _ = checkpoints.restore_training(
-            manager, abstract.params, abstract.opt_state
+            manager, abstract, abstract_state
         )
         _check_same_mixture(run, step, data)
         counts = {name: jnp.int32(data[name]) for name in ("skipped", "skipped_in_a_row")}
@@ -278,28 +305,28 @@ class _SoFar(NamedTuple):
 _COUNTERS = ("step", "skipped", "skipped_in_a_row")
 
 
-def _base_params(run: Run, mesh: Mesh) -> dict:
+def _base_params(run: Run, abstract: dict, mesh: Mesh) -> dict:
     dtype = jnp.dtype(run.config.model.param_dtype)
     if run.base is None:
         return init_params(run.model, run.config.model.init_seed, dtype, mesh)
     return checkpoints.restore_params(run.base.path, dtype=dtype, mesh=mesh)
 
 
-def _steps(run, program: Program, manager, state, so_far, terminated) -> bool:
+def _steps(run, mesh, step_fn, schedule, manager, state, so_far, terminated) -> bool:
     """Runs the remaining steps; a step's metrics are read once the next one is under way.
 
     Returns:
         whether SIGTERM ended them early, the same on every process.
     """
     first, last = int(state.step), run.config.train.steps
-    parts, alone = row_parts(program.mesh), jax.process_count() == 1
+    parts, alone = row_parts(mesh), jax.process_count() == 1
     mine = parts[jax.process_index()], max(parts) + 1
     pending = None
     with progress("training", total=last, unit="steps", shown=leads()) as bar:
         bar.update(first)
-        report = _StepReport(run, program.schedule, so_far, bar, first)
+        report = _StepReport(run, schedule, so_far, bar, first)
         for step, rows in enumerate(run.loader.iterate(first, last, *mine), start=first + 1):
-            state, metrics = program.step_fn(state, place_batch(rows, program.mesh))
+            state, metrics = step_fn(state, place_batch(rows, mesh))
             if pending is not None:
                 report.finish(*pending)
             signalled = terminated()

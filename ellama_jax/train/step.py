@@ -10,9 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ellama_jax.config import AttentionConfig
-from ellama_jax.model.attention import AUTO
-from ellama_jax.model.llama import Tracked, hidden_states, make_tracers, output_kernel
+from ellama_jax.model.llama import hidden_states, output_kernel
 from ellama_jax.model.loss import token_losses
 from ellama_jax.model.presets import LlamaConfig
 from ellama_jax.train.optimizer import global_norm
@@ -60,26 +58,18 @@ class Sums(NamedTuple):
 
 
 def make_loss_sums(
-    config: LlamaConfig,
-    *,
-    num_sources: int,
-    compute_dtype,
-    remat: str,
-    chunk_tokens: int,
-    attention: AttentionConfig = AUTO,
+    config: LlamaConfig, *, num_sources: int, compute_dtype, remat: str, chunk_tokens: int
 ) -> Callable:
     """Returns `loss_sums(params, batch) -> (sum of weighted losses, Sums)`."""
 
     def loss_sums(params, batch):
         hidden = hidden_states(
             params, config, batch["inputs"], batch["positions"], batch["segment_ids"],
-            compute_dtype=compute_dtype, remat=remat, attention=attention,
+            compute_dtype=compute_dtype, remat=remat,
         )  # fmt: skip
         weights = batch["loss_weights"]
-        kernel, dims = output_kernel(params, config)
-        total, losses = token_losses(
-            hidden, kernel, batch["targets"], weights, chunk_tokens, kernel_dims=dims
-        )
+        kernel = output_kernel(params, config)
+        total, losses = token_losses(hidden, kernel, batch["targets"], weights, chunk_tokens)
 
         def by_source(rows):
             return jax.ops.segment_sum(rows.sum(axis=1), batch["source_ids"], num_sources)
@@ -93,10 +83,7 @@ def make_loss_sums(
 
 
 def make_train_step(
-    loss_sums: Callable,
-    optimizer: optax.GradientTransformation,
-    num_microbatches: int,
-    compute_dtype=jnp.float32,
+    loss_sums: Callable, optimizer: optax.GradientTransformation, num_microbatches: int
 ) -> Callable[[TrainState, dict], tuple[TrainState, Metrics]]:
     """Returns the pure step; jit it once, donating the state.
 
@@ -106,34 +93,26 @@ def make_train_step(
     Args:
         loss_sums: from `make_loss_sums`.
         optimizer: any optax transformation.
-        num_microbatches: parts of a batch whose gradients are summed one after the other, in
-            float32.
-        compute_dtype: dtype in which `loss_sums` computes, and so that of a matrix's gradient.
+        num_microbatches: parts of a batch whose gradients are summed one after the other.
     """
 
     def summed_gradients(params, batch):
-        def tracked_sums(tracers, part):
-            return loss_sums(jax.tree.map(Tracked, params, tracers), part)
-
-        gradients_of = jax.grad(tracked_sums, has_aux=True)
-        tracers = make_tracers(params, compute_dtype)
+        gradients_of = jax.grad(loss_sums, has_aux=True)
         if num_microbatches == 1:
-            return gradients_of(tracers, batch)
+            return gradients_of(params, batch)
 
         def add_part(carry, part):
-            gradients, sums = gradients_of(tracers, part)
-            return jax.tree.map(jnp.add, carry, (_as_float32(gradients), sums)), None
+            return jax.tree.map(jnp.add, carry, gradients_of(params, part)), None
 
         parts = split_batch(batch, num_microbatches)
         first, rest = (jax.tree.map(lambda x: x[0], parts), jax.tree.map(lambda x: x[1:], parts))
-        gradients, sums = gradients_of(tracers, first)
-        return jax.lax.scan(add_part, (_as_float32(gradients), sums), rest)[0]
+        return jax.lax.scan(add_part, gradients_of(params, first), rest)[0]
 
     def train_step(state, batch):
         gradients, sums = summed_gradients(state.params, batch)
         # A batch of padding alone has weight 0; its gradient is 0 too, and nothing is divided by 0.
         divisor = jnp.maximum(sums.weight, 1.0)
-        gradients = jax.tree.map(lambda g: g.astype(jnp.float32) / divisor, gradients)
+        gradients = jax.tree.map(lambda g: (g / divisor).astype(g.dtype), gradients)
         norm = global_norm(gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -152,10 +131,6 @@ def make_train_step(
         return TrainState(state.step + 1, params, opt_state, skipped, in_a_row), metrics
 
     return train_step
-
-
-def _as_float32(tree):
-    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
 
 def split_batch(batch: dict, num_parts: int) -> dict:
