@@ -44,6 +44,7 @@ EXTRAS = {
     "tpu": ["libtpu"],
     "cuda": ["jax[cuda13]"],
     "gcs": ["gcsfs"],  # gs:// paths; not locked, tests take the pins of tools/bucket-tests.txt
+    "wandb": ["wandb"],  # Weights & Biases, train.wandb_project; not locked
     # References that tests and benchmarks compare with. torch is not locked: its builds differ by
     # machine (see docs/GUIDE.md); without it those tests are skipped and say so.
     "bench": ["transformers", "accelerate"],

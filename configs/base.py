@@ -21,8 +21,14 @@ def get_config() -> ConfigDict:
     model.init_seed = 0  # seed of those random weights
     model.remat = "full"  # what backward recomputes: none | dots | full
     model.compute_dtype = "auto"  # auto: bfloat16 on accelerators, float32 on CPU
-    model.param_dtype = "float32"  # dtype of the parameters being trained
+    # Of the parameters being trained; updates of bfloat16 are rounded stochastically.
+    model.param_dtype = "float32"
     model.loss_chunk_tokens = 2048  # positions whose logits exist at one time
+    attention = model.attention = ConfigDict()
+    attention.kernel = "auto"  # by platform; or splash | cudnn | triton | blockwise | dense
+    attention.block_q = 1024  # queries a block of splash and blockwise; smaller where rows ask
+    attention.block_kv = 1024  # keys a block
+    attention.context = "all_gather"  # how keys reach queries over mesh.context: all_gather | ring
 
     mesh = config.mesh = ConfigDict()  # sizes of the mesh axes; one may be -1: all that remain
     mesh.data = 1  # replicas; slices (DCN) divide this axis
@@ -51,6 +57,9 @@ def get_config() -> ConfigDict:
     data.on_repetition = "error"  # what more repetition is: error | warn
     data.seq_len = 8192  # tokens a row; divides the window length
     data.global_batch_size = 1440  # rows a step over all hosts
+    # Step -> rows of the steps before it; from the last one on global_batch_size. For example
+    # ConfigDict({"2000": 360, "6000": 720}): Llama 3 grew its batch so (arXiv 2407.21783).
+    data.batch_ramp = ConfigDict()
     data.seed = 0  # order of the windows and of the mixture
     data.num_read_threads = 4  # reading ahead, per host
 
@@ -60,6 +69,11 @@ def get_config() -> ConfigDict:
     optimizer.eps = 1e-8
     optimizer.weight_decay = 0.1  # on matrices; norms and the embedding are not decayed
     optimizer.clip_norm = 1.0  # global gradient norm
+    optimizer.mu_dtype = "float32"  # first moment between steps; bfloat16: stochastically rounded
+    optimizer.nu_dtype = "float32"  # second moment, the same
+    optimizer.ema_decay = 0.0  # moving average of the parameters, as 0.999; 0: none is kept
+    optimizer.ema_dtype = "float32"  # of that average
+    optimizer.rounding_seed = 0  # random bits of stochastic rounding; used with bfloat16 only
 
     schedule = config.schedule = ConfigDict()  # linear warm-up, then cosine
     schedule.peak_frac = 0.1  # peak as a fraction of the base model's own peak learning rate
@@ -71,19 +85,36 @@ def get_config() -> ConfigDict:
     train.steps = 85000
     train.num_microbatches = 1  # gradients are summed over this many parts of a batch
     train.max_nonfinite_steps = 10  # consecutive skipped updates after which the job stops
+    train.xla_flags = ConfigDict()  # compiler flag -> value as text, over ellama_jax/xla_flags.py's
+    # An update whose loss or gradient norm lies this many standard deviations above the mean of the
+    # last ones is left out; OLMo: 6; 0: none is.
+    train.spike_factor = 0.0
+    train.spike_window = 128  # updates in that mean
+    train.max_spikes = 10  # in a row; the next one is accepted: the data have changed
+    train.prefetch_batches = 2  # batches that wait on the devices, 20 bytes a position each
+    train.report_every_steps = 100  # steps between accounts of time (goodput) and of stragglers
+    train.straggler_ratio = 1.2  # name a process that makes steps this many times longer
+    train.hang_secs = 1800.0  # print all stacks when nothing happened for so long; 0: never
+    train.abort_on_hang = False  # and end the process then, status 75, for a scheduler to restart
+    train.profile_start_step = 0  # first step of a profile; 0: none (SIGUSR1 takes one at any time)
+    train.profile_steps = 3  # steps in a profile
+    train.wandb_project = ""  # Weights & Biases project; "": none
 
     checkpoint = config.checkpoint = ConfigDict()
     checkpoint.save_every_steps = 500
     checkpoint.keep_last = 3  # newest steps that stay
     checkpoint.keep_every_steps = 0  # steps divisible by this stay for ever; 0: none
     checkpoint.best_metric = (
-        ""  # lowest is best: loss, loss/<domain>/<language> or grad_norm; "": none
+        ""  # lowest is best: loss, eval_loss, either of a <domain>/<language>, grad_norm; "": none
     )
     checkpoint.keep_best = (
         1  # how many steps stay that are best by best_metric, its mean since a save
     )
 
     evaluate = config.evaluate = ConfigDict()
+    evaluate.windows_dir = ""  # window sets held out, whose loss is taken during training; "": none
+    evaluate.every_steps = 500  # how often, beside before the first step and after the last
+    evaluate.batches = 4  # how much, in rows of data.global_batch_size over all sets together
     evaluate.items_per_task = 100  # e-commerce questions a task and language
     evaluate.mmlu_per_language = 285  # general questions a language
     evaluate.texts_per_source = 50  # held-out documents a domain and language, for bits per byte

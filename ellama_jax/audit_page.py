@@ -12,6 +12,7 @@ from html import escape
 
 from ellama_jax.audit_words import (
     FERTILITY_FROM,
+    batch_words,
     bin_name,
     one_line,
     piece_title,
@@ -150,7 +151,7 @@ def _mixture_section(mixture: Mapping | None) -> dict | None:
     stages = mixture["stages"]
     measured = stages[0]["measured_steps"]
     words = [
-        f"{mixture['steps']:,} steps of {mixture['global_batch_size']} x {mixture['seq_len']} "
+        f"{mixture['steps']:,} steps of {batch_words(mixture)} x {mixture['seq_len']} "
         f"tokens, {short_number(mixture['tokens'])} tokens in all; fingerprint "
         f"{mixture['fingerprint'][:16]}. Asked is what the configuration says, realised what the "
         f"first {measured:,} steps{' of each stage' if len(stages) > 1 else ''} gave."

@@ -151,10 +151,17 @@ def vocabulary_notes(advice: Mapping) -> list[str]:
     return notes
 
 
+def batch_words(mixture: Mapping) -> str:
+    """Says how many rows a batch has, or from how many it grows."""
+    ramp = {int(step): rows for step, rows in mixture["batch_ramp"].items()}
+    sizes = [ramp[step] for step in sorted(ramp)] + [mixture["global_batch_size"]]
+    return " then ".join(map(str, sizes))
+
+
 def describe_mixture(mixture: Mapping) -> str:
     """Says what mixture a configuration asks for, what its batches give and how often it reads."""
     stages = mixture["stages"]
-    lines = [f"{mixture['steps']:,} steps of {mixture['global_batch_size']} x "
+    lines = [f"{mixture['steps']:,} steps of {batch_words(mixture)} x "
              f"{mixture['seq_len']} tokens, {domain_words(stages[0]['replay_frac'])}"]  # fmt: skip
     rows = [("source", "tokens on disk", "read", "allowed")]
     for source in mixture["sources"]:

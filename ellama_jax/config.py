@@ -5,16 +5,27 @@ key means stand in configs/base.py.
 """
 
 import dataclasses
-import difflib
 import sys
-import types
-import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from ellama_jax.settings import build_dataclass
 
 DTYPES = ("float32", "bfloat16")
 ON_REPETITION = ("error", "warn")
+ATTENTION_KERNELS = ("auto", "splash", "cudnn", "triton", "mosaic", "blockwise", "dense")
+ATTENTION_CONTEXTS = ("all_gather", "ring")
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """How attention is computed; the same result by every kernel."""
+
+    kernel: str = "auto"
+    block_q: int = 1024
+    block_kv: int = 1024
+    context: str = "all_gather"
 
 
 @dataclass(frozen=True)
@@ -26,6 +37,7 @@ class ModelConfig:
     compute_dtype: str
     param_dtype: str
     loss_chunk_tokens: int
+    attention: AttentionConfig
 
 
 @dataclass(frozen=True)
@@ -64,6 +76,7 @@ class DataConfig:
     global_batch_size: int
     seed: int
     num_read_threads: int
+    batch_ramp: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -73,6 +86,11 @@ class OptimizerConfig:
     eps: float
     weight_decay: float
     clip_norm: float
+    mu_dtype: str = "float32"
+    nu_dtype: str = "float32"
+    ema_decay: float = 0.0
+    ema_dtype: str = "float32"
+    rounding_seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,6 +106,18 @@ class TrainConfig:
     steps: int
     num_microbatches: int
     max_nonfinite_steps: int
+    xla_flags: dict[str, str]
+    prefetch_batches: int
+    report_every_steps: int
+    straggler_ratio: float
+    hang_secs: float
+    abort_on_hang: bool
+    profile_start_step: int
+    profile_steps: int
+    wandb_project: str
+    spike_factor: float = 0.0
+    spike_window: int = 128
+    max_spikes: int = 10
 
 
 @dataclass(frozen=True)
@@ -101,6 +131,9 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
+    windows_dir: str
+    every_steps: int
+    batches: int
     items_per_task: int
     mmlu_per_language: int
     texts_per_source: int
@@ -219,58 +252,13 @@ def _split_arguments(argv: list[str]) -> tuple[list[str], list[str]]:
     return mine, others
 
 
-def build_dataclass(cls, values: Mapping, path: str = ""):
-    """Builds dataclass `cls` from nested `values`.
-
-    Args:
-        cls: a dataclass whose fields are annotated by plain types or dataclasses.
-        values: key -> value.
-        path: what stands before the keys in messages, as `data.`.
-
-    Raises:
-        ValueError: names every key that is unknown, missing or of another type.
-    """
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    hints = typing.get_type_hints(cls)
-    for key in values:
-        if key not in fields:
-            near = difflib.get_close_matches(key, fields, n=1)
-            hint = f"did you mean {path}{near[0]}?" if near else f"known: {', '.join(fields)}."
-            raise ValueError(f"{path}{key}: is no configuration key; {hint}")
-    required = [name for name, field in fields.items() if field.default is dataclasses.MISSING]
-    missing = [f"{path}{name}" for name in required if name not in values]
-    if missing:
-        raise ValueError(f"{', '.join(missing)}: must be set; configs/base.py defines every key.")
-    return cls(**{name: _convert(item, hints[name], path + name) for name, item in values.items()})
-
-
-def _convert(value, hint, name: str):
-    """Checks one value against its annotation and returns it in that type."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint):
-        if not isinstance(value, Mapping):
-            raise ValueError(f"{name}: must be a section, got {value!r}.")
-        return build_dataclass(hint, value, f"{name}.")
-    if origin is types.UnionType:
-        return None if value is None else _convert(value, arguments[0], name)
-    if origin is dict and isinstance(value, Mapping):
-        return {
-            str(key): _convert(item, arguments[1], f"{name}.{key}") for key, item in value.items()
-        }
-    if origin is tuple and isinstance(value, (list, tuple)):
-        return tuple(_convert(item, arguments[0], f"{name}[{i}]") for i, item in enumerate(value))
-    if hint is float and type(value) in (int, float):
-        return float(value)
-    if type(value) is hint:
-        return value
-    wanted = getattr(hint, "__name__", str(hint))
-    raise ValueError(f"{name}: must be {wanted}, got {value!r} ({type(value).__name__}).")
-
-
 def _check(config: RunConfig) -> None:
     """Raises for values that cannot work, alone or together."""
     model, data, train = config.model, config.data, config.train
+    attention = model.attention
     at_least_one = {
+        "model.attention.block_q": attention.block_q,
+        "model.attention.block_kv": attention.block_kv,
         "model.loss_chunk_tokens": model.loss_chunk_tokens,
         "data.seq_len": data.seq_len,
         "data.global_batch_size": data.global_batch_size,
@@ -278,9 +266,15 @@ def _check(config: RunConfig) -> None:
         "train.steps": train.steps,
         "train.num_microbatches": train.num_microbatches,
         "train.max_nonfinite_steps": train.max_nonfinite_steps,
+        "train.max_spikes": train.max_spikes,
+        "train.prefetch_batches": train.prefetch_batches,
+        "train.report_every_steps": train.report_every_steps,
+        "train.profile_steps": train.profile_steps,
         "checkpoint.save_every_steps": config.checkpoint.save_every_steps,
         "checkpoint.keep_last": config.checkpoint.keep_last,
         "checkpoint.keep_best": config.checkpoint.keep_best,
+        "evaluate.every_steps": config.evaluate.every_steps,
+        "evaluate.batches": config.evaluate.batches,
         "evaluate.row_length": config.evaluate.row_length,
         "evaluate.rows_per_batch": config.evaluate.rows_per_batch,
     }
@@ -288,20 +282,65 @@ def _check(config: RunConfig) -> None:
         _require(value >= 1, name, "must be at least 1", value)
     for axis, size in dataclasses.asdict(config.mesh).items():
         _require(size >= 1 or size == -1, f"mesh.{axis}", "must be at least 1, or -1", size)
+    for key, allowed in (("kernel", ATTENTION_KERNELS), ("context", ATTENTION_CONTEXTS)):
+        value, rule = getattr(attention, key), f"must be one of {', '.join(allowed)}"
+        _require(value in allowed, f"model.attention.{key}", rule, value)
     for name in ("compute_dtype", "param_dtype"):
         allowed = DTYPES + (("auto",) if name == "compute_dtype" else ())
         value = getattr(model, name)
         _require(value in allowed, f"model.{name}", f"must be one of {', '.join(allowed)}", value)
-    _require(
-        data.global_batch_size % train.num_microbatches == 0,
-        "data.global_batch_size",
-        f"must be divisible by train.num_microbatches ({train.num_microbatches})",
-        data.global_batch_size,
-    )
+    _check_batch_sizes(data, train)
     _check_mixture(data, train.steps)
     _check_repetition(data)
     _check_learning(config)
+    for name in train.xla_flags:
+        rule = "must be a flag's name without dashes, like xla_tpu_scoped_vmem_limit_kib"
+        _require(name.startswith("xla_"), "train.xla_flags", rule, name)
     _check_checkpoint(config.checkpoint)
+    _check_watching(config)
+
+
+def batch_sizes(data: DataConfig) -> list[tuple[int, int]]:
+    """Returns (first step, rows a step from there on), ascending, the first from step 0.
+
+    `batch_ramp` says how many rows the steps *before* a step have; from its last step on they have
+    `global_batch_size`.
+    """
+    ramp = sorted((int(step), rows) for step, rows in data.batch_ramp.items())
+    starts = [0] + [step for step, _ in ramp]
+    return list(zip(starts, [rows for _, rows in ramp] + [data.global_batch_size], strict=True))
+
+
+def rows_at(data: DataConfig, step: int) -> int:
+    """Returns the rows of the global batch of one step, counted from 0."""
+    return [rows for start, rows in batch_sizes(data) if start <= step][-1]
+
+
+def count_rows(data: DataConfig, steps: int) -> int:
+    """Returns the rows of the first `steps` steps together."""
+    sizes = batch_sizes(data)
+    ends = [start for start, _ in sizes[1:]] + [max(steps, sizes[-1][0])]
+    spans = zip(sizes, ends, strict=True)
+    return sum(rows * max(0, min(end, steps) - start) for (start, rows), end in spans)
+
+
+def _check_batch_sizes(data: DataConfig, train: TrainConfig) -> None:
+    for step, rows in data.batch_ramp.items():
+        name = f"data.batch_ramp.{step}"
+        _require(step.isdecimal() and 1 <= int(step) < train.steps, name,
+                 f"must be a step from 1 to below train.steps ({train.steps})", step)  # fmt: skip
+        _require(rows >= 1, name, "must be at least 1 row", rows)
+    steps = [int(step) for step in data.batch_ramp]
+    _require(len(set(steps)) == len(steps), "data.batch_ramp", "must name a step once",
+             ", ".join(data.batch_ramp))  # fmt: skip
+    _require(not (data.batch_ramp and data.seqio_mixture), "data.batch_ramp",
+             "must be empty with data.seqio_mixture, whose batches have one size",
+             ", ".join(data.batch_ramp))  # fmt: skip
+    parts = train.num_microbatches
+    sizes = {f"data.batch_ramp.{step}": rows for step, rows in data.batch_ramp.items()}
+    for name, rows in {**sizes, "data.global_batch_size": data.global_batch_size}.items():
+        rule = f"must be divisible by train.num_microbatches ({parts})"
+        _require(rows % parts == 0, name, rule, rows)
 
 
 def _check_checkpoint(checkpoint: CheckpointConfig) -> None:
@@ -312,6 +351,25 @@ def _check_checkpoint(checkpoint: CheckpointConfig) -> None:
         f"must be 0 or a multiple of checkpoint.save_every_steps ({every})",
         checkpoint.keep_every_steps,
     )
+
+
+def _check_watching(config: RunConfig) -> None:
+    train, metric = config.train, config.checkpoint.best_metric
+    _require(train.straggler_ratio > 1, "train.straggler_ratio", "must be above 1",
+             train.straggler_ratio)  # fmt: skip
+    _require(train.hang_secs >= 0, "train.hang_secs", "must be 0 (off) or more", train.hang_secs)
+    _require(not train.abort_on_hang or train.hang_secs > 0, "train.hang_secs",
+             "must be above 0 with train.abort_on_hang", train.hang_secs)  # fmt: skip
+    _require(0 <= train.profile_start_step <= train.steps, "train.profile_start_step",
+             f"must be 0 (none) or a step up to train.steps ({train.steps})",
+             train.profile_start_step)  # fmt: skip
+    if metric.startswith("eval_"):
+        every = config.evaluate.every_steps
+        _require(bool(config.evaluate.windows_dir), "evaluate.windows_dir",
+                 f"must be given for checkpoint.best_metric ({metric})", "none")  # fmt: skip
+        _require(config.checkpoint.save_every_steps % every == 0, "checkpoint.save_every_steps",
+                 f"must be a multiple of evaluate.every_steps ({every}) for checkpoint.best_metric "
+                 f"({metric})", config.checkpoint.save_every_steps)  # fmt: skip
 
 
 def stage_sections(data: DataConfig) -> list[tuple[str, int, DataConfig]]:
@@ -392,6 +450,16 @@ def _check_learning(config: RunConfig) -> None:
     )
     _require(optimizer.weight_decay >= 0, "optimizer.weight_decay", "must not be negative",
              optimizer.weight_decay)  # fmt: skip
+    for name in ("mu_dtype", "nu_dtype", "ema_dtype"):
+        value = getattr(optimizer, name)
+        _require(value in DTYPES, f"optimizer.{name}", f"must be one of {', '.join(DTYPES)}", value)
+    _require(0 <= optimizer.ema_decay < 1, "optimizer.ema_decay", "must lie in [0, 1)",
+             optimizer.ema_decay)  # fmt: skip
+    train = config.train
+    _require(train.spike_factor >= 0, "train.spike_factor", "must not be negative",
+             train.spike_factor)  # fmt: skip
+    _require(train.spike_window >= 4, "train.spike_window", "must be at least 4",
+             train.spike_window)  # fmt: skip
 
 
 def _require(holds: bool, name: str, rule: str, value) -> None:

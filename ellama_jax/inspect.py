@@ -411,6 +411,7 @@ def measure_mixture_of(config) -> tuple[dict, list[WindowSet]]:
     mixture |= {
         "steps": config.train.steps,
         "global_batch_size": data.global_batch_size,
+        "batch_ramp": dict(data.batch_ramp),
         "seq_len": data.seq_len,
         "row_shares": list(loader.row_weights),
         "fingerprint": loader.mixture_fingerprint,

@@ -12,6 +12,7 @@ from pathlib import Path
 from ellama_jax.paths import local_path
 from ellama_jax.report_page import render_page
 from ellama_jax.report_sections import SECTIONS, RunFiles, make_section, make_tiles
+from ellama_jax.report_training import TRAINING_SECTIONS
 
 _FIRST_MODELS = ("base", "adapted", "merged")
 
@@ -50,6 +51,7 @@ def read_run(workdir: str | Path) -> RunFiles:
         _read_metrics(workdir / "metrics.jsonl"),
         sorted(map(_read_json, workdir.glob("scores/*.json")), key=_model_order),
         _read_json(workdir / "sweep.json"),
+        _read_json(workdir / "goodput.json"),
     )
     if not any((files.run, files.config, files.metrics, files.scorecards, files.sweep)):
         raise ValueError(
@@ -69,6 +71,8 @@ def build_content(files: RunFiles) -> dict:
             missing.append(f"{name}: needs {source}")
         else:
             sections.append(section)
+    # What not every run has is not missed.
+    sections += [found for make in TRAINING_SECTIONS if (found := make(files)) is not None]
     if missing:
         words = ["These parts are left out, for the run directory lacks their files:"]
         sections.append(make_section("Left out", words, missing))

@@ -42,6 +42,7 @@ class RunFiles:
     metrics: list[dict]
     scorecards: list[dict]
     sweep: dict | None
+    goodput: dict | None = None
 
 
 def make_section(
@@ -69,10 +70,11 @@ def make_tiles(files: RunFiles) -> list[dict]:
             change = after["general"] - before["general"]
             note = f"{_percent(before['general'])} → {_percent(after['general'])}"
             tiles.append(_tile("general questions", f"{100 * change:+.1f} points", note, ""))
-    if files.metrics:
-        last = files.metrics[-1]
+    # Record 0 holds the base model's held-out loss alone.
+    if trained := [record for record in files.metrics if "tokens_consumed" in record]:
+        last = trained[-1]
         tokens = sum(last["tokens_consumed"].values())
-        rates = sorted(record["tokens_per_sec"] for record in files.metrics)
+        rates = sorted(record["tokens_per_sec"] for record in trained)
         note = f"{last['step']:,} steps, median {rates[len(rates) // 2]:,.0f} tokens/s"
         tiles.append(_tile("tokens trained on", f"{tokens:,}", note, ""))
     return tiles
@@ -151,7 +153,7 @@ def _scorecard_section(files: RunFiles) -> dict | None:
     names = [card["model"] for card in files.scorecards]
     rows, first = [], files.scorecards[0]
     for (task, domain, metric), languages in table_groups(first).items():
-        for language in sorted(languages, key=_language_order):
+        for language in sorted(languages, key=language_order):
             key = (task, domain, metric, language)
             cells = [_find_result(card, key) for card in files.scorecards]
             rows.append(_scorecard_row(key, cells))
@@ -254,11 +256,11 @@ def _loss_section(files: RunFiles) -> dict | None:
                 points.append((record["step"], value))
     if not curves:
         return None
-    languages = sorted({code for lines in curves.values() for code in lines}, key=_language_order)
+    languages = sorted({code for lines in curves.values() for code in lines}, key=language_order)
     plots = []
     for domain in sorted(curves):
         lines = [
-            _smooth_line(code, curves[domain][code], languages.index(code) % 5)
+            smooth_line(code, curves[domain][code], languages.index(code) % 5)
             for code in languages
             if code in curves[domain]
         ]
@@ -268,7 +270,7 @@ def _loss_section(files: RunFiles) -> dict | None:
     return make_section("Loss by domain and language", [text], legend=languages, plots=plots)
 
 
-def _smooth_line(
+def smooth_line(
     label: str, points: Sequence[tuple[int, float]], colour: int, *, smooth: bool = True
 ) -> Line:
     """Averages neighbouring steps, so that curves of small batches can be told apart."""
@@ -292,7 +294,7 @@ def _mixture_section(files: RunFiles) -> dict | None:
         consumed[domain, language] = consumed.get((domain, language), 0) + count
     total = sum(consumed.values()) or 1
     asked = _asked_shares(files.config)
-    keys = sorted({*consumed, *asked}, key=lambda key: (key[0], _language_order(key[1])))
+    keys = sorted({*consumed, *asked}, key=lambda key: (key[0], language_order(key[1])))
     bars = []
     for domain, language in keys:
         share = consumed.get((domain, language), 0) / total
@@ -338,7 +340,7 @@ def _schedule_section(files: RunFiles) -> dict | None:
     ):
         points = [(record["step"], record[key]) for record in files.metrics if key in record]
         if points:
-            line = _smooth_line(title, points, 0, smooth=key != "learning_rate")
+            line = smooth_line(title, points, 0, smooth=key != "learning_rate")
             svg = line_chart(title, [line], "step", title.lower())
             plots.append({"title": title, "svg": svg, "caption": ""})
     skipped = sum(record.get("skipped_updates") or 0 for record in files.metrics[-1:])
@@ -431,7 +433,7 @@ def _join(values: dict) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items() if value)
 
 
-def _language_order(language: str) -> tuple[int, str]:
+def language_order(language: str) -> tuple[int, str]:
     return (_LANGUAGES.index(language) if language in _LANGUAGES else len(_LANGUAGES), language)
 
 

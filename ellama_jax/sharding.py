@@ -1,7 +1,7 @@
 """Meshes, and the two tables that say where each named dim lives.
 
-Owns the way from dims (`embed`, `mlp`, ...) to mesh axes (`data fsdp context tensor`). Which dims an
-array has is said where the array is defined, not here.
+Owns the way from dims (`embed`, `mlp`, ...) to mesh axes (`data fsdp context tensor`), and what
+divides what. Which dims an array has is said where the array is defined, not here.
 """
 
 import functools
@@ -32,6 +32,9 @@ STORAGE_AXES: Mapping[str, tuple[str, ...]] = {
 ACTIVATION_AXES: Mapping[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
     "length": ("context",),
+    # The residual stream between the parts of a layer, where nothing looks along the length: divided
+    # over `tensor` too, a device keeps 1 / tensor of it (sequence parallelism, arXiv 2205.05198).
+    "residual_length": ("context", "tensor"),
     "embed": (),
     "mlp": ("tensor",),
     "heads": ("tensor",),
@@ -42,33 +45,57 @@ ACTIVATION_AXES: Mapping[str, tuple[str, ...]] = {
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Builds the mesh whose axes have `sizes`; slices (DCN) go to the `data` axis.
+    """Builds the mesh whose axes have `sizes`, neighbours on the torus side by side.
+
+    Slices, joined by a network (DCN) far slower than a slice's own (ICI), divide the `data` axis:
+    across it only gradients travel, once a step, while `fsdp` gathers every weight for every layer.
+    Hosts of GPUs, which JAX calls slices too, have a fast network: what `data` leaves of them
+    divides `fsdp`.
 
     Args:
         sizes: size by axis for each of `MESH_AXES`; one may be -1, "all remaining devices".
-        devices: the devices to use, by default all.
+        devices: the devices to use, present or only compiled for; by default all.
 
     Raises:
-        ValueError: if the sizes do not multiply to the number of devices.
+        ValueError: if the sizes do not multiply to the number of devices, or slices do not fit.
     """
     devices = list(jax.devices() if devices is None else devices)
     shape = resolve_axis_sizes(sizes, len(devices))
     num_slices = len({getattr(device, "slice_index", 0) for device in devices})
+    # Parts of the torus are split where no whole axis has the size asked for.
     if num_slices > 1:
-        if shape[0] % num_slices:
-            raise ValueError(
-                f"mesh.data: must be divisible by the number of slices ({num_slices}), got {shape[0]}."
-            )
-        ici = (shape[0] // num_slices, *shape[1:])
-        dcn = (num_slices, 1, 1, 1)
-        grid = mesh_utils.create_hybrid_device_mesh(ici, dcn, devices=devices)
+        dcn = _slices_by_axis(shape, num_slices, len(devices), devices[0].platform)
+        ici = tuple(size // across for size, across in zip(shape, dcn, strict=True))
+        grid = mesh_utils.create_hybrid_device_mesh(
+            ici, dcn, devices=devices, allow_split_physical_axes=True
+        )
     else:
-        grid = mesh_utils.create_device_mesh(shape, devices=devices)
+        grid = mesh_utils.create_device_mesh(shape, devices=devices, allow_split_physical_axes=True)
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def _slices_by_axis(
+    shape: tuple[int, ...], num_slices: int, num_devices: int, platform: str
+) -> tuple[int, ...]:
+    """Returns how many slices lie along each mesh axis."""
+    data, fsdp = shape[:2]
+    along_data = math.gcd(data, num_slices)
+    along_fsdp = num_slices // along_data
+    if along_fsdp > 1 and (platform == "tpu" or fsdp % along_fsdp):
+        wanted = dict(zip(MESH_AXES, shape, strict=True))
+        fit = _nearest_mesh(wanted | {"data": num_slices}, num_devices)
+        raise ValueError(
+            f"mesh.data: must be divisible by the number of slices ({num_slices}), got {data}; "
+            f"{fit}."
+        )
+    return (along_data, along_fsdp, 1, 1)
 
 
 def resolve_axis_sizes(sizes: Mapping[str, int], num_devices: int) -> tuple[int, ...]:
     """Returns the axis sizes in the order of `MESH_AXES`, -1 replaced by what remains.
+
+    Raises:
+        ValueError: if they do not multiply to `num_devices`; names a mesh that does.
 
     >>> resolve_axis_sizes({"data": 1, "fsdp": -1, "context": 1, "tensor": 2}, 8)
     (1, 4, 1, 2)
@@ -81,9 +108,100 @@ def resolve_axis_sizes(sizes: Mapping[str, int], num_devices: int) -> tuple[int,
         wanted = " x ".join(f"{axis} {sizes[axis]}" for axis in MESH_AXES)
         raise ValueError(
             f"mesh: axis sizes must multiply to the number of devices ({num_devices}), got {wanted}; "
-            "at most one axis may be -1 (all that remain)."
+            f"{_nearest_mesh(sizes, num_devices)}. At most one axis may be -1 (all that remain)."
         )
     return tuple(shape)
+
+
+def _nearest_mesh(sizes: Mapping[str, int], num_devices: int) -> str:
+    """Names a mesh that fits: the sizes asked for as far as they divide, `fsdp` takes the rest."""
+    fit, rest = {}, num_devices
+    for axis in ("tensor", "context", "data"):
+        fit[axis] = math.gcd(max(sizes[axis], 1), rest)
+        rest //= fit[axis]
+    fit["fsdp"] = rest
+    parts = [f"{axis} {fit[axis]}" for axis in MESH_AXES if fit[axis] > 1] or ["fsdp 1"]
+    return f"{' x '.join(parts)} fits {num_devices} devices"
+
+
+def check_dims(dim_sizes: Mapping[str, int], axis_sizes: Mapping[str, int]) -> None:
+    """Checks that a model's dims can be divided as a mesh asks, with no device.
+
+    Args:
+        dim_sizes: size by dim, in elements, of those that parameters and activations have.
+        axis_sizes: mesh axis -> size; -1, not known yet, is taken for 1.
+
+    Raises:
+        ValueError: names the axes that do not divide, and the sizes that do.
+
+    >>> check_dims({"heads": 32, "kv_heads": 8}, {"data": 1, "fsdp": 1, "context": 1, "tensor": 16})
+    Traceback (most recent call last):
+    ValueError: mesh.tensor: must divide kv_heads (8), got 16; 1, 2, 4 or 8 fit.
+    """
+    dims_of: dict[tuple[str, ...], set[str]] = {}
+    for table in (STORAGE_AXES, ACTIVATION_AXES):
+        for dim, axes in table.items():
+            if axes and dim in dim_sizes:
+                dims_of.setdefault(axes, set()).add(dim)
+    for axes, dims in dims_of.items():
+        total = math.prod(max(axis_sizes[axis], 1) for axis in axes)
+        bad = {dim: dim_sizes[dim] for dim in sorted(dims) if dim_sizes[dim] % total}
+        if bad:
+            common = math.gcd(*(dim_sizes[dim] for dim in dims))
+            said = ", ".join(f"{dim} ({size})" for dim, size in bad.items())
+            raise ValueError(
+                f"{_name_axes(axes)}: must divide {said}, got {total}; {_divisors(common)} fit."
+            )
+
+
+def check_batch(
+    rows: int, length: int, axis_sizes: Mapping[str, int], num_parts: int = 1, name: str = "data"
+) -> None:
+    """Checks that a batch can be divided over a mesh and into parts, with no device.
+
+    Args:
+        rows: rows of the global batch.
+        length: tokens a row.
+        axis_sizes: mesh axis -> size; -1, not known yet, is taken for 1.
+        num_parts: micro-batches, each divided over the mesh.
+        name: section of the configuration that `global_batch_size` and `seq_len` stand in.
+
+    Raises:
+        ValueError: names what would fit.
+
+    >>> check_batch(12, 64, {"data": 1, "fsdp": 8, "context": 1, "tensor": 1})
+    Traceback (most recent call last):
+    ValueError: data.global_batch_size: must be divisible by mesh.data x mesh.fsdp (8), got 12; 8 or 16 fit.
+    """
+    axes = ACTIVATION_AXES["batch"]
+    shards = math.prod(max(axis_sizes[axis], 1) for axis in axes)
+    unit = shards * num_parts
+    if rows % unit:
+        parts = f" x {num_parts} micro-batches" if num_parts > 1 else ""
+        below, above = rows // unit * unit, (rows // unit + 1) * unit
+        fit = f"{below} or {above} fit" if below else f"{above} fits"
+        raise ValueError(
+            f"{name}.global_batch_size: must be divisible by {_name_axes(axes)}{parts} ({unit}), "
+            f"got {rows}; {fit}."
+        )
+    axes = ACTIVATION_AXES["length"]
+    shards = math.prod(max(axis_sizes[axis], 1) for axis in axes)
+    if length % shards:
+        raise ValueError(
+            f"{_name_axes(axes)}: must divide {name}.seq_len ({length}), got {shards}; "
+            f"{_divisors(length, up_to=shards)} fit."
+        )
+
+
+def _name_axes(axes: Sequence[str]) -> str:
+    return " x ".join(f"mesh.{axis}" for axis in axes)
+
+
+def _divisors(number: int, up_to: int | None = None) -> str:
+    """Lists divisors in words, the largest four: `2, 4, 8 or 16`."""
+    limit = number if up_to is None else min(number, up_to)
+    found = [d for d in range(1, limit + 1) if number % d == 0][-4:]
+    return " or ".join(filter(None, [", ".join(map(str, found[:-1])), str(found[-1])]))
 
 
 def partition_spec(

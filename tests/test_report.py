@@ -300,3 +300,24 @@ def test_bars_are_as_long_as_their_values():
 def test_a_single_point_can_be_drawn_and_labels_are_escaped():
     markup = scatter_chart("t", [Point("<1>", 0.0, 0.0)], "x & y", "y")
     assert "&lt;1&gt;" in markup and "x &amp; y" in markup
+
+
+def test_held_out_losses_and_time_are_shown_where_the_run_has_them(workdir):
+    assert "Loss on held-out text" not in read_page(workdir)
+    records = [
+        {"step": step, "eval_loss": 2.0, "eval_loss/general/de": 3.0 - step / 10} for step in (0, 4)
+    ]
+    with (workdir / "metrics.jsonl").open("a") as out:
+        out.write("".join(json.dumps(record) + "\n" for record in records))
+    starts = [
+        {"began": 0.0, "ended": 60.0, "first_step": 0, "last_step": 4, "lost_steps": 1,
+         "secs": {"step": 45.0, "compile": 12.0, "lost_work": 3.0}},
+        {"began": 90.0, "ended": 100.0, "first_step": 3, "last_step": 5, "lost_steps": 0,
+         "secs": {"step": 10.0}},
+    ]  # fmt: skip
+    (workdir / "goodput.json").write_text(json.dumps({"starts": starts}))
+    page = read_page(workdir)
+    assert "Held-out loss, general" in section(page, "Loss on held-out text")
+    said = text_of(section(page, "Where the time went"))
+    assert "55.0% of 1 min 40 s in steps" in said and "between starts 30.0%" in said
+    assert "2 starts, 1 steps done twice" in said

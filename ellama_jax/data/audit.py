@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ellama_jax.config import stage_sections
+from ellama_jax.config import batch_sizes, count_rows, stage_sections
 from ellama_jax.data.audit_problems import OTHER_TOKENIZER, compare_sets, find_problems
 from ellama_jax.data.duplicates import exact_key, find_duplicates
 from ellama_jax.data.mixture import check_source_names
@@ -424,11 +424,13 @@ def measure_mixture(loader: "Loader", data_config: "DataConfig", steps: int) -> 
     """
     caps = data_config.max_epochs_by_source
     check_source_names(caps, [s.name for s in loader.sources], "data.max_epochs_by_source")
-    per_step = data_config.global_batch_size * data_config.seq_len
+    largest = max(rows for _, rows in batch_sizes(data_config)) * data_config.seq_len
     stages, realised = _find_stages(data_config, steps), []
     for stage in stages:
-        stage["tokens"] = stage["steps"] * per_step
-        stage["measured_steps"] = max(1, min(stage["steps"], _MIXTURE_TOKENS // per_step))
+        ends = stage["start_step"], stage["start_step"] + stage["steps"]
+        before, after = (count_rows(data_config, step) for step in ends)
+        stage["tokens"] = (after - before) * data_config.seq_len
+        stage["measured_steps"] = max(1, min(stage["steps"], _MIXTURE_TOKENS // largest))
         realised.append(_count_share(loader, stage["start_step"], stage["measured_steps"]))
     epochs = loader.epochs(steps)
     sources = [
@@ -442,7 +444,8 @@ def measure_mixture(loader: "Loader", data_config: "DataConfig", steps: int) -> 
         }
         for source in loader.sources
     ]  # fmt: skip
-    return {"tokens": steps * per_step, "stages": stages, "sources": sources,
+    tokens = count_rows(data_config, steps) * data_config.seq_len
+    return {"tokens": tokens, "stages": stages, "sources": sources,
             "on_repetition": data_config.on_repetition}  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import grain
 import numpy as np
 
-from ellama_jax.config import stage_sections
+from ellama_jax.config import batch_sizes, count_rows, rows_at, stage_sections
 from ellama_jax.data.mixture import (
     RowOrder,
     SourceReads,
@@ -128,7 +128,8 @@ class Loader:
         loader = Loader(open_sources(config, tokenizer.fingerprint), config)
         for batch in loader.iterate(start_step, stop_step, process_index, process_count): ...
 
-    So resuming needs the step alone, and may happen on another number of hosts. At the first step
+    So resuming needs the step alone, and may happen on another number of hosts. The number of rows B
+    may grow with the step (`batch_ramp`). At the first step
     of a stage the shares change; each source goes on where it was (arXiv 2407.07263: a blend of two
     stages with a late switch serves continued pretraining best). A batch is a dict
     of NumPy arrays: inputs, targets, segment_ids, positions [B, T] int32, loss_weights [B, T]
@@ -148,7 +149,8 @@ class Loader:
 
         Args:
             sources: from `open_sources` of the same configuration.
-            data_config: seq_len, global_batch_size (rows), seed, stages, num_read_threads.
+            data_config: seq_len, global_batch_size (rows), batch_ramp, seed, stages,
+                num_read_threads.
 
         Raises:
             ValueError: if there is no source, or a number is out of its range.
@@ -160,15 +162,20 @@ class Loader:
         self.sources = list(sources)
         self.stages = [(path, start) for path, start, _ in stage_sections(data_config)]
         self._config = data_config
-        self._batch_size = data_config.global_batch_size
         self._num_threads = data_config.num_read_threads
         self._num_rows = [source.count_rows(data_config.seq_len) for source in sources]
         num_tokens = [source.windows.manifest.num_tokens for source in sources]
         shares = zip(*(source.token_shares for source in sources), strict=True)
         weights = [row_weights(stage, self._num_rows, num_tokens) for stage in shares]
         self.row_weights = weights[0]
-        self._order = RowOrder([start * self._batch_size for _, start in self.stages], weights)
+        first_rows = [count_rows(data_config, start) for _, start in self.stages]
+        self._order = RowOrder(first_rows, weights)
         self._rows = _mix_rows(self.sources, self._order, data_config)
+        # The same shuffles, of the rows' places instead of the rows.
+        self._shuffles = [
+            _shuffled(grain.MapDataset.range(rows), source, data_config)
+            for source, rows in zip(self.sources, self._num_rows, strict=True)
+        ]
         self.mixture_fingerprint = fingerprint_mixture(self.mixture_until(None))
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
@@ -181,10 +188,10 @@ class Loader:
         Host 0 has the first rows, so the hosts' batches laid end to end are the global batch.
 
         Raises:
-            ValueError: if `process_count` does not divide the global batch size.
+            ValueError: if `process_count` does not divide the rows of the global batch.
         """
-        mine = host_rows(self._batch_size, process_index, process_count)
-        first = int(step) * self._batch_size
+        mine = host_rows(rows_at(self._config, int(step)), process_index, process_count)
+        first = count_rows(self._config, int(step))
         rows = [self._rows[first + row] for row in range(mine.start, mine.stop)]
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
@@ -196,7 +203,8 @@ class Loader:
         Grain's threads read the next batches while this one trains; the order is that of the
         steps whatever the number of threads.
         """
-        host_rows(self._batch_size, process_index, process_count)  # refused here, not in a thread
+        for _, rows in batch_sizes(self._config):  # refused here, not in a thread
+            host_rows(rows, process_index, process_count)
         if start_step >= stop_step:
             return iter(())
         steps = grain.MapDataset.range(start_step, stop_step)
@@ -206,6 +214,22 @@ class Loader:
             num_threads=self._num_threads, prefetch_buffer_size=2 * self._num_threads
         )
         return iter(batches.to_iter_dataset(options))
+
+    def locate_rows(self, step: int) -> list[dict]:
+        """Says where each row of the global batch of `step` lies, in the order of the batch.
+
+        Returns:
+            one {source, window, part} a row: the set's name, which of its windows, and which of the
+            window's pieces of seq_len tokens.
+        """
+        first, places = count_rows(self._config, int(step)), []
+        for row in range(first, first + rows_at(self._config, int(step))):
+            number, index = self._order.locate(row)
+            source = self.sources[number]
+            parts = source.windows.manifest.window_length // self._config.seq_len
+            window, part = divmod(int(self._shuffles[number][index]), parts)
+            places.append({"source": source.name, "window": window, "part": part})
+        return places
 
     def count_tokens(self, batch: Mapping[str, np.ndarray]) -> dict[str, int]:
         """Returns the tokens of each source in a batch, padding not counted, by name."""
@@ -244,20 +268,23 @@ class Loader:
         return fingerprint_mixture(self.mixture_until(step))
 
     def describe(self, steps: int) -> Iterator[str]:
-        """Says what `steps` steps read of what there is, one line a source, one a switch."""
+        """Says what `steps` steps read of what there is: lines for sources, sizes and switches."""
         epochs = self.epochs(steps)
         for source in self.sources:
             yield (
                 f"{source.token_share:6.1%} {source.name}: {source.windows.manifest.num_tokens} "
                 f"tokens on disk, read {epochs[source.name]:.2f} times"
             )
+        if self._config.batch_ramp:
+            sizes = [f"{rows} from step {start}" for start, rows in batch_sizes(self._config)]
+            yield f"rows a batch: {', '.join(sizes)}"
         for number, (path, start) in enumerate(self.stages[1:], start=1):
             shares = [(s.name, s.token_shares[number]) for s in self.sources]
             said = ", ".join(f"{share:.1%} {name}" for name, share in shares if share > 0)
             yield f"after step {start} ({path}): {said}"
 
     def _reads(self, step: int) -> list[SourceReads]:
-        counts = self._order.rows_before(step * self._batch_size)
+        counts = self._order.rows_before(count_rows(self._config, step))
         return [
             SourceReads(source.name, count, rows, source.windows.manifest.num_tokens)
             for source, count, rows in zip(self.sources, counts, self._num_rows, strict=True)
@@ -333,11 +360,18 @@ def _mix_rows(
     datasets = []
     for source_id, source in enumerate(sources):
         rows = grain.MapDataset.source(_Rows(source, source_id, data_config.seq_len))
-        # The seed depends on the source's name, not on its place: adding a source leaves the
-        # order of the others as it was. Grain shuffles every epoch anew.
-        digest = hashlib.sha256(f"{data_config.seed}/{source.name}".encode()).digest()
-        datasets.append(rows.shuffle(seed=int.from_bytes(digest[:4], "big")).repeat())
+        datasets.append(_shuffled(rows, source, data_config))
     return grain.MapDataset.select_from_datasets(datasets, _Selection(order))
+
+
+def _shuffled(
+    rows: grain.MapDataset, source: Source, data_config: "DataConfig"
+) -> grain.MapDataset:
+    """Repeats the rows of a source for ever, each epoch in an order of its own."""
+    # The seed depends on the source's name, not on its place: adding a source leaves the
+    # order of the others as it was. Grain shuffles every epoch anew.
+    digest = hashlib.sha256(f"{data_config.seed}/{source.name}".encode()).digest()
+    return rows.shuffle(seed=int.from_bytes(digest[:4], "big")).repeat()
 
 
 def _find_sets(windows_dir: Path) -> dict[tuple[str, str], list[tuple[Path, Manifest]]]:

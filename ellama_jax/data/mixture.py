@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from ellama_jax.config import batch_sizes
 from ellama_jax.data.windows import Manifest
 from ellama_jax.tree import flatten_paths
 
@@ -268,17 +269,20 @@ def describe_mixture_so_far(
 ) -> dict:
     """Returns as plain data all that the batches of the steps before `step` depend on.
 
-    Stages that begin at `step` or later are left out: they may still change. So are sources that
-    have given nothing by then.
+    Stages and batch sizes that begin at `step` or later are left out: they may still change. So are
+    sources that have given nothing by then.
 
     Args:
         names, contents: of the sources, and their `content_sha256`.
         start_steps: of the stages.
         token_shares: [sources][stages].
-        data_config: seed, seq_len and global_batch_size.
-        step: None: all stages.
+        data_config: seed, seq_len, global_batch_size and batch_ramp.
+        step: None: all stages and sizes.
     """
-    order = {name: getattr(data_config, name) for name in ("seed", "seq_len", "global_batch_size")}
+    (_, first_rows), *later_rows = batch_sizes(data_config)
+    order = {"seed": data_config.seed, "seq_len": data_config.seq_len}
+    order["global_batch_size"] = first_rows
+    later_rows = {str(start): n for start, n in later_rows if step is None or start < step}
     stages, used = {}, set()
     for stage, start in enumerate(start_steps):
         if stage > 0 and step is not None and start >= step:
@@ -287,13 +291,15 @@ def describe_mixture_so_far(
         stages[str(start)] = {name: share for name, share in shares if share > 0}
         used.update(stages[str(start)])
     windows = {n: content for n, content in zip(names, contents, strict=True) if n in used}
-    return {"order": order, "windows": windows, "shares_from_step": stages}
+    mixture = {"order": order, "windows": windows, "shares_from_step": stages}
+    return mixture | ({"rows_from_step": later_rows} if later_rows else {})
 
 
 def fingerprint_mixture(mixture: Mapping) -> str:
     """Returns a sha256 of what `describe_mixture_so_far` gives.
 
-    Without stages it is what it was before there were any, so that runs of that time resume.
+    Without stages, and without a ramp of the batch size, it is what it was before there were any,
+    so that runs of that time resume.
     """
     first, *later = [
         [int(start), [[name, mixture["windows"][name], share] for name, share in shares.items()]]
@@ -301,6 +307,8 @@ def fingerprint_mixture(mixture: Mapping) -> str:
     ]
     order = [mixture["order"][name] for name in ("seed", "seq_len", "global_batch_size")]
     content = [first[1], order, later] if later else [first[1], order]
+    if rows := mixture.get("rows_from_step"):
+        content.append({int(start): number for start, number in rows.items()})
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 

@@ -8,9 +8,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ellama_jax.config import build_dataclass
 from ellama_jax.data.templates import TEMPLATES
 from ellama_jax.data.wording import LABELS
+from ellama_jax.settings import build_dataclass
 
 KINDS = ("listings", "reviews", "pages", "documents")
 DOMAINS = ("ecommerce", "general")

@@ -16,10 +16,12 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from ellama_jax.model.attention import attend, attention_mask
+from ellama_jax.config import AttentionConfig
+from ellama_jax.model.attention import AUTO, attend, resolve_attention
+from ellama_jax.model.attention_context import context_size, from_zigzag, to_zigzag
 from ellama_jax.model.presets import LlamaConfig
 from ellama_jax.sharding import constrain, storage_sharding
-from ellama_jax.tree import unflatten_paths
+from ellama_jax.tree import map_paths, unflatten_paths
 
 REMAT_POLICIES = ("none", "dots", "full")
 
@@ -124,6 +126,68 @@ def count_params(config: LlamaConfig) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(config)))
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Tracked:
+    """A parameter beside the tracer whose gradient is taken in its place.
+
+    The gradient of a float32 matrix that is computed with in bfloat16 is a bfloat16 array, turned
+    into float32 only because JAX gives a gradient its parameter's dtype; stacked over the layers
+    that is the largest array of a step, for nothing. A tracer of zeros in the compute dtype takes
+    the gradient as it is computed. Its value is never used.
+    """
+
+    param: jax.Array
+    tracer: jax.Array
+
+
+def make_tracers(params: dict, compute_dtype) -> dict:
+    """Returns zeros shaped as `params`, in the dtype that each parameter's gradient is computed in.
+
+    That is `compute_dtype` for what enters matrix products. The embedding's gradient sums over
+    every occurrence of a token, and norms are computed in float32: theirs stay float32.
+    """
+    dtypes = {True: compute_dtype, False: jnp.float32}
+
+    def tracer(path, param):
+        return jnp.zeros(param.shape, dtypes[path not in _SUMMED and not path.endswith("/scale")])
+
+    return map_paths(tracer, params)
+
+
+_SUMMED = ("embed/table",)
+
+
+def read_params(tree):
+    """Returns `tree` with each `Tracked` leaf in its place's compute dtype; other leaves stay."""
+
+    def read(leaf):
+        return _read_tracked(leaf.param, leaf.tracer) if isinstance(leaf, Tracked) else leaf
+
+    return jax.tree.map(read, tree, is_leaf=lambda leaf: isinstance(leaf, Tracked))
+
+
+@jax.custom_vjp
+def _read_tracked(param, tracer):
+    dtype = jnp.finfo(tracer.dtype)
+    if dtype.bits < jnp.finfo(param.dtype).bits:
+        # Changes no value. But where nothing reads the float32 array, XLA for TPUs makes the whole
+        # loop over layers read a copy in bfloat16, and so holds every layer's weights twice.
+        param = jax.lax.reduce_precision(param, dtype.nexp, dtype.nmant)
+    return param.astype(tracer.dtype)
+
+
+def _read_forward(param, tracer):
+    return _read_tracked(param, tracer), None
+
+
+def _read_backward(_, gradient):
+    return None, gradient
+
+
+_read_tracked.defvjp(_read_forward, _read_backward)
+
+
 class RMSNorm(nnx.Module):
     """Root-mean-square norm (arXiv 1910.07467), computed in float32."""
 
@@ -137,6 +201,16 @@ class RMSNorm(nnx.Module):
         return (x32 * inverse).astype(x.dtype) * self.scale[...].astype(x.dtype)
 
 
+@dataclass(frozen=True)
+class Sight:
+    """What every layer needs to know of the positions: their rotation, and who sees whom."""
+
+    rope: tuple[jax.Array, jax.Array]
+    segment_ids: jax.Array
+    branch_ids: jax.Array | None
+    attention: AttentionConfig
+
+
 class Attention(nnx.Module):
     """Grouped-query attention (arXiv 2305.13245) with rotary positions (arXiv 2104.09864)."""
 
@@ -145,13 +219,12 @@ class Attention(nnx.Module):
             nnx.Param(params[n]) for n in ("wq", "wk", "wv", "wo")
         )
 
-    def __call__(
-        self, x: jax.Array, rope: tuple[jax.Array, jax.Array], mask: jax.Array
-    ) -> jax.Array:
+    def __call__(self, x: jax.Array, sight: Sight) -> jax.Array:
         q = constrain(_project(x, self.wq, 1), "batch", "length", "heads", "head_dim")
         k = constrain(_project(x, self.wk, 1), "batch", "length", "kv_heads", "head_dim")
         v = constrain(_project(x, self.wv, 1), "batch", "length", "kv_heads", "head_dim")
-        out = attend(apply_rope(q, *rope), apply_rope(k, *rope), v, mask)
+        q, k = apply_rope(q, *sight.rope), apply_rope(k, *sight.rope)
+        out = attend(q, k, v, sight.segment_ids, sight.branch_ids, sight.attention)
         return _project(out, self.wo, 2)
 
 
@@ -177,15 +250,11 @@ class Block(nnx.Module):
         self.mlp_norm = RMSNorm(params["mlp_norm"], config.norm_eps)
         self.mlp = MLP(params["mlp"])
 
-    def __call__(
-        self, x: jax.Array, rope: tuple[jax.Array, jax.Array], mask: jax.Array
-    ) -> jax.Array:
-        return self.add_mlp(self.add_attention(x, rope, mask))
+    def __call__(self, x: jax.Array, sight: Sight) -> jax.Array:
+        return self.add_mlp(self.add_attention(x, sight))
 
-    def add_attention(
-        self, x: jax.Array, rope: tuple[jax.Array, jax.Array], mask: jax.Array
-    ) -> jax.Array:
-        return x + constrain(self.attn(self.attn_norm(x), rope, mask), "batch", "length", "embed")
+    def add_attention(self, x: jax.Array, sight: Sight) -> jax.Array:
+        return x + constrain(self.attn(self.attn_norm(x), sight), "batch", "length", "embed")
 
     def add_mlp(self, x: jax.Array) -> jax.Array:
         return x + constrain(self.mlp(self.mlp_norm(x)), "batch", "length", "embed")
@@ -200,22 +269,18 @@ class Llama(nnx.Module):
 
     def __init__(self, config: LlamaConfig, params: dict):
         self.config = config
-        self.embed = Embed(params["embed"])
+        self.embed = Embed(read_params(params["embed"]))
         self.layers = Block(params["layers"], config)
-        self.final_norm = RMSNorm(params["final_norm"], config.norm_eps)
+        self.final_norm = RMSNorm(read_params(params["final_norm"]), config.norm_eps)
         if not config.tied_embeddings:
-            self.lm_head = Head(params["lm_head"])
+            self.lm_head = Head(read_params(params["lm_head"]))
 
-    def __call__(
-        self, tokens, positions, segment_ids, branch_ids, compute_dtype, remat
-    ) -> jax.Array:
+    def __call__(self, tokens: jax.Array, sight: Sight, compute_dtype, remat: str) -> jax.Array:
         x = constrain(self.embed(tokens).astype(compute_dtype), "batch", "length", "embed")
-        rope = rope_tables(self.config, positions)
-        mask = attention_mask(segment_ids, branch_ids)
         graph, stacked = nnx.split(self.layers)
 
         def run_layer(x, layer):
-            return nnx.merge(graph, layer)(x, rope, mask), None
+            return nnx.merge(graph, read_params(layer))(x, sight), None
 
         x, _ = jax.lax.scan(_checkpointed(run_layer, remat), x, stacked)
         return self.final_norm(x)
@@ -306,6 +371,8 @@ def hidden_states(
     *,
     compute_dtype=jnp.float32,
     remat: str = "none",
+    attention: AttentionConfig = AUTO,
+    zigzag: bool = False,
 ) -> jax.Array:
     """Runs the model up to and with its final norm.
 
@@ -315,12 +382,23 @@ def hidden_states(
         branch_ids: [B, T] int32 or None, see `attention_mask`.
         compute_dtype: dtype of activations and matrix products; norms and softmax are float32.
         remat: what backward recomputes, one of `REMAT_POLICIES`.
+        attention: the kernel; `auto` is that of JAX's default backend.
+        zigzag: says that rows are given, and wanted back, in the order that a mesh with `context`
+            computes in (`batch_to_zigzag`); otherwise they are put into it and back.
 
     Returns:
         [B, T, D] in `compute_dtype`.
     """
-    model = Llama(config, params)
-    return model(tokens, positions, segment_ids, branch_ids, compute_dtype, remat)
+    shards = context_size()
+    attention = resolve_attention(attention, jax.default_backend(), tokens.shape[1], shards)
+    if not zigzag:
+        tokens, positions, segment_ids, branch_ids = (
+            None if x is None else to_zigzag(x, shards)
+            for x in (tokens, positions, segment_ids, branch_ids)
+        )
+    sight = Sight(rope_tables(config, positions), segment_ids, branch_ids, attention)
+    hidden = Llama(config, params)(tokens, sight, compute_dtype, remat)
+    return hidden if zigzag else from_zigzag(hidden, shards)
 
 
 def run_layer(
@@ -341,7 +419,9 @@ def run_layer(
         The residual stream after attention and after the MLP, each [B, T, D] in the dtype of `x`.
     """
     block = Block(params, config)
-    between = block.add_attention(x, rope_tables(config, positions), attention_mask(segment_ids))
+    attention = resolve_attention(AUTO, jax.default_backend(), x.shape[1])
+    sight = Sight(rope_tables(config, positions), segment_ids, None, attention)
+    between = block.add_attention(x, sight)
     return between, block.add_mlp(between)
 
 
@@ -350,12 +430,21 @@ def normalize_final(params: dict, config: LlamaConfig, x: jax.Array) -> jax.Arra
     return RMSNorm(params, config.norm_eps)(x)
 
 
-def output_kernel(params: dict, config: LlamaConfig) -> jax.Array:
-    """Returns the projection onto the vocabulary as [V, D] (a tied table is that already)."""
-    return params["embed"]["table"] if config.tied_embeddings else params["lm_head"]["kernel"].T
+def output_kernel(params: dict, config: LlamaConfig) -> tuple[jax.Array, str]:
+    """Returns the projection onto the vocabulary as it is stored, and its dims as letters.
+
+    Those are `vd` for a tied table [V, D], `dv` for a kernel [D, V]. Turning one into the other
+    would copy it, its gradient and its optimizer state in every step.
+    """
+    if config.tied_embeddings:
+        return read_params(params["embed"])["table"], "vd"
+    return read_params(params["lm_head"])["kernel"], "dv"
 
 
 def project_logits(params: dict, config: LlamaConfig, hidden: jax.Array) -> jax.Array:
     """Projects hidden states [..., D] onto the vocabulary: logits [..., V] float32."""
-    kernel = output_kernel(params, config).astype(hidden.dtype)
-    return jnp.einsum("...d,vd->...v", hidden, kernel, preferred_element_type=jnp.float32)
+    kernel, dims = output_kernel(params, config)
+    return jnp.einsum(
+        f"...d,{dims}->...v", hidden, kernel.astype(hidden.dtype),
+        preferred_element_type=jnp.float32,
+    )  # fmt: skip

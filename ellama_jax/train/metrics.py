@@ -15,8 +15,11 @@ import numpy as np
 
 from ellama_jax.paths import copy_file, copy_tree, is_remote
 from ellama_jax.train.step import Metrics
+from ellama_jax.train.tracking import WandbRun
 
 METRICS_FILE = "metrics.jsonl"
+# Scalars of `Metrics` that a record has under names of its own, or not at all.
+_NAMED = ("loss", "grad_norm", "weight_sum", "skipped", "skipped_in_a_row")
 
 
 def step_record(
@@ -33,7 +36,8 @@ def step_record(
 
     Returns:
         a JSON-able dict; `loss` and `loss/<domain>/<language>` in nats a token. A source without
-        tokens in this batch has no entry. A loss that is not finite stays NaN.
+        tokens in this batch has no entry. A loss that is not finite stays NaN. Scalars of `Metrics`
+        that have no name here appear under their own.
     """
     values = {name: np.asarray(value) for name, value in metrics._asdict().items()}
     record = {
@@ -45,7 +49,13 @@ def step_record(
         "step_secs": secs,
         "tokens_per_sec": float(values["weight_sum"]) / secs,
         "skipped_updates": int(values["skipped"]),
+        "spikes": int(values["spikes"]),
     }
+    for name, value in values.items():
+        if value.ndim == 0 and name not in _NAMED:
+            # Counters and flags as whole numbers, which JSON and TensorBoard know alike.
+            whole = np.issubdtype(value.dtype, np.integer) or value.dtype == bool
+            record[name] = int(value) if whole else float(value)
     sums: dict[str, np.ndarray] = {}
     for index, name in enumerate(source_names):
         pair = np.array([values["source_loss_sums"][index], values["source_weight_sums"][index]])
@@ -56,9 +66,17 @@ def step_record(
     return record
 
 
-def known_metrics(source_names: Sequence[str]) -> list[str]:
-    """Returns the metrics that checkpoints can be compared by; the lowest is the best."""
-    return ["loss", "grad_norm", *sorted({f"loss/{name}" for name in source_names})]
+def known_metrics(source_names: Sequence[str], held_out_names: Sequence[str] = ()) -> list[str]:
+    """Returns the metrics that checkpoints can be compared by; the lowest is the best.
+
+    Args:
+        source_names: `<domain>/<language>` of what is trained on; held_out_names: of what the run
+            is evaluated on, empty for none.
+    """
+    known = ["loss", "grad_norm", *sorted({f"loss/{name}" for name in source_names})]
+    if held_out_names:
+        known += ["eval_loss", *sorted({f"eval_loss/{name}" for name in held_out_names})]
+    return known
 
 
 class IntervalMeans:
@@ -99,15 +117,19 @@ class IntervalMeans:
 
 
 class MetricsLog:
-    """Appends step records to `metrics.jsonl` and TensorBoard files under a run directory.
+    """Appends step records to `metrics.jsonl`, TensorBoard files and W&B, for one run directory.
 
     Nothing is appended to an object in a bucket. There the files grow in a temporary directory and
     are sent by `publish`; after a crash the lines since then are missing, those of steps that are
     in no checkpoint.
     """
 
-    def __init__(self, workdir: Path, first_step: int):
+    def __init__(
+        self, workdir: Path, first_step: int, wandb_project: str = "", config: Mapping | None = None
+    ):
         """Opens the log for steps from `first_step`; lines of later steps are dropped.
+
+        `config` is shown in the W&B project, if one is named.
 
         A run that died after its last checkpoint has logged steps it will repeat; keeping both
         would show them twice.
@@ -123,6 +145,11 @@ class MetricsLog:
         self._file = path.open("a")
         board = str(self._local / "tensorboard")
         self._board = _import_summary_writer()(board, purge_step=first_step)
+        self._wandb = None
+        if wandb_project:
+            folder = self._local / "wandb_files"
+            folder.mkdir(exist_ok=True)
+            self._wandb = WandbRun(wandb_project, workdir, folder, config or {})
 
     def write(self, record: dict) -> None:
         """Writes one record; the line is on disk when this returns."""
@@ -131,6 +158,8 @@ class MetricsLog:
         for name, value in record.items():
             if isinstance(value, (int, float)) and name != "step":
                 self._board.add_scalar(name, value, record["step"])
+        if self._wandb is not None:
+            self._wandb.write(record)
 
     def publish(self) -> None:
         """Sends the files to the bucket, if the run is in one."""
@@ -142,6 +171,8 @@ class MetricsLog:
         """Closes the files, and sends them for the last time."""
         self._file.close()
         self._board.close()
+        if self._wandb is not None:
+            self._wandb.close()
         if self._folder is not None:
             copy_tree(self._local, self._workdir)
             self._folder.cleanup()

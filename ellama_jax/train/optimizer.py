@@ -1,9 +1,11 @@
 """AdamW as continual pretraining wants it: re-warmed, cosine, decayed by rule.
 
-Owns the learning-rate curve and which leaves are decayed; when it is applied is step.py's part.
+Owns the learning-rate curve, which leaves are decayed, and the dtypes and averages kept beside the
+parameters; when an update is applied is step.py's part.
 """
 
 import re
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ import optax
 
 from ellama_jax.config import OptimizerConfig, ScheduleConfig
 from ellama_jax.model.presets import LlamaConfig
+from ellama_jax.train.rounding import AVERAGE, FIRST_MOMENT, PARAMS, SECOND_MOMENT, round_tree
 from ellama_jax.tree import map_paths
 
 # First match decides, and every leaf must match one: is the leaf decayed?
@@ -67,21 +70,100 @@ def decay_mask(params: dict) -> dict:
     return map_paths(decayed, params)
 
 
+class AverageState(NamedTuple):
+    """The moving average of the parameters, a tree like theirs, and the updates in it."""
+
+    count: jax.Array
+    average: dict
+
+
 def make_optimizer(
     config: OptimizerConfig, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
-    """Returns clipping by global norm followed by AdamW with decay by rule."""
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            schedule,
-            b1=config.b1,
-            b2=config.b2,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            mask=decay_mask,
-        ),
+    """Returns clipping by global norm followed by AdamW with decay by rule.
+
+    All arithmetic is float32, whatever the dtypes of parameters, gradients and state: `update` wants
+    float32 gradients and parameters and returns float32 updates, which `add_updates` applies. With
+    `ema_decay` the state holds an average of the parameters too.
+    """
+    adamw = optax.chain(
+        _scale_by_adam(config),
+        optax.add_decayed_weights(config.weight_decay, decay_mask),
+        optax.scale_by_learning_rate(schedule),
     )
+    parts = [optax.clip_by_global_norm(config.clip_norm), adamw]
+    if config.ema_decay:
+        parts.append(_average_params(config))
+    return optax.chain(*parts)
+
+
+def add_updates(params: dict, updates: dict, rounding_seed: int, step: jax.Array) -> dict:
+    """Returns parameters plus updates in the parameters' dtypes, bfloat16 rounded stochastically.
+
+    Args:
+        params: leaves of float32 or bfloat16.
+        updates: the same structure, float32.
+        rounding_seed: of the run.
+        step: scalar int32; the same bits at the same step, on every mesh.
+    """
+    added = jax.tree.map(lambda p, u: p.astype(jnp.float32) + u, params, updates)
+    return round_tree(added, params, rounding_seed, step, PARAMS)
+
+
+def _scale_by_adam(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Wraps Optax's Adam, which computes in float32; between steps moments have their own dtypes.
+
+    Optax has `mu_dtype`, rounding to nearest, and nothing of the kind for the second moment. There
+    nearest is biased: with b2 = 0.95 it holds still while the squared gradient is within 4 to 8 %
+    of it, and with 0.999 for good. So both are rounded stochastically.
+    """
+    adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
+    streams = {"mu": FIRST_MOMENT, "nu": SECOND_MOMENT}
+    dtypes = {"mu": jnp.dtype(config.mu_dtype), "nu": jnp.dtype(config.nu_dtype)}
+
+    def init(params):
+        state = adam.init(params)
+        moments = {n: optax.tree.zeros_like(params, dtype=dtype) for n, dtype in dtypes.items()}
+        return state._replace(**moments)
+
+    def update(gradients, state, params=None):
+        full = state._replace(mu=to_float32(state.mu), nu=to_float32(state.nu))
+        scaled, new = adam.update(gradients, full, params)
+        rounded = {
+            name: round_tree(getattr(new, name), getattr(state, name), config.rounding_seed,
+                             state.count, stream)
+            for name, stream in streams.items()
+        }  # fmt: skip
+        return scaled, new._replace(**rounded)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _average_params(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Keeps a moving average of the parameters that the updates before it lead to.
+
+    It begins as the parameters: in continual pretraining these are good already.
+    """
+    dtype = jnp.dtype(config.ema_dtype)
+
+    def init(params):
+        # A copy even where nothing is cast: donated buffers must not be shared.
+        average = jax.tree.map(lambda p: jnp.array(p, dtype, copy=True), params)
+        return AverageState(jnp.zeros((), jnp.int32), average)
+
+    def update(updates, state, params=None):
+        new = jax.tree.map(jnp.add, params, updates)
+        old = to_float32(state.average)
+        average = optax.incremental_update(new, old, 1 - config.ema_decay)
+        rounded = round_tree(average, state.average, config.rounding_seed, state.count, AVERAGE)
+        return updates, AverageState(optax.safe_increment(state.count), rounded)
+
+    return optax.GradientTransformation(init, update)
+
+
+def to_float32(tree: dict) -> dict:
+    """Casts every leaf to float32; inside a compiled step this is part of what uses it."""
+    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
 
 def abstract_opt_state(optimizer: optax.GradientTransformation, abstract_params: dict):
@@ -116,4 +198,4 @@ def init_opt_state(optimizer: optax.GradientTransformation, params: dict, abstra
 
 def global_norm(tree) -> jax.Array:
     """Returns the Euclidean norm over all leaves, float32."""
-    return optax.tree_utils.tree_norm(jax.tree.map(lambda x: x.astype(jnp.float32), tree))
+    return optax.tree_utils.tree_norm(to_float32(tree))

@@ -53,6 +53,7 @@ __all__ = [
     "latest_step",
     "list_leaves",
     "make_meta",
+    "open_average",
     "open_leaves",
     "open_manager",
     "restore_leaf",
@@ -82,6 +83,26 @@ def open_leaves(path: str | os.PathLike) -> dict[str, LazyArray]:
     """
     directory = find_checkpoint(path).path / "params"
     return {name: open_stored(directory, name) for name in _list_item(directory)}
+
+
+def open_average(path: str | os.PathLike) -> dict[str, LazyArray]:
+    """Opens the moving average of the parameters that a run kept, by the parameters' paths.
+
+    Args:
+        path: a root or `ROOT/<step>` of a run with `optimizer.ema_decay`.
+
+    Raises:
+        ValueError: if the step keeps none.
+    """
+    directory = find_checkpoint(path).path / "opt_state"
+    found = _list_item(directory) if (directory / "_METADATA").is_file() else {}
+    names = {n.partition("/average/")[2]: n for n in found if "/average/" in n}
+    if not names:
+        raise ValueError(
+            f"checkpoint {path}: must keep a moving average of its parameters, got none; train with "
+            "optimizer.ema_decay above 0."
+        )
+    return {name: open_stored(directory, stored) for name, stored in sorted(names.items())}
 
 
 def restore_leaf(path: str | os.PathLike, leaf_path: str) -> np.ndarray:

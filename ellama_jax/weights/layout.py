@@ -306,15 +306,15 @@ def make_meta(
     Args:
         model: its sizes.
         tokenizer_fingerprint: of the tokenizer beside the weights.
-        provenance: `kind` (import, train or merge) and what it came from.
+        provenance: `kind` (import, train, merge or average) and what it came from.
         verification: result of the conversion gate, None if it was not run.
         **more: further JSON-able keys, as the resolved config of a run.
     """
     return {
         "model": config_to_dict(model),
         "tokenizer_fingerprint": tokenizer_fingerprint,
-        "versions": {name: _version(name) for name in _VERSIONS_OF},
-        "commit": _commit(),
+        "versions": {name: installed_version(name) for name in _VERSIONS_OF},
+        "commit": source_commit(),
         "provenance": provenance,
         "verification": verification,
         **more,
@@ -446,7 +446,8 @@ def check_fingerprint(tokenizer_dir: str | os.PathLike, expected: str) -> None:
         )
 
 
-def _version(distribution: str) -> str | None:
+def installed_version(distribution: str) -> str | None:
+    """Returns the version of an installed package, None where there is none."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -454,7 +455,8 @@ def _version(distribution: str) -> str | None:
 
 
 @functools.cache
-def _commit() -> str | None:
+def source_commit() -> str | None:
+    """Returns the commit this package runs from, None where it is not its own checkout."""
     # Known only where the package runs from its own checkout.
     house = Path(__file__).resolve().parents[2]
     if not (house / ".git").exists():

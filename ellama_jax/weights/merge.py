@@ -126,7 +126,7 @@ def merge_checkpoints(
     if method not in METHODS:
         raise ValueError(f"method: must be one of {', '.join(METHODS)}, got {method}.")
     inputs = {"base": find_checkpoint(base), "adapted": find_checkpoint(adapted)}
-    _check_mergeable(inputs["base"], inputs["adapted"])
+    check_mergeable(inputs["base"], inputs["adapted"])
     leaves = {role: list_leaves(info.path) for role, info in inputs.items()}
     size = sum(_merged_bytes(leaves, name, dtype) for name in leaves["base"])
     check_destination(out, size, overwrite=overwrite)
@@ -169,7 +169,8 @@ def _merge_leaves(inputs, names, combine, alpha, dtype) -> tuple[dict, dict[str,
     return unflatten_paths(merged), {role: d.hexdigest() for role, d in digests.items()}
 
 
-def _check_mergeable(base: CheckpointInfo, adapted: CheckpointInfo) -> None:
+def check_mergeable(base: CheckpointInfo, adapted: CheckpointInfo) -> None:
+    """Refuses two checkpoints of different tokenizers, shapes or constants; reads no weight."""
     prints = [info.meta["tokenizer_fingerprint"] for info in (base, adapted)]
     if prints[0] != prints[1]:
         raise ValueError(

@@ -11,7 +11,12 @@ from ellama_jax.weights.origin import describe_provenance, describe_verification
 
 CARD_FILE = "README.md"
 
-_TITLES = {"import": "Llama model", "train": "Adapted Llama model", "merge": "Merged Llama model"}
+_TITLES = {
+    "import": "Llama model",
+    "train": "Adapted Llama model",
+    "merge": "Merged Llama model",
+    "average": "Averaged Llama model",
+}
 _ALL_DIGITS = 64
 
 

@@ -59,6 +59,8 @@ def _describe_training(provenance: Mapping, data: Mapping | None, digits: int) -
         yield f"{_STEP}{'together':<{width}}{total:>17,} tokens read"
     if skipped := (data or {}).get("skipped"):
         yield f"{_STEP}{skipped:,} updates were skipped, their loss or gradient was not finite"
+    if spikes := (data or {}).get("guard", {}).get("spikes"):
+        yield f"{_STEP}{spikes:,} updates were left out as spikes of loss or gradient"
     base = provenance.get("base_provenance")
     yield f"from {provenance.get('base', 'an unknown base')}" + (", which was" if base else "")
     if base:
@@ -91,6 +93,16 @@ def _describe_merge(provenance: Mapping, digits: int) -> Iterator[str]:
         yield from (2 * _STEP + line for line in made)
 
 
+def _describe_average(provenance: Mapping, digits: int) -> Iterator[str]:
+    sources = provenance.get("sources", [])
+    what = {"params": "the mean of", "ema": "the moving average of the parameters of"}
+    places = (f"{source.get('name', 'unnamed')}/{source.get('step', '?')}" for source in sources)
+    yield f"{what.get(provenance.get('weights'), 'an average of')} {', '.join(places)}; the last was"
+    for source in sources[-1:]:
+        made = describe_provenance(source.get("provenance", {}), digits=digits)
+        yield from (_STEP + line for line in made)
+
+
 def _describe_other(provenance: Mapping, _: int) -> Iterator[str]:
     facts = (f"{key} {value}" for key, value in provenance.items() if key != "kind")
     yield f"{provenance['kind']}: {'; '.join(facts)}".removesuffix(": ")
@@ -99,6 +111,7 @@ def _describe_other(provenance: Mapping, _: int) -> Iterator[str]:
 _KINDS: dict[str, Callable[[Mapping, int], Iterator[str]]] = {
     "import": _describe_import,
     "merge": _describe_merge,
+    "average": _describe_average,
 }
 
 

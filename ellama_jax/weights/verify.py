@@ -133,7 +133,7 @@ def _sum_up(failed: list[Check], faults: list[str]) -> str:
 
 def _check_imported(info: CheckpointInfo) -> None:
     kind = info.meta["provenance"].get("kind")
-    if kind in ("train", "merge"):
+    if kind in ("train", "merge", "average"):
         raise ValueError(
             f"checkpoint {info.path}: must be an imported one, got provenance {kind}, which differs "
             "from any source; verify the base it was made from."

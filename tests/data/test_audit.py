@@ -315,6 +315,7 @@ class Data:
     general_shares: dict = dataclasses.field(default_factory=lambda: {"en": 1.0})
     seq_len: int = 32
     global_batch_size: int = 4
+    batch_ramp: dict = dataclasses.field(default_factory=dict)
     seed: int = 0
     num_read_threads: int = 1
     stages: dict = dataclasses.field(default_factory=dict)

@@ -154,6 +154,24 @@ def test_rows_are_windows_of_the_source_they_name(windows_dir):
             assert (source_id, row.tobytes()) in rows
 
 
+def test_rows_are_located_where_they_lie(windows_dir):
+    """Over several epochs, and with rows shorter than a window."""
+    loader = make_loader(windows_dir, seq_len=8)
+    for step in (0, 3, 40):
+        batch, places = loader.batch(step), loader.locate_rows(step)
+        assert [p["source"] for p in places] == [
+            loader.sources[number].name for number in batch["source_ids"]
+        ]
+        for row, place in enumerate(places):
+            source = loader.sources[batch["source_ids"][row]]
+            start = 8 * place["part"]
+            stored = source.windows[place["window"]][start : start + 8]
+            real = batch["segment_ids"][row] != 0
+            np.testing.assert_array_equal(batch["inputs"][row][real], stored[real])
+            assert (stored[~real] == 0xFFFFFFFF).all()
+    assert {p["part"] for p in places} == {0, 1}
+
+
 def test_a_batch_depends_on_its_step_alone(windows_dir):
     loader = make_loader(windows_dir)
     forward = [loader.batch(step) for step in range(5)]

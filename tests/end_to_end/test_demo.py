@@ -78,8 +78,8 @@ def cards(workdir):
 def test_the_run_directory_holds_every_part(workdir):
     names = {path.name for path in workdir.iterdir()}
     assert names >= {
-        "base", "checkpoints", "config.json", "data", "demo.json", "merged", "metrics.jsonl",
-        "report.html", "run.json", "scores", "sweep.json", "tensorboard", "windows",
+        "base", "checkpoints", "config.json", "data", "demo.json", "goodput.json", "merged",
+        "metrics.jsonl", "report.html", "run.json", "scores", "sweep.json", "tensorboard", "windows",
     }  # fmt: skip
     assert not [name for name in names if name.startswith(".")]
     sets = {path.name for path in (workdir / "windows").iterdir()}

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,8 @@ import numpy as np
 import pytest
 
 from ellama_jax.config import StageConfig
+from ellama_jax.data.loader import batch_fingerprint
+from ellama_jax.data.windows import PADDING
 from ellama_jax.train.loop import main_train, prepare_run, train
 from ellama_jax.train.metrics import read_metrics
 from ellama_jax.tree import flatten_paths
@@ -21,12 +24,15 @@ from ellama_jax.weights import layout
 from ellama_jax.weights.checkpoint import restore_params
 from ellama_jax.weights.layout import find_checkpoint, latest_step
 
-VARYING = ("step_secs", "tokens_per_sec")
+VARYING = ("step_secs", "tokens_per_sec", "tokens_per_sec_per_chip", "time")
 
 
 def steady(records):
     """Metrics without what depends on the clock."""
-    return [{k: v for k, v in record.items() if k not in VARYING} for record in records]
+    return [
+        {k: v for k, v in record.items() if k not in VARYING and not k.startswith("goodput")}
+        for record in records
+    ]
 
 
 def assert_same_state(root, other):
@@ -80,7 +86,8 @@ def whole_run(finished, tiny_arguments, tmp_path_factory):
 
 def test_a_run_leaves_what_it_promises(whole_run):
     names = {path.name for path in whole_run.iterdir()}
-    assert names == {"config.json", "metrics.jsonl", "tensorboard", "checkpoints"}
+    written = {"config.json", "goodput.json", "metrics.jsonl", "tensorboard", "checkpoints"}
+    assert names == written
     records = read_metrics(whole_run)
     assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
     last = records[-1]
@@ -307,8 +314,22 @@ def test_too_many_bad_updates_stop_the_job(tiny_config, tmp_path):
     config = tiny_config(
         schedule__base_peak_learning_rate=1e30, train__max_nonfinite_steps=2, mesh__fsdp=8
     )
-    with pytest.raises(ValueError, match=r"step \d+, batch [0-9a-f]{16}: 2 updates in a row"):
+    message = r"step 3, batch ([0-9a-f]{16}): 2 updates in a row .* of ecommerce-de, ecommerce-en, "
+    with pytest.raises(ValueError, match=message) as stopped:
         train(prepare_run(config, tmp_path / "run"))
+    fingerprint = re.search(message, str(stopped.value)).group(1)
+    found = json.loads((tmp_path / "run" / "nonfinite-3.json").read_text())
+    assert [batch["step"] for batch in found["batches"]] == [2, 3]
+    assert found["batches"][-1]["batch_fingerprint"] == fingerprint
+    # What the file says is enough to see the batch again.
+    loader = prepare_run(config, tmp_path / "other").loader
+    batch = loader.batch(2)
+    assert batch_fingerprint(batch) == fingerprint
+    for place, tokens in zip(found["batches"][-1]["rows"], batch["inputs"], strict=True):
+        source = next(s for s in loader.sources if s.name == place["source"])
+        start = place["part"] * 32
+        stored = source.windows[place["window"]][start : start + 32]
+        np.testing.assert_array_equal(np.where(stored == PADDING, 0, stored)[:-1], tokens[:-1])
     # A save that was under way when the job stopped is whole.
     assert latest_step(tmp_path / "run" / "checkpoints") == 2
 

@@ -80,7 +80,8 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
     whole = read_metrics(tmp_path / "whole")
     assert steady(read_metrics(as_path(workdir))) == steady(whole)
     names = {entry.name for entry in as_path(workdir).iterdir()}
-    assert names == {"config.json", "metrics.jsonl", "tensorboard", "checkpoints"}
+    written = {"config.json", "goodput.json", "metrics.jsonl", "tensorboard", "checkpoints"}
+    assert names == written
     kept = json.loads((as_path(workdir) / "config.json").read_text())
     assert kept == json.loads((tmp_path / "whole" / "config.json").read_text())
     assert len(list((as_path(workdir) / "tensorboard").iterdir())) == 2  # one a start

@@ -20,7 +20,7 @@ def metrics(loss_sums, weights, loss=2.0):
         source_loss_sums=np.array(loss_sums, np.float32),
         source_weight_sums=np.array(weights, np.float32),
         source_tokens=np.array(weights, np.int32), skipped=np.int32(1),
-        skipped_in_a_row=np.int32(0),
+        skipped_in_a_row=np.int32(0), spikes=np.int32(2), spiked=np.bool_(False),
     )  # fmt: skip
 
 

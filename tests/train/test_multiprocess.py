@@ -2,18 +2,21 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from test_loop import assert_same_state, steady
 
 from ellama_jax.train.metrics import read_metrics
+from ellama_jax.train.watchdog import EXIT_HUNG
 from ellama_jax.weights.layout import latest_step
 
 pytestmark = pytest.mark.slow
@@ -25,9 +28,9 @@ def environment(devices=1, **more):
     return {**os.environ, "XLA_FLAGS": flags, **more}
 
 
-def start(arguments, workdir, processes, devices=1):
+def start(arguments, workdir, processes, devices=1, program=("-m", "ellama_jax.cli", "train")):
     """Starts `ellama train` in several processes on a free port of this machine."""
-    argv = [sys.executable, "-m", "ellama_jax.cli", "train", *arguments, f"--workdir={workdir}"]
+    argv = [sys.executable, *program, *arguments, f"--workdir={workdir}"]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -109,7 +112,19 @@ def test_a_mesh_axis_within_rows_may_span_processes(whole_run, tiny_arguments, t
     workdir = tmp_path / "run"
     arguments = [*tiny_arguments, "--config.mesh.tensor=2", "--config.mesh.fsdp=1"]
     run([*arguments, "--config.train.steps=6"], workdir, processes=2)
-    ours, theirs = read_metrics(workdir), read_metrics(whole_run)
+    assert_same_training(workdir, whole_run)
+
+
+def test_replicas_in_processes_of_their_own_train_as_one(whole_run, tiny_arguments, tmp_path):
+    """`data` over processes, as over slices, and `fsdp` over the devices of each."""
+    workdir = tmp_path / "run"
+    arguments = [*tiny_arguments, "--config.mesh.data=2", "--config.mesh.fsdp=2"]
+    run(arguments, workdir, processes=2, devices=2)
+    assert_same_training(workdir, whole_run)
+
+
+def assert_same_training(workdir, other):
+    ours, theirs = read_metrics(workdir), read_metrics(other)
     for key in ("batch_fingerprint", "tokens_consumed", "loss_tokens"):
         assert [record[key] for record in ours] == [record[key] for record in theirs], key
     np.testing.assert_allclose(
@@ -142,6 +157,29 @@ def test_what_one_process_refuses_all_refuse(whole_run, tiny_arguments, tmp_path
     assert [status for status, _, _ in ends] == [2, 2]
     for _, _, said in ends:
         assert "was the tokenizer changed?" in said and "Traceback" not in said
+
+
+SLOW = Path(__file__).with_name("slow_process.py")
+
+
+def test_the_process_that_reads_slowly_is_named(tiny_arguments, tmp_path):
+    keys = ["--config.train.steps=12", "--config.train.report_every_steps=12"]
+    started = start([*tiny_arguments, *keys], tmp_path / "run", 2, program=(SLOW, "slow"))
+    (leader, _, said), (follower, _, silence) = finish(started)
+    assert (leader, follower) == (0, 0)
+    found = re.search(r"process 1 \((.+)\) holds the others up: steps take ([\d.]+) times", said)
+    assert found.group(1) == socket.gethostname() and float(found.group(2)) > 1.2
+    assert silence == ""
+
+
+def test_a_process_that_hangs_shows_where_and_ends_the_job(tiny_arguments, tmp_path):
+    keys = ["--config.train.hang_secs=45", "--config.train.abort_on_hang=True"]
+    started = start([*tiny_arguments, *keys], tmp_path / "run", 2, program=(SLOW, "hang"))
+    (leader, _, _), (follower, _, said) = finish(started)
+    assert EXIT_HUNG in (leader, follower) and leader != 0 and follower != 0
+    if follower == EXIT_HUNG:
+        assert "process 1: nothing finished for" in said and "waiting for data" in said
+        assert "slow_process.py" in said and "in slowly" in said
 
 
 STARTED = "import jax; from ellama_jax.distributed import start_processes; start_processes();"

@@ -1,5 +1,6 @@
 """One step: sums rather than means, the same on every mesh, bad updates skipped."""
 
+import dataclasses
 import functools
 
 import jax
@@ -13,6 +14,7 @@ from ellama_jax.model.llama import abstract_params, hidden_states, init_params, 
 from ellama_jax.model.presets import get_preset
 from ellama_jax.sharding import make_mesh, place_batch
 from ellama_jax.train.optimizer import abstract_opt_state, init_opt_state, make_optimizer
+from ellama_jax.train.spikes import make_guard
 from ellama_jax.train.step import init_state, make_loss_sums, make_train_step
 
 TINY = get_preset("tiny")
@@ -159,3 +161,78 @@ def test_padding_rows_do_not_change_the_update(make_batch):
 def test_training_lowers_the_loss(make_batch):
     losses = [float(run_steps([make_batch(0)] * n)[1].loss) for n in (1, 8)]
     assert losses[1] < losses[0] - 0.5
+
+
+# --- bfloat16 and spikes -------------------------------------------------------------------------
+
+LIGHT = dataclasses.replace(
+    ADAMW, mu_dtype="bfloat16", nu_dtype="bfloat16", ema_decay=0.5, ema_dtype="bfloat16"
+)
+
+
+@functools.cache
+def light_step(rounding_seed=0):
+    """All of the state in bfloat16, and a guard of 4 updates."""
+    optimizer = make_optimizer(LIGHT, optax.constant_schedule(1e-2))
+    step = make_train_step(loss_sums(), optimizer, 1, rounding_seed=rounding_seed, spike_factor=6.0)
+    return optimizer, jax.jit(step, donate_argnums=0)
+
+
+def run_light(batches, *, mesh_shape=(1, 1, 1, 1), state=None, rounding_seed=0):
+    """Returns the state, on the host, before the first step and after each, and all metrics."""
+    optimizer, step = light_step(rounding_seed)
+    sizes = dict(zip(("data", "fsdp", "context", "tensor"), mesh_shape, strict=True))
+    mesh = make_mesh(sizes, jax.devices()[: int(np.prod(mesh_shape))])
+    trail = []
+    with jax.set_mesh(mesh):
+        if state is None:
+            params = init_params(TINY, 0, jnp.bfloat16, mesh)
+            wanted = abstract_opt_state(optimizer, abstract_params(TINY, jnp.bfloat16, mesh))
+            opt_state = init_opt_state(optimizer, params, wanted)
+            state = init_state(params, opt_state, make_guard(4))
+        states = [jax.device_get(state)]
+        for batch in batches:
+            state, metrics = step(state, place_batch(batch, mesh))
+            states.append(jax.device_get(state))
+            trail.append(jax.device_get(metrics))
+    return states, trail
+
+
+def test_a_state_of_bfloat16_learns_keeps_its_dtypes_and_resumes_bit_for_bit(make_batch):
+    batches = [make_batch(seed % 2) for seed in range(6)]
+    states, metrics = run_light(batches)
+    assert metrics[-1].loss < metrics[0].loss - 0.3
+    dtypes = jax.tree.map(lambda x: x.dtype, states)
+    assert all(later == dtypes[0] for later in dtypes[1:])
+    assert {d.name for d in jax.tree.leaves(dtypes[0].params)} == {"bfloat16"}
+    again, _ = run_light(batches[3:], state=jax.tree.map(jnp.asarray, states[3]))
+    jax.tree.map(np.testing.assert_array_equal, again[-1], states[-1])
+    other, _ = run_light(batches[:1], rounding_seed=1)
+    tables = [run[1].params["embed"]["table"] for run in (other, states)]
+    assert np.any(tables[0] != tables[1])
+
+
+def test_rounding_is_the_same_on_a_mesh(make_batch):
+    """Gradients differ in their last bits, so some values round the other way; few do."""
+    alone, _ = run_light([make_batch()])
+    divided, _ = run_light([make_batch()], mesh_shape=(1, 4, 1, 2))
+    for ours, theirs in zip(
+        *(map(jax.tree.leaves, (alone[1].params, divided[1].params))), strict=True
+    ):
+        assert np.mean(ours != theirs) < 0.02
+        assert ours.size < 1000 or np.mean(ours != 0) > 0.5
+
+
+def test_a_spike_is_left_out_counted_and_forgotten(make_batch):
+    """Loss weights of a spike are turned round, so its loss is far off and finite."""
+    good = [make_batch(seed) for seed in range(5)]
+    spike = make_batch(9)
+    spike["targets"] = np.full_like(spike["targets"], 1)
+    batches = [good[0]] * 12 + [spike, good[0]]
+    states, metrics = run_light(batches)
+    assert [bool(m.spiked) for m in metrics] == [False] * 12 + [True, False]
+    assert (metrics[-1].spikes, metrics[-1].skipped) == (1, 0)
+    before, after = states[12], states[13]
+    jax.tree.map(np.testing.assert_array_equal, before.params, after.params)
+    jax.tree.map(np.testing.assert_array_equal, before.opt_state, after.opt_state)
+    assert after.step == before.step + 1 and after.guard.count == before.guard.count

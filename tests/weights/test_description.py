@@ -33,7 +33,8 @@ def run(tmp_path, tiny, make_checkpoint):
         root, save_every_steps=1, keep_last=9, tokenizer_dir=base.tokenizer_dir
     ) as manager:
         for step in (10, 2000):
-            data = {"step": step, "ledger": LEDGER, "mixture_fingerprint": "f" * 64, "skipped": 3}
+            data = {"step": step, "ledger": LEDGER, "mixture_fingerprint": "f" * 64, "skipped": 3,
+                    "guard": {"spikes": 2}}  # fmt: skip
             meta = {**base.meta, "provenance": {**provenance, "step": step}}
             meta["config"] = {"checkpoint": {"best_metric": "loss"}}
             save_training(manager, step, params, {"count": np.int32(step)}, data, meta)
@@ -161,6 +162,7 @@ def test_training_says_what_it_read_and_what_it_started_from(run):
         "3,000 tokens read, 75.0%",
         "4,000 tokens read",
         "3 updates were skipped",
+        "2 updates were left out as spikes of loss or gradient",
         f"from {run.parent / 'base' / '0'}, which was",
         "seed 0",
     ):

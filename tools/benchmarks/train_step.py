@@ -1,144 +1,185 @@
 """One training step of ours against transformers + torch, on the same batch, alternating.
 
-What: tokens per second of a whole update (forward, backward, clipping, AdamW), ours against torch in
-float32 and bfloat16, both with random weights of the preset. Each round times every contender once,
-so that a busy machine slows all alike; the ratio of medians is the result.
+What: a whole update (forward, backward, clipping, AdamW), ours against torch in float32 and bfloat16,
+both with random weights of the preset. Each round times every contender once, so that a busy machine
+slows all alike; a contender's ratio is the median over rounds of torch's seconds over its own.
+Wall seconds need a quiet machine: torch's threads wait for each other by spinning and lose far more
+than ours to a busy one. `--threads 1` binds each side to one core and compares CPU seconds, which
+hardly depend on what else runs.
 Command: python tools/benchmarks/train_step.py --preset smollm2-135m --rows 4 --length 256
 """
 
 import argparse
 import multiprocessing
+import os
 import statistics
+import sys
 import time
+from pathlib import Path
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
+from random_run import first_state, load_run_config, parse_with_config, random_batch
+from results import machine_cpu, provenance, report
 
-from ellama_jax.config import OptimizerConfig, ScheduleConfig
-from ellama_jax.data.windows import to_features
-from ellama_jax.model.llama import REMAT_POLICIES, init_params
-from ellama_jax.model.presets import LlamaConfig, get_preset
-from ellama_jax.train.optimizer import make_optimizer, make_schedule
-from ellama_jax.train.step import init_state, make_loss_sums, make_train_step
+from ellama_jax.demo import MALLOC_SETTINGS
+from ellama_jax.model.llama import REMAT_POLICIES
+from ellama_jax.model.presets import PRESETS, LlamaConfig, get_preset
+from ellama_jax.sharding import make_mesh, place_batch
+from ellama_jax.train.program import make_program
 
 CONTENDERS = ["ours float32", "torch float32", "torch bfloat16", "ours bfloat16"]
-OPTIMIZER = OptimizerConfig(b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1, clip_norm=1.0)
-SCHEDULE = ScheduleConfig(
-    peak_frac=0.1, base_peak_learning_rate=3e-3, warmup_steps=1, final_frac=0.1
-)
+TITLE = "Training step against transformers + torch, by date"
 
 
-def make_batch(config: LlamaConfig, rows: int, length: int) -> dict:
-    """Returns rows of one document each, so that both sides compute the same loss."""
-    rng = np.random.default_rng(0)
-    tokens = rng.integers(3, config.vocab_size, (rows, length), dtype=np.uint32)
-    features = [to_features(row, eos_id=2) for row in tokens]
-    batch = {name: np.stack([row[name] for row in features]) for name in features[0]}
-    return batch | {"source_ids": np.zeros(rows, np.int32)}
+class Timing(NamedTuple):
+    """One update: seconds by the clock, and seconds of all cores in that process."""
+
+    wall: float
+    cpu: float
 
 
-def make_ours(config: LlamaConfig, batch: dict, dtype, remat: str, chunk_tokens: int):
+def make_ours(model: LlamaConfig, args: argparse.Namespace, dtype: str):
     """Returns a function that runs one update of ours and gives its loss."""
-    optimizer = make_optimizer(OPTIMIZER, make_schedule(SCHEDULE, config, 1000))
-    loss_sums = make_loss_sums(
-        config, num_sources=1, compute_dtype=dtype, remat=remat, chunk_tokens=chunk_tokens
-    )
-    step = jax.jit(make_train_step(loss_sums, optimizer, 1), donate_argnums=0)
-    params = init_params(config, 0)
-    holder = [init_state(params, optimizer.init(params))]
-    batch = jax.tree.map(jnp.asarray, batch)
+    values = {
+        "model.preset": args.preset, "model.remat": args.remat, "model.compute_dtype": dtype,
+        "model.loss_chunk_tokens": args.chunk_tokens, "data.seq_len": args.length,
+        "data.global_batch_size": args.rows,
+    }  # fmt: skip
+    config = load_run_config(values, args.config)
+    mesh = make_mesh(vars(config.mesh), jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        program = make_program(config, model, mesh, num_sources=1)
+        batch = place_batch(random_batch(model, args.rows, args.length, 0), mesh)
+        holder = [first_state(program, model, config.model.param_dtype, mesh)]
 
     def update() -> float:
-        holder[0], metrics = step(holder[0], batch)
+        with jax.set_mesh(mesh):
+            holder[0], metrics = program.step_fn(holder[0], batch)
+        jax.block_until_ready(holder[0])
         return float(metrics.loss)
 
     return update
 
 
-def make_torch(config: LlamaConfig, batch: dict, dtype_name: str):
+def make_torch(model: LlamaConfig, args: argparse.Namespace, dtype_name: str):
     """Returns a function that runs one update of transformers + torch and gives its loss."""
     import torch
     from transformers import LlamaConfig as TheirConfig
     from transformers import LlamaForCausalLM
 
-    dtype = getattr(torch, dtype_name)
+    if args.threads:
+        torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    model = LlamaForCausalLM(
+    theirs = LlamaForCausalLM(
         TheirConfig(
-            vocab_size=config.vocab_size, hidden_size=config.embed_dim,
-            intermediate_size=config.mlp_dim, num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads, num_key_value_heads=config.num_kv_heads,
-            head_dim=config.head_dim, max_position_embeddings=config.max_seq_len,
-            rms_norm_eps=config.norm_eps, tie_word_embeddings=config.tied_embeddings,
-            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+            vocab_size=model.vocab_size, hidden_size=model.embed_dim,
+            intermediate_size=model.mlp_dim, num_hidden_layers=model.num_layers,
+            num_attention_heads=model.num_heads, num_key_value_heads=model.num_kv_heads,
+            head_dim=model.head_dim, max_position_embeddings=model.max_seq_len,
+            rms_norm_eps=model.norm_eps, tie_word_embeddings=model.tied_embeddings,
+            rope_parameters={"rope_type": "default", "rope_theta": model.rope_theta},
         )
-    ).to(dtype)  # fmt: skip
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1)
-    tokens = torch.tensor(batch["inputs"]).long()
+    ).to(getattr(torch, dtype_name))  # fmt: skip
+    optimizer = torch.optim.AdamW(theirs.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1)
+    tokens = torch.tensor(random_batch(model, args.rows, args.length, 0)["inputs"]).long()
 
     def update() -> float:
-        loss = model(input_ids=tokens, labels=tokens).loss
+        loss = theirs(input_ids=tokens, labels=tokens).loss
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIMIZER.clip_norm)
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        return float(loss)
+        return float(loss.detach())
 
     return update
 
 
 def serve(pipe, contender: str, args: argparse.Namespace) -> None:
     """Runs one contender in a process of its own: an update and its seconds for every request."""
-    config = get_preset(args.preset)
-    batch = make_batch(config, args.rows, args.length)
+    if args.threads:
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, cores[: args.threads])
+    model = get_preset(args.preset)
     side, dtype = contender.split()
-    if side == "ours":
-        update = make_ours(config, batch, jnp.dtype(dtype), args.remat, args.chunk_tokens)
-    else:
-        update = make_torch(config, batch, dtype)
+    update = (make_ours if side == "ours" else make_torch)(model, args, dtype)
     while pipe.recv():
-        start = time.perf_counter()
+        wall, cpu = time.perf_counter(), time.process_time()
         loss = update()
-        pipe.send((time.perf_counter() - start, loss))
+        pipe.send((Timing(time.perf_counter() - wall, time.process_time() - cpu), loss))
+
+
+def summarise(timings: dict[str, list[Timing]], tokens: int, by_cpu: bool) -> dict[str, str]:
+    """Returns one cell a contender: tokens/s, and its speed as a multiple of torch's float32.
+
+    >>> rounds = {"ours float32": [Timing(2.0, 4.0)], "torch float32": [Timing(3.0, 5.0)]}
+    >>> summarise(rounds, 60, by_cpu=False)["ours float32"]
+    '30.0 (1.50 x)'
+    """
+
+    def seconds(times):
+        return [time.cpu if by_cpu else time.wall for time in times]
+
+    cells = dict.fromkeys(CONTENDERS, "-")
+    for name, times in timings.items():
+        cells[name] = f"{tokens / statistics.median(seconds(times)):.1f}"
+        if "torch float32" in timings:
+            pairs = zip(seconds(times), seconds(timings["torch float32"]), strict=True)
+            cells[name] += f" ({statistics.median(theirs / mine for mine, theirs in pairs):.2f} x)"
+    return cells
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--preset", default="smollm2-135m")
+    parser.add_argument("--preset", default="smollm2-135m", choices=PRESETS)
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=0, help="cores of each side; 0: all")
     parser.add_argument("--chunk-tokens", type=int, default=512)
     parser.add_argument("--remat", default="dots", choices=REMAT_POLICIES)
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS[:3])
-    args = parser.parse_args()
+    parser.add_argument("--append", type=Path, metavar="FILE", help="docs/RESULTS.md")
+    args, args.config = parse_with_config(parser)
+    by_cpu = args.threads == 1
 
+    # Freed memory kept, as `ellama demo` has it, for both sides alike; read at a process's start.
+    if sys.platform == "linux":
+        os.environ.update(MALLOC_SETTINGS)
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    if args.threads:
+        os.environ["OMP_NUM_THREADS"] = str(args.threads)
     # A process each: in one, the thread pools of both sides stay in each other's way.
     context, pipes = multiprocessing.get_context("spawn"), {}
     for name in args.contenders:
         pipes[name], theirs = context.Pipe()
         context.Process(target=serve, args=(theirs, name, args), daemon=True).start()
+        theirs.close()
 
-    def run(name: str) -> tuple[float, float]:
+    def run(name: str) -> tuple[Timing, float]:
         pipes[name].send(True)
         return pipes[name].recv()
 
     first = {name: round(run(name)[1], 3) for name in pipes}  # compiles, and warms caches
     print("loss of the first update:", first, flush=True)
-    secs = {name: [] for name in pipes}
-    for _ in range(args.rounds):
+    timings = {name: [] for name in pipes}
+    for number in range(args.rounds):
         for name in pipes:
-            secs[name].append(run(name)[0])
-    tokens = args.rows * args.length
-    base = statistics.median(secs[args.contenders[0]])
-    for name, times in secs.items():
-        median = statistics.median(times)
-        ratio = f"{median / base:.2f} x the time of {args.contenders[0]}"
-        shown = ", ".join(f"{t:.2f}" for t in times)
-        print(f"{name:<15} {tokens / median:7.1f} tokens/s  {ratio}  (s: {shown})")
+            timings[name].append(run(name)[0])
+        seconds = "  ".join(f"{n} {t[-1].wall:.2f} ({t[-1].cpu:.2f})" for n, t in timings.items())
+        print(f"round {number + 1}: s (CPU s): {seconds}", flush=True)
     for pipe in pipes.values():
         pipe.send(False)
+    about = provenance()
+    cells = summarise(timings, args.rows * args.length, by_cpu)
+    row = {
+        "batch": f"{args.preset}, {args.rows} x {args.length}, remat {args.remat}",
+        "tokens/s by": "CPU s, 1 core" if by_cpu else f"wall s, {args.threads or 'all'} cores",
+        **cells,
+        "machine": machine_cpu(),
+        **about,
+    }
+    report(TITLE, [row], args.append)
 
 
 if __name__ == "__main__":

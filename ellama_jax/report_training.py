@@ -1,0 +1,53 @@
+"""Owns what the report says of a run's training beside its curves: held-out losses, and its time."""
+
+import re
+
+from ellama_jax.report_plots import Bar, bar_chart, line_chart
+from ellama_jax.report_sections import RunFiles, language_order, make_section, smooth_line
+from ellama_jax.train.goodput import CATEGORIES, describe_goodput, summarize
+
+
+def _evaluation_section(files: RunFiles) -> dict | None:
+    """One plot a domain, one line a language, of the loss that was taken during training."""
+    curves: dict[str, dict[str, list]] = {}
+    for record in files.metrics:
+        for name, value in record.items():
+            found = re.fullmatch(r"eval_loss/(\w+)/(\w+)", name)
+            if found:
+                domain, language = found.groups()
+                points = curves.setdefault(domain, {}).setdefault(language, [])
+                points.append((record["step"], value))
+    if not curves:
+        return None
+    languages = sorted({code for lines in curves.values() for code in lines}, key=language_order)
+    plots = []
+    for domain in sorted(curves):
+        lines = [
+            smooth_line(code, curves[domain][code], languages.index(code) % 5, smooth=False)
+            for code in languages
+            if code in curves[domain]
+        ]
+        svg = line_chart(f"held-out loss, {domain}", lines, "step", "nats per token")
+        plots.append({"title": f"Held-out loss, {domain}", "svg": svg, "caption": ""})
+    text = "Loss during training on the same held-out text each time; step 0 is the base model."
+    return make_section("Loss on held-out text", [text], legend=languages, plots=plots)
+
+
+def _goodput_section(files: RunFiles) -> dict | None:
+    """What part of the time trained, and where the rest went."""
+    starts = (files.goodput or {}).get("starts")
+    if not starts:
+        return None
+    secs = summarize(starts)
+    total = sum(secs.values()) or 1.0
+    bars = [
+        Bar("", CATEGORIES.get(category, category), value / total, 0, text=f"{value / total:.1%}")
+        for category, value in sorted(secs.items(), key=lambda item: -item[1])
+    ]
+    svg = bar_chart("part of the time", bars, high=1.0)
+    plot = {"title": "Part of the wall time, all starts together", "svg": svg, "caption": ""}
+    said = describe_goodput(starts).removeprefix("goodput: ")
+    return make_section("Where the time went", [f"Goodput: {said}"], plots=[plot])
+
+
+TRAINING_SECTIONS = (_evaluation_section, _goodput_section)

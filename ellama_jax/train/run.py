@@ -1,0 +1,176 @@
+"""A run before it runs: its configuration with everything it names, found and checked.
+
+Owns every check that needs no device. What happens then is loop.py's part.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ellama_jax.config import RunConfig, config_to_mapping
+from ellama_jax.data.held_out import HeldOut
+from ellama_jax.data.loader import Loader, open_sources
+from ellama_jax.data.tokenizer import Tokenizer, check_fits, load_tokenizer
+from ellama_jax.model.llama import REMAT_POLICIES
+from ellama_jax.model.presets import LlamaConfig, config_to_dict, get_preset
+from ellama_jax.paths import as_path, is_remote, local_path, write_whole
+from ellama_jax.train.metrics import known_metrics
+from ellama_jax.train.optimizer import peak_learning_rate
+from ellama_jax.train.tracking import check_wandb
+from ellama_jax.tree import flatten_paths
+from ellama_jax.weights.layout import CheckpointInfo, check_writable, find_checkpoint
+from ellama_jax.weights.verdict import check_verified
+
+if TYPE_CHECKING:
+    from ellama_jax.data.streaming import Stream
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A configuration with everything it names, found and checked before any device is used.
+
+    `held_out` is what is evaluated during the run, `began` when the run started (UNIX time).
+    """
+
+    config: RunConfig
+    workdir: Path
+    model: LlamaConfig
+    base: CheckpointInfo | None
+    tokenizer: Tokenizer
+    tokenizer_dir: Path
+    loader: "Loader | Stream"
+    held_out: HeldOut | None
+    began: float
+
+
+def prepare_run(
+    config: RunConfig,
+    workdir: str | os.PathLike,
+    *,
+    allow_unverified: bool = False,
+    began: float | None = None,
+) -> Run:
+    """Finds and checks everything that needs no device.
+
+    Args:
+        config: what to train.
+        workdir: where, on a disk or in a bucket; made if it is not there.
+        allow_unverified: start from a checkpoint that failed the conversion gate all the same.
+        began: when this start of the run began, UNIX time; None: now.
+
+    Raises:
+        ValueError: naming the key and what must hold.
+    """
+    began = time.time() if began is None else began
+    workdir = as_path(workdir)
+    model = get_preset(config.model.preset)
+    if config.data.seq_len > model.max_seq_len:
+        raise ValueError(
+            f"data.seq_len: must not exceed the model's max_seq_len ({model.max_seq_len}), "
+            f"got {config.data.seq_len}."
+        )
+    if config.model.remat not in REMAT_POLICIES:
+        raise ValueError(
+            f"model.remat: must be one of {', '.join(REMAT_POLICIES)}, got {config.model.remat}."
+        )
+    peak_learning_rate(config.schedule, model)
+    base, tokenizer_dir = _find_base(config, model)
+    tokenizer = load_tokenizer(tokenizer_dir)
+    check_fits(tokenizer, model.vocab_size)
+    loader = _make_loader(config, tokenizer)
+    held_out = _find_held_out(config, loader, tokenizer)
+    _check_best_metric(config, loader, held_out)
+    if config.train.wandb_project:
+        check_wandb()
+    if base is not None:
+        check_verified(base, allow_unverified=allow_unverified)
+    _make_workdir(workdir)
+    return Run(
+        config, workdir, model, base, tokenizer, tokenizer_dir, loader, held_out, began
+    )  # fmt: skip
+
+
+def _make_loader(config: RunConfig, tokenizer: Tokenizer) -> "Loader | Stream":
+    if config.data.seqio_mixture:
+        # Imports TensorFlow, which no other training needs.
+        from ellama_jax.data.streaming import Stream
+
+        return Stream(config.data, tokenizer)
+    loader = Loader(open_sources(config.data, tokenizer.fingerprint), config.data)
+    loader.check_repetition(config.train.steps)
+    return loader
+
+
+def _find_base(config: RunConfig, model: LlamaConfig):
+    """Returns the base checkpoint (None for random weights) and where its tokenizer lies."""
+    if not config.model.checkpoint:
+        # The tokenizer then comes with the windows: random weights have none of their own.
+        return None, local_path(config.data.windows_dir, "data.windows_dir") / "tokenizer"
+    base = find_checkpoint(config.model.checkpoint)
+    stored, wanted = config_to_dict(base.config), config_to_dict(model)
+    differ = [
+        f"{key} {stored[key]}" for key in wanted if key != "name" and stored[key] != wanted[key]
+    ]
+    if differ:
+        raise ValueError(
+            f"model.preset: {model.name} does not fit the checkpoint {base.path}, "
+            f"which has {', '.join(differ)}."
+        )
+    return base, base.tokenizer_dir
+
+
+def _find_held_out(config: RunConfig, loader, tokenizer: Tokenizer) -> HeldOut | None:
+    if not config.evaluate.windows_dir:
+        return None
+    rows = config.evaluate.batches * config.data.global_batch_size
+    directory, seq_len = config.evaluate.windows_dir, config.data.seq_len
+    held_out = HeldOut(directory, seq_len, rows, tokenizer.fingerprint)
+    held_out.check_apart(source.windows for source in loader.sources if hasattr(source, "windows"))
+    return held_out
+
+
+def _check_best_metric(config: RunConfig, loader, held_out: HeldOut | None) -> None:
+    known = known_metrics(source_names(loader), held_out.names if held_out else ())
+    if config.checkpoint.best_metric not in ("", *known):
+        raise ValueError(
+            f"checkpoint.best_metric: must be one of {', '.join(known)}, or empty, "
+            f"got {config.checkpoint.best_metric}."
+        )
+
+
+def source_names(loader: "Loader | Stream") -> list[str]:
+    """Returns `<domain>/<language>` by source id; several sets of one language share a name."""
+    return [f"{source.domain}/{source.language}" for source in loader.sources]
+
+
+def _make_workdir(workdir: Path) -> None:
+    if is_remote(workdir):
+        check_writable(workdir)
+        return
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"--workdir: must be a directory that can be made, got {workdir}: {error.strerror}."
+        ) from error
+    if not os.access(workdir, os.W_OK):
+        raise ValueError(f"--workdir: must be writable, got {workdir}.")
+
+
+def write_config(run: Run) -> None:
+    """Writes config.json; for a resumed run whose configuration changed, names the keys."""
+    path = run.workdir / "config.json"
+    now = json.loads(json.dumps(config_to_mapping(run.config)))
+    if path.exists():
+        before, after = flatten_paths(json.loads(path.read_text())), flatten_paths(now)
+        for key in sorted(set(before) | set(after)):
+            if before.get(key) != after.get(key):
+                name = key.replace("/", ".")
+                print(
+                    f"{name}: was {before.get(key)} before, now {after.get(key)}.", file=sys.stderr
+                )
+    write_whole(path, json.dumps(now, indent=2) + "\n")

@@ -1,0 +1,159 @@
+"""What a run's checkpoint holds beside its arrays, and how a run begins from one.
+
+Owns the counts that go with the state: the ledger of tokens, the means, the mixture. Files are
+weights/checkpoint.py's.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ellama_jax.config import config_to_mapping
+from ellama_jax.data.mixture import mixture_differences
+from ellama_jax.model.llama import init_params
+from ellama_jax.train.metrics import IntervalMeans
+from ellama_jax.train.optimizer import init_opt_state
+from ellama_jax.train.program import Program
+from ellama_jax.train.run import Run, source_names
+from ellama_jax.train.spikes import guard_from_data, guard_to_data, init_guard
+from ellama_jax.train.step import TrainState, init_state
+from ellama_jax.weights import checkpoint as checkpoints
+from ellama_jax.weights.layout import check_disk_space, make_meta
+from ellama_jax.weights.verdict import inherit_verification
+
+
+class SoFar(NamedTuple):
+    """What is counted over the steps, on the host.
+
+    `ledger` is the tokens consumed per source; `means` the metrics since the last due checkpoint.
+    """
+
+    ledger: dict[str, int]
+    means: IntervalMeans
+
+
+_COUNTERS = ("step", "skipped", "skipped_in_a_row", "guard")
+
+
+def open_manager(run: Run):
+    """Opens the run's checkpoints."""
+    keys = dataclasses.asdict(run.config.checkpoint)
+    return checkpoints.open_manager(
+        run.workdir / "checkpoints", tokenizer_dir=run.tokenizer_dir, **keys
+    )
+
+
+def check_room(run: Run, program: Program) -> None:
+    """Refuses a disk that cannot hold one checkpoint, before the first step is spent."""
+    size = checkpoints.tree_bytes((program.state.params, program.state.opt_state))
+    check_disk_space(f"train {run.workdir}", run.workdir, size)
+
+
+def start_or_resume(run: Run, program: Program, manager) -> tuple[TrainState, SoFar]:
+    """Returns the state to continue from and what was counted on the way to it."""
+    abstract, mesh = program.state, program.mesh
+    if manager.latest_step() is None:
+        params = _base_params(run, mesh)
+        opt_state = init_opt_state(program.optimizer, params, abstract.opt_state)
+        state = init_state(params, opt_state, init_guard(run.config.train))
+        ledger, sums = {}, {}
+    else:
+        step, params, opt_state, data, _ = checkpoints.restore_training(
+            manager, abstract.params, abstract.opt_state
+        )
+        _check_same_mixture(run, step, data)
+        counts = {name: jnp.int32(data[name]) for name in ("skipped", "skipped_in_a_row")}
+        # Checkpoints from before there was a guard have none.
+        guard = guard_from_data(data.get("guard"), run.config.train)
+        state = TrainState(jnp.int32(step), params, opt_state, **counts, guard=guard)
+        # Checkpoints from before there were means have no sums of them.
+        ledger, sums = data["ledger"], data.get("interval_sums", {})
+    scalars = NamedSharding(mesh, PartitionSpec())
+    placed = {
+        name: jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf), scalars), value)
+        for name, value in state._asdict().items()
+        if name in _COUNTERS
+    }
+    # A stage to come may have brought sources that this checkpoint does not know.
+    ledger = {source.name: 0 for source in run.loader.sources} | ledger
+    return state._replace(**placed), SoFar(ledger, IntervalMeans(source_names(run.loader), sums))
+
+
+def _check_same_mixture(run: Run, step: int, data: dict) -> None:
+    """Refuses to resume if the batches so far would have been others; later stages may change."""
+    wanted, got = data["mixture_fingerprint"], run.loader.fingerprint_until(step)
+    if wanted == got:
+        return
+    # Checkpoints from before there were stages say no more than the fingerprint.
+    differ = []
+    if "mixture" in data:
+        differ = mixture_differences(data["mixture"], run.loader.mixture_until(step))
+    said = "; ".join(differ[:4]) or f"{got[:16]}, not {wanted[:16]}"
+    raise ValueError(
+        f"{run.workdir}: must be resumed with the mixture it was trained with up to step {step}, "
+        f"got another: {said}. Start a new workdir, or restore data.* and the windows; stages that "
+        f"start at step {step} or later may be changed."
+    )
+
+
+def _base_params(run: Run, mesh: Mesh) -> dict:
+    dtype = jnp.dtype(run.config.model.param_dtype)
+    if run.base is None:
+        return init_params(run.model, run.config.model.init_seed, dtype, mesh)
+    return checkpoints.restore_params(run.base.path, dtype=dtype, mesh=mesh)
+
+
+def save(
+    run: Run, manager, state: TrainState, so_far: SoFar, evaluated: Mapping, *, due: bool
+) -> None:
+    """Saves the state, in the background. All processes must call this.
+
+    Args:
+        evaluated: losses on held-out text at this step, if they were taken: what steps can be
+            compared by, with the means since the last due save.
+        due: whether the configuration asked for this save; one at a stop keeps the means.
+    """
+    counts = jax.device_get({name: getattr(state, name) for name in _COUNTERS})
+    step, means = int(counts["step"]), so_far.means.means()
+    if due:
+        # Kept at a save that is not due, so that a resumed run has the means of a whole one.
+        so_far.means.sums.clear()
+    data = {
+        "step": step,
+        "ledger": dict(so_far.ledger),
+        "interval_sums": dict(so_far.means.sums),
+        "mixture_fingerprint": run.loader.fingerprint_until(step),
+        "mixture": run.loader.mixture_until(step),
+        "skipped": int(counts["skipped"]),
+        "skipped_in_a_row": int(counts["skipped_in_a_row"]),
+        "guard": guard_to_data(counts["guard"]),
+    }
+    checkpoints.save_training(
+        manager, step, state.params, state.opt_state, data, _meta(run, step),
+        metrics={**means, **evaluated}, force=not due,
+    )  # fmt: skip
+
+
+def _meta(run: Run, step: int) -> dict:
+    """Says in a checkpoint what it is and where it comes from."""
+    base = run.base
+    provenance = {
+        "kind": "train",
+        "step": step,
+        "base": str(base.path) if base else "random weights",
+        "base_provenance": base.meta["provenance"] if base else None,
+        "mixture_fingerprint": run.loader.fingerprint_until(step),
+        "data": [source.describe() for source in run.loader.sources],
+    }
+    return make_meta(
+        run.model,
+        tokenizer_fingerprint=run.tokenizer.fingerprint,
+        provenance=provenance,
+        verification=inherit_verification(base) if base else inherit_verification(),
+        config=config_to_mapping(run.config),
+    )

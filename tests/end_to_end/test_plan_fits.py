@@ -1,0 +1,67 @@
+"""Configurations that must fit, by the TPU compiler: nothing is run, no TPU is needed.
+
+Each compiles the whole step of a shipped configuration, as `ellama plan` does, for a minute of one
+core and 3 GB. That it compiles is the proof of fit; the bound is on what the compiler says is
+allocated at the peak, so that a change that costs memory is seen before it costs a chip.
+"""
+
+import importlib.util
+from typing import NamedTuple
+
+import pytest
+
+from ellama_jax.config import load_config
+from ellama_jax.plan import Options, make_plan
+from ellama_jax.plan_targets import check_model, check_sizes, parse_targets
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("libtpu") is None,
+        reason="libtpu is not installed: pip install 'jax[tpu]'",
+    ),
+]
+OPTIONS = Options(prices={}, mfu=None, text_dir=None, max_compiles=1, best=1)
+
+
+class Case(NamedTuple):
+    """One configuration, where it must fit, and its peak in GiB a chip at most."""
+
+    config: str
+    target: str
+    most_gib: float
+    overrides: tuple[str, ...] = ()
+
+
+def rows(count, *more):
+    return (f"data.global_batch_size={count}", *more)
+
+
+CASES = (
+    Case("8b", "v5p-8", 41.0, rows(8)),
+    Case("8b", "v6e-16", 13.0, rows(16)),
+    Case("8b", "v5e-16", 13.0, rows(16)),
+    Case("8b", "v5e-32", 12.0, rows(32)),
+    Case("70b", "v5p-64", 55.0, rows(32)),
+    Case("70b", "v5p-128", 34.0, rows(64)),
+    Case("70b", "v6e-64", 31.2, rows(64)),
+    Case("70b", "v6e-256", 22.5, rows(256)),
+    Case("8b", "v5p-1024", 60.0, rows(512, "model.preset=llama3.1-405b")),
+    Case("8b", "2xv6e-256", 8.0, rows(512, "mesh.data=2")),
+    Case("8b", "v5p-128", 60.0, rows(8, "data.seq_len=131072", "mesh.context=8")),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.config}-{case.target}")
+def test_it_fits(case):
+    given = [f"--config.{override}" for override in case.overrides]
+    config, _ = load_config(["--config", f"configs/ellama.py:{case.config}", *given], "plan")
+    (target,) = parse_targets(case.target)
+    check_model(config, target)
+    check_sizes(config, target)
+    record = make_plan(config, target, OPTIONS, lambda phase, secs: None)
+    assert record["outcome"] == "compiled", record["message"]
+    assert record["memory"]["peak_bytes"] / 2**30 <= case.most_gib
+    # What was read from the text is the step's own: recompute, not a loop counted once.
+    assert record["unread"] is None
+    assert 0.95 <= record["roofline"]["flops_ratio"] <= 1.6
