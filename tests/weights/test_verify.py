@@ -528,4 +528,6 @@ def test_the_demo_s_base_model_passes_against_the_shipped_reference(smollm2, tmp
     _, result = verify_checkpoint(tmp_path / "base", SMOLLM2_REFERENCE)
     assert result["status"] == "passed"
     for measure in result["measures"].values():
-        assert measure["max_difference"] < 5e-5 and measure["kl_max"] < 1e-8
+        # Sums in float32 go another way on every kind of CPU (KL 4e-8 on one with AVX-512 from AMD),
+        # so the claim is a tenth of what `verify` itself allows, and half of it for the logits.
+        assert measure["max_difference"] < 5e-5 and measure["kl_max"] < 1e-6
