@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ellama_jax.config import RunConfig, config_from_mapping, config_to_mapping
-from ellama_jax.model.llama import REMAT_POLICIES, count_params, dim_sizes, param_dims
+from ellama_jax.model.llama import count_params, dim_sizes, param_dims
 from ellama_jax.model.presets import LlamaConfig, get_preset
+from ellama_jax.model.remat import REMAT_POLICIES
 from ellama_jax.plan_table import block, size, table, wrapped
 from ellama_jax.plan_targets import Target
 from ellama_jax.sharding import (

@@ -122,8 +122,8 @@ def check_model(config: RunConfig, target: Target) -> None:
         ValueError: naming the key and what must hold.
     """
     from ellama_jax.model.attention import resolve_attention
-    from ellama_jax.model.llama import REMAT_POLICIES
     from ellama_jax.model.presets import get_preset
+    from ellama_jax.model.remat import check_remat
     from ellama_jax.train.optimizer import peak_learning_rate
 
     model = get_preset(config.model.preset)
@@ -132,10 +132,7 @@ def check_model(config: RunConfig, target: Target) -> None:
             f"data.seq_len: must not exceed the model's max_seq_len ({model.max_seq_len}), "
             f"got {config.data.seq_len}."
         )
-    if config.model.remat not in REMAT_POLICIES:
-        raise ValueError(
-            f"model.remat: must be one of {', '.join(REMAT_POLICIES)}, got {config.model.remat}."
-        )
+    check_remat(config.model.remat, "auto")
     peak_learning_rate(config.schedule, model)
     resolve_attention(config.model.attention, target.platform)
 

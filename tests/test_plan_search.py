@@ -8,8 +8,9 @@ import pytest
 from plan_records import GIB, record
 
 from ellama_jax.config import load_config
-from ellama_jax.model.llama import REMAT_POLICIES, abstract_params, count_params
+from ellama_jax.model.llama import abstract_params, count_params
 from ellama_jax.model.presets import get_preset
+from ellama_jax.model.remat import REMAT_POLICIES
 from ellama_jax.plan_search import (
     Candidate,
     chip_elements,

@@ -20,10 +20,9 @@ from ellama_jax.config import AttentionConfig
 from ellama_jax.model.attention import AUTO, attend, resolve_attention
 from ellama_jax.model.attention_context import context_size, from_zigzag, to_zigzag
 from ellama_jax.model.presets import LlamaConfig
+from ellama_jax.model.remat import checkpointed
 from ellama_jax.sharding import constrain, storage_sharding
 from ellama_jax.tree import map_paths, unflatten_paths
-
-REMAT_POLICIES = ("none", "dots", "full")
 
 
 @dataclass(frozen=True)
@@ -282,7 +281,7 @@ class Llama(nnx.Module):
         def run_layer(x, layer):
             return nnx.merge(graph, read_params(layer))(x, sight), None
 
-        x, _ = jax.lax.scan(_checkpointed(run_layer, remat), x, stacked)
+        x, _ = jax.lax.scan(checkpointed(run_layer, remat), x, stacked)
         return self.final_norm(x)
 
 
@@ -308,22 +307,17 @@ class Head(nnx.Module):
 
 def _project(x: jax.Array, weight: nnx.Param, num_contracted: int) -> jax.Array:
     """Contracts the last `num_contracted` dims of `x` with the first of `weight`."""
+    kernel = weight[...].astype(x.dtype)
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        # As one plain product. The gradient of a kernel over two dims, [B, T], is a product of two
+        # transposed arrays to XLA on a CPU, at less than half the speed; divided arrays stay apart.
+        inner = math.prod(kernel.shape[:num_contracted])
+        flat = x.reshape(-1, inner) @ kernel.reshape(inner, -1)
+        return flat.reshape(*x.shape[: x.ndim - num_contracted], *kernel.shape[num_contracted:])
     x_dims = tuple(range(x.ndim - num_contracted, x.ndim))
     weight_dims = tuple(range(num_contracted))
-    kernel = weight[...].astype(x.dtype)
     return jax.lax.dot_general(x, kernel, ((x_dims, weight_dims), ((), ())))
-
-
-def _checkpointed(run_layer, remat: str):
-    """Wraps a layer so that backward recomputes what `remat` does not save."""
-    if remat == "none":
-        return run_layer
-    if remat == "dots":
-        saved = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-        return jax.checkpoint(run_layer, policy=saved, prevent_cse=False)
-    if remat == "full":
-        return jax.checkpoint(run_layer, prevent_cse=False)
-    raise ValueError(f"model.remat: must be one of {', '.join(REMAT_POLICIES)}, got {remat}.")
 
 
 def rope_frequencies(config: LlamaConfig) -> np.ndarray:
@@ -381,7 +375,7 @@ def hidden_states(
         tokens, positions, segment_ids: [B, T] int32; segment 0 is padding.
         branch_ids: [B, T] int32 or None, see `attention_mask`.
         compute_dtype: dtype of activations and matrix products; norms and softmax are float32.
-        remat: what backward recomputes, one of `REMAT_POLICIES`.
+        remat: what backward recomputes, one of `remat.REMAT_POLICIES`.
         attention: the kernel; `auto` is that of JAX's default backend.
         zigzag: says that rows are given, and wanted back, in the order that a mesh with `context`
             computes in (`batch_to_zigzag`); otherwise they are put into it and back.

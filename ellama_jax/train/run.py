@@ -15,8 +15,8 @@ from ellama_jax.config import RunConfig, config_to_mapping
 from ellama_jax.data.held_out import HeldOut
 from ellama_jax.data.loader import Loader, open_sources
 from ellama_jax.data.tokenizer import Tokenizer, check_fits, load_tokenizer
-from ellama_jax.model.llama import REMAT_POLICIES
 from ellama_jax.model.presets import LlamaConfig, config_to_dict, get_preset
+from ellama_jax.model.remat import check_remat
 from ellama_jax.paths import as_path, is_remote, local_path, write_whole
 from ellama_jax.train.metrics import known_metrics
 from ellama_jax.train.optimizer import peak_learning_rate
@@ -73,10 +73,7 @@ def prepare_run(
             f"data.seq_len: must not exceed the model's max_seq_len ({model.max_seq_len}), "
             f"got {config.data.seq_len}."
         )
-    if config.model.remat not in REMAT_POLICIES:
-        raise ValueError(
-            f"model.remat: must be one of {', '.join(REMAT_POLICIES)}, got {config.model.remat}."
-        )
+    check_remat(config.model.remat, "auto")
     peak_learning_rate(config.schedule, model)
     base, tokenizer_dir = _find_base(config, model)
     tokenizer = load_tokenizer(tokenizer_dir)

@@ -23,8 +23,8 @@ from random_run import first_state, load_run_config, parse_with_config, random_b
 from results import machine_cpu, provenance, report
 
 from ellama_jax.demo import MALLOC_SETTINGS
-from ellama_jax.model.llama import REMAT_POLICIES
 from ellama_jax.model.presets import PRESETS, LlamaConfig, get_preset
+from ellama_jax.model.remat import REMAT_POLICIES
 from ellama_jax.sharding import make_mesh, place_batch
 from ellama_jax.train.program import make_program
 
