@@ -19,12 +19,13 @@ from jax.sharding import SingleDeviceSharding
 from ellama_jax.config import RunConfig, config_from_mapping
 from ellama_jax.model.attention import resolve_attention
 from ellama_jax.model.presets import get_preset
+from ellama_jax.model.remat import REMAT_POLICIES
 from ellama_jax.plan_hlo import analyze_step, summarize_collectives
 from ellama_jax.plan_hlo_memory import device_bytes, parse_out_of_memory, split_memory
 from ellama_jax.plan_roofline import model_flops, roofline
 from ellama_jax.sharding import make_mesh
 from ellama_jax.topology import get_devices, hardware_of, parse_topology
-from ellama_jax.train.program import Program, make_program
+from ellama_jax.train.program import Program, compile_program, make_program, with_remat
 from ellama_jax.weights.layout import installed_version
 
 _MOST_ALLOCATIONS = 8  # in an answer
@@ -45,16 +46,16 @@ def compile_request(request: Mapping, devices: list) -> dict:
         ValueError: for what a user can change: a mesh that does not fit, a kernel that is not there.
     """
     config = config_from_mapping(request["config"])
-    program = make_program(
-        config,
-        get_preset(config.model.preset),
-        make_mesh(dataclasses.asdict(config.mesh), devices),
-        request["num_sources"],
+    model, num_sources = get_preset(config.model.preset), request["num_sources"]
+    mesh = make_mesh(dataclasses.asdict(config.mesh), devices)
+    # The state is the same whatever is recomputed.
+    program = make_program(with_remat(config, REMAT_POLICIES[-1]), model, mesh, num_sources)
+    attention = resolve_attention(
+        config.model.attention, devices[0].platform, config.data.seq_len, mesh.shape["context"]
     )
-    kernel = resolve_attention(config.model.attention, devices[0].platform).kernel
     answer = {
         "mesh": dict(program.mesh.shape),
-        "attention_kernel": kernel,
+        "attention_kernel": attention.kernel,
         "model_flops": _model_flops(config),
         "state": {
             "params_bytes": device_bytes(program.state.params),
@@ -63,16 +64,21 @@ def compile_request(request: Mapping, devices: list) -> dict:
         },
     }
     text_path = Path(request["text_path"])
-    _say("tracing")
-    lowered = program.lower()
-    _say("compiling")
     start = time.monotonic()
+    tried = []
+
+    def note(remat):
+        tried.append(remat)
+        _say(f"compiling:{remat}")
+
     try:
-        compiled = lowered.compile()
+        config, program = compile_program(config, model, mesh, num_sources, note)
     except jax.errors.JaxRuntimeError as error:
         text_path.write_text(str(error))
-        return {**answer, **refusal(str(error)), "compile_secs": time.monotonic() - start}
-    answer["compile_secs"] = time.monotonic() - start
+        secs = time.monotonic() - start
+        return {**answer, **refusal(str(error)), "remat": tried[-1], "compile_secs": secs}
+    answer |= {"remat": config.model.remat, "compile_secs": time.monotonic() - start}
+    compiled = program.compiled
     _say("reading")
     text = compiled.as_text()
     text_path.write_text(text)

@@ -134,7 +134,7 @@ def check_model(config: RunConfig, target: Target) -> None:
         )
     check_remat(config.model.remat, "auto")
     peak_learning_rate(config.schedule, model)
-    resolve_attention(config.model.attention, target.platform)
+    resolve_attention(config.model.attention, target.platform, config.data.seq_len)
 
 
 def check_sizes(config: RunConfig, target: Target) -> None:

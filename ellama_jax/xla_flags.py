@@ -24,18 +24,6 @@ class Flag:
 # stands in docs/LOG.md: the compiler's defaults are kept unless there is a reason.
 FLAGS: tuple[Flag, ...] = (
     Flag(
-        "xla_tpu_enable_async_collective_fusion_fuse_all_gather", "true", ("v5p", "v6e"),
-        "A layer's weights are gathered while the products before it are computed. By default every "
-        "gather is waited for (libtpu 0.0.42.1). With MaxText's set, of which these two flags do it, "
-        "14 gathers start early: 8B on v5p-8 at the same peak, 70B on v6e-256 at 0.61 GiB more. "
-        "Neither of the two does anything alone.",
-    ),
-    Flag(
-        "xla_enable_async_all_gather", "true", ("v5p", "v6e"),
-        "Lets all-gathers start and end apart, which the flag above needs; of the set that MaxText "
-        "gives (benchmarks/xla_flags_library.py) these two alone make the same program.",
-    ),
-    Flag(
         "xla_tpu_enable_data_parallel_all_reduce_opt", "true", GENERATIONS,
         'Several slices: "increase overlap opportunities for DCN all-reduces used for data '
         'parallel sharding". One slice has none, and its program stays the same.',

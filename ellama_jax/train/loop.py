@@ -23,7 +23,7 @@ from ellama_jax.train.goodput import STEP, Goodput, read_goodput
 from ellama_jax.train.metrics import read_metrics
 from ellama_jax.train.prefetch import Placed, Prefetched
 from ellama_jax.train.profiling import Profiler
-from ellama_jax.train.program import Program, make_program
+from ellama_jax.train.program import Program, compile_program, make_program
 from ellama_jax.train.reporting import (
     Dispatched,
     OwnTime,
@@ -79,10 +79,16 @@ def train(run: Run) -> Path:
         ValueError: if the checkpoint found does not fit the configuration, or too many updates in a
             row were not finite.
     """
-    config = run.config
+    config, asked = run.config, run
     goodput = Goodput(run.began, earlier=read_goodput(run.workdir))
     mesh = make_mesh(dataclasses.asdict(config.mesh))
-    program = make_program(config, run.model, mesh, len(run.loader.sources))
+    num_sources = len(run.loader.sources)
+    if config.model.remat == "auto":
+        with goodput.span("compile"):
+            config, program = compile_program(config, run.model, mesh, num_sources, _say_remat)
+        run = dataclasses.replace(run, config=config)
+    else:
+        program = make_program(config, run.model, mesh, num_sources)
     rates = learning_rates(program.schedule, config.train.steps)
     on_leader(lambda: check_room(run, program))
     try:
@@ -98,7 +104,7 @@ def train(run: Run) -> Path:
             first = int(state.step)
             lost = [record for record in read_metrics(run.workdir) if record["step"] > first]
             goodput.resume_after(first, lost)
-            on_leader(lambda: write_config(run))
+            on_leader(lambda: write_config(asked))
             if leads():
                 say_what_runs(run, mesh, first)
             stopped = _steps(
@@ -154,7 +160,7 @@ def _steps(
             # Once it runs, nothing may go between host and devices unasked: either would wait.
             with jax.transfer_guard("allow" if new else "disallow"), profiler.annotate(step):
                 with goodput.span("compile" if new else STEP):
-                    state, metrics = own.waiting(program.step_fn, state, batch.arrays)
+                    state, metrics = own.waiting(program.run, state, batch.arrays)
                 if pending is not None:
                     report.finish(pending)
                 signalled = terminated()
@@ -180,6 +186,11 @@ def _steps(
                 if stopping or (due and report.asked_to_stop):
                     break
     return report.asked_to_stop
+
+
+def _say_remat(remat: str) -> None:
+    if leads():
+        print(f"model.remat=auto: compiling with {remat}", file=sys.stderr)
 
 
 def _next_batch(

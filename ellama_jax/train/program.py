@@ -4,6 +4,7 @@ Owns the way from a configuration and a mesh to one jitted step. The loop feeds 
 compiles the same for devices that are not here.
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from ellama_jax.config import ModelConfig, RunConfig, batch_sizes
 from ellama_jax.model.attention import check_attention, resolve_attention
 from ellama_jax.model.llama import abstract_params, dim_sizes
 from ellama_jax.model.presets import LlamaConfig
+from ellama_jax.model.remat import REMAT_POLICIES
 from ellama_jax.sharding import batch_sharding, check_batch, check_dims
 from ellama_jax.train.optimizer import abstract_opt_state, make_optimizer, make_schedule
 from ellama_jax.train.spikes import init_guard
@@ -34,7 +36,8 @@ class Program:
     """One run's step and what it works on.
 
     `step_fn(state, batch) -> (state, metrics)` is jitted and donates the state; `state` and `batch`
-    are the abstract values, with shardings, that it is compiled for.
+    are the abstract values, with shardings, that it is compiled for. `compiled` is that, where it
+    was compiled ahead.
     """
 
     mesh: Mesh
@@ -43,6 +46,12 @@ class Program:
     step_fn: jax.stages.Wrapped
     state: TrainState
     batch: dict
+    compiled: jax.stages.Compiled | None = None
+
+    def run(self, state: TrainState, batch: dict):
+        """Runs a step; a batch of another size than `batch` is compiled for when it first comes."""
+        ahead = self.compiled is not None and batch["inputs"].shape == self.batch["inputs"].shape
+        return (self.compiled if ahead else self.step_fn)(state, batch)
 
     def lower(self) -> jax.stages.Lowered:
         """Traces the step; `.compile()` of what it returns needs a compiler, not the devices."""
@@ -89,6 +98,56 @@ def make_program(config: RunConfig, model: LlamaConfig, mesh: Mesh, num_sources:
     options = flags_for_device(device.device_kind, config.train.xla_flags)
     step_fn = jax.jit(step, donate_argnums=0, compiler_options=options or None)
     return Program(mesh, schedule, optimizer, step_fn, state, batch)
+
+
+def compile_program(
+    config: RunConfig,
+    model: LlamaConfig,
+    mesh: Mesh,
+    num_sources: int,
+    on_try: Callable[[str], None] = lambda remat: None,
+) -> tuple[RunConfig, Program]:
+    """Compiles a run's step; `model.remat=auto` becomes the first policy that fits the devices.
+
+    A TPU compiler refuses what does not fit. On a GPU the program's peak is held against the memory
+    that JAX may use; on a CPU everything fits.
+
+    Args:
+        on_try: called with a policy before it is compiled.
+
+    Returns:
+        the configuration with the policy taken, and its program with `compiled`.
+
+    Raises:
+        ValueError: as `make_program`.
+        jax.errors.JaxRuntimeError: what the compiler says of the last policy.
+    """
+    policies = REMAT_POLICIES if config.model.remat == "auto" else (config.model.remat,)
+    for remat in policies:
+        chosen = with_remat(config, remat)
+        program = make_program(chosen, model, mesh, num_sources)
+        on_try(remat)
+        try:
+            compiled = program.lower().compile()
+        except jax.errors.JaxRuntimeError as error:
+            if remat == policies[-1] or "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            continue
+        if remat == policies[-1] or _fits(compiled, mesh.local_devices[:1]):
+            break
+    return chosen, dataclasses.replace(program, compiled=compiled)
+
+
+def with_remat(config: RunConfig, remat: str) -> RunConfig:
+    """Returns the configuration with another `model.remat`."""
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, remat=remat))
+
+
+def _fits(compiled: jax.stages.Compiled, devices: list) -> bool:
+    """Tells whether a program's peak is within what is known of a device that is here."""
+    stats = devices[0].memory_stats() if devices and devices[0].platform == "gpu" else None
+    limit = (stats or {}).get("bytes_limit")
+    return limit is None or compiled.memory_analysis().peak_memory_in_bytes <= limit
 
 
 def make_losses(config: RunConfig, model: LlamaConfig, mesh: Mesh, num_sources: int) -> Callable:
