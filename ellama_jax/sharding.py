@@ -322,7 +322,8 @@ def describe(path: str, leaf: jax.ShapeDtypeStruct, dims: Sequence[str]) -> str:
 
     The form is that of `layers/mlp/w_up float32[32 layers, 4096 embed/fsdp, 14336 mlp/tensor]`.
     """
-    spec = leaf.sharding.spec if leaf.sharding is not None else (None,) * len(dims)
+    spec = tuple(leaf.sharding.spec) if leaf.sharding is not None else ()
+    spec += (None,) * (len(dims) - len(spec))  # what a spec leaves out is not divided
     parts = []
     for size, dim, axes in zip(leaf.shape, dims, spec, strict=True):
         divided = "" if axes is None else "/" + (axes if isinstance(axes, str) else "*".join(axes))

@@ -8,15 +8,19 @@ import jax
 from ellama_jax.data.loader import Loader
 from ellama_jax.train.loop import main_train
 
-how, iterate = sys.argv[1], Loader.iterate
+
+def main(how: str, argv: list[str]) -> None:
+    iterate = Loader.iterate
+
+    def slowly(self, *args):
+        for number, batch in enumerate(iterate(self, *args)):
+            if jax.process_index() == 1 and number >= 3:
+                time.sleep(1.0 if how == "slow" else 3600)
+            yield batch
+
+    Loader.iterate = slowly
+    main_train(argv)
 
 
-def slowly(self, *args):
-    for number, batch in enumerate(iterate(self, *args)):
-        if jax.process_index() == 1 and number >= 3:
-            time.sleep(1.0 if how == "slow" else 3600)
-        yield batch
-
-
-Loader.iterate = slowly
-main_train(sys.argv[2:])
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])

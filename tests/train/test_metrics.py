@@ -32,7 +32,7 @@ def test_sources_of_one_domain_and_language_are_one_curve():
     )
     assert record == {
         "step": 3, "loss": 2.0, "learning_rate": 0.1, "grad_norm": 0.5, "loss_tokens": 24,
-        "step_secs": 2.0, "tokens_per_sec": 12.0, "skipped_updates": 1,
+        "step_secs": 2.0, "tokens_per_sec": 12.0, "skipped_updates": 1, "spikes": 2, "spiked": 0,
         "loss/ecommerce/de": 1.5, "loss/general/de": 2.0,
     }  # fmt: skip
 

@@ -1,5 +1,6 @@
 """The spike guard: OLMo-core's rule against NumPy, its warm-up, its limit and its state."""
 
+import dataclasses
 import json
 
 import jax
@@ -7,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ellama_jax.config import TrainConfig
+from ellama_jax.config import load_config
 from ellama_jax.train.spikes import guard_from_data, guard_to_data, init_guard, judge, make_guard
 
 WINDOW = 8
-TRAIN = TrainConfig(steps=9, num_microbatches=1, max_nonfinite_steps=1, spike_factor=6.0,
-                    spike_window=WINDOW, max_spikes=3)  # fmt: skip
+TRAIN = dataclasses.replace(
+    load_config(["--config", "configs/demo.py:tiny"], "train")[0].train,
+    spike_factor=6.0, spike_window=WINDOW, max_spikes=3,
+)  # fmt: skip
 
 
 @jax.jit
@@ -82,8 +85,7 @@ def test_what_is_not_finite_is_not_the_guard_s_and_leaves_it_as_it_was(bad):
 
 
 def test_a_factor_of_0_is_no_guard():
-    off = TrainConfig(steps=9, num_microbatches=1, max_nonfinite_steps=1)
-    guard = init_guard(off)
+    guard = init_guard(dataclasses.replace(TRAIN, spike_factor=0.0))
     assert guard.losses.shape == (0,)
     for value in (1.0, 1.0, 1e9):
         spiked, guard = judge(guard, jnp.float32(value), jnp.float32(1), factor=0.0, max_spikes=3)
