@@ -189,26 +189,6 @@ def test_no_position_sees_the_future():
         assert np.all(influence[t + 1 :] == 0)
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
-def test_remat_changes_neither_values_nor_gradients(remat):
-    params = random_params(TINY)
-    row = plain_row(np.arange(16))
-
-    def loss(params, remat):
-        return jnp.sum(hidden_states(params, TINY, *row, remat=remat) ** 2)
-
-    plain, again = (
-        jax.jit(jax.value_and_grad(loss), static_argnums=1)(params, r) for r in ("none", remat)
-    )
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), plain, again)
-
-
-def test_unknown_remat_is_an_error():
-    row = plain_row(np.arange(4))
-    with pytest.raises(ValueError, match="model.remat: must be one of none, dots, full, got most"):
-        hidden_states(random_params(TINY), TINY, *row, remat="most")
-
-
 def test_bfloat16_compute_stays_close_to_float32():
     params = init_params(TINY, 0)
     row = plain_row(np.arange(32))

@@ -339,7 +339,7 @@ def test_too_many_bad_updates_stop_the_job(tiny_config, tmp_path):
     [
         ("data__seq_len", 2048, r"^data.seq_len: must not exceed the model's max_seq_len \(1024\)"),
         ("data__seq_len", 24, "24"),
-        ("model__remat", "some", "^model.remat: must be one of none, dots, full, got some"),
+        ("model__remat", "some", "^model.remat: must be one of none, dots, .* auto, got some"),
         ("model__preset", "tinny", "^model.preset: .*did you mean tiny"),
         ("model__preset", "llama3.2-1b", "^schedule.base_peak_learning_rate"),
         ("model__checkpoint", "/no/such/checkpoint", "/no/such/checkpoint"),
