@@ -1,6 +1,7 @@
 """The model against transformers, and the properties every packed causal model must have."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +10,19 @@ import pytest
 
 from ellama_jax.model.llama import (
     Llama,
+    Tracked,
     abstract_params,
     count_params,
     hidden_states,
     init_params,
+    make_tracers,
+    output_kernel,
     param_dims,
     project_logits,
+    read_params,
     rope_frequencies,
 )
+from ellama_jax.model.loss import token_losses
 from ellama_jax.model.presets import PRESETS, RopeScaling, get_preset
 from ellama_jax.tree import flatten_paths
 
@@ -250,3 +256,104 @@ def test_module_state_has_the_paths_of_the_parameter_tree():
     state = nnx.state(Llama(config, init_params(config, 0)), nnx.Param)
     paths = {"/".join(map(str, path)) for path, _ in nnx.to_flat_state(state)}
     assert paths == set(param_dims(config))
+
+
+# --- tracers: gradients taken in the compute dtype -----------------------------------------------
+
+
+@functools.cache
+def model_of(tied):
+    config = dataclasses.replace(TINY, tied_embeddings=tied)
+    return config, random_params(config)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "dtype"))
+def plain_and_tracked(params, tracers, config, dtype):
+    """Gradients of the loss of one packed row by the parameters themselves, and by tracers."""
+    tokens = jnp.arange(16)[None] % 7  # every token stands there more than once
+    positions, segments = jnp.arange(16)[None] % 9, 1 + jnp.arange(16)[None] // 9
+
+    def total(params):
+        hidden = hidden_states(params, config, tokens, positions, segments, compute_dtype=dtype)
+        kernel, dims = output_kernel(params, config)
+        weights = jnp.linspace(0.0, 1.0, 16)[None]
+        return token_losses(hidden, kernel, tokens + 1, weights, 8, kernel_dims=dims)[0]
+
+    tracked = jax.grad(lambda tracers: total(jax.tree.map(Tracked, params, tracers)))(tracers)
+    return jax.grad(total)(params), tracked
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_gradients_by_tracers_are_those_by_parameters(dtype, tied):
+    """In bfloat16 matrices' come as they are computed, rounded but once; the table's in float32."""
+    config, params = model_of(tied)
+    tracers = make_tracers(params, dtype)
+    plain, tracked = map(flatten_paths, plain_and_tracked(params, tracers, config, dtype))
+    for path, wanted in plain.items():
+        summed = path == "embed/table" or path.endswith("scale")
+        assert tracked[path].dtype == (jnp.float32 if summed else dtype), path
+        assert np.abs(wanted).max() > 1e-2, path
+        got = np.asarray(tracked[path], np.float32)
+        # The head's is summed over chunks in float32 and rounded once, so a last bit may differ.
+        np.testing.assert_allclose(got, wanted, rtol=1e-5 if dtype == jnp.float32 else 2**-7,
+                                   atol=1e-6 * np.abs(wanted).max(), err_msg=path)  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_values_of_tracers_are_never_used(dtype):
+    config, params = model_of(False)
+    zeros = make_tracers(params, dtype)
+    nans = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), zeros)
+    got = [plain_and_tracked(params, tracers, config, dtype)[1] for tracers in (zeros, nans)]
+    jax.tree.map(np.testing.assert_array_equal, *got)
+
+
+def test_no_gradient_of_a_stacked_matrix_exists_in_float32():
+    """What the tracers are for: with the parameters' own gradients there is one for each."""
+    config, params = model_of(False)
+    shape = params["layers"]["mlp"]["w_up"].shape
+
+    def count(which):
+        def gradients(params, tracers):
+            return plain_and_tracked(params, tracers, config, jnp.bfloat16)[which]
+
+        tracers = make_tracers(params, jnp.bfloat16)
+        text = jax.jit(gradients).lower(params, tracers).compile().as_text()
+        return sum(
+            f"f32[{','.join(map(str, shape))}]" in line.partition("=")[2].partition("(")[0]
+            and " parameter(" not in line
+            for line in text.splitlines()
+        )
+
+    print(count(0), count(1))
+
+
+def awkward_floats():
+    """Every float32 of a step of bit patterns, those next to a rounding edge, and the ends."""
+    patterns = np.arange(0, 2**32, 2**12 - 1, dtype=np.uint64)
+    edges = (np.arange(2**16, dtype=np.uint64)[:, None] << 16) + [0x7FFF, 0x8000, 0x8001, 0]
+    return np.r_[patterns, edges.ravel()].astype(np.uint32).view(np.float32)
+
+
+def test_reading_in_bfloat16_rounds_as_astype_does_bit_for_bit():
+    """Infinities, NaN and what overflows too; the CPU takes denormals for what they are."""
+    values = awkward_floats()
+    tracked = Tracked(jnp.asarray(values), jnp.zeros(values.shape, jnp.bfloat16))
+    got = np.asarray(jax.jit(read_params)({"w": tracked})["w"])
+    wanted = values.astype(jnp.bfloat16)
+    assert got.dtype == wanted.dtype
+    nan = np.isnan(values)
+    assert nan.any() and np.isinf(values).any()
+    assert np.all(np.isnan(got[nan].astype(np.float32)))
+    assert np.array_equal(got[~nan].view(np.uint16), wanted[~nan].view(np.uint16))
+
+
+def test_reading_rounds_first_only_where_the_tracer_is_narrower():
+    def text(param, tracer):
+        tracked = Tracked(jnp.ones(3, param), jnp.zeros(3, tracer))
+        return str(jax.make_jaxpr(read_params)({"w": tracked}))
+
+    assert "reduce_precision" in text("float32", "bfloat16")
+    for param, tracer in (("float32", "float32"), ("bfloat16", "bfloat16"), ("bfloat16", "float32")):
+        assert "reduce_precision" not in text(param, tracer)
