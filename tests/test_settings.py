@@ -78,5 +78,7 @@ def test_a_mistake_is_one_line_that_names_it(changes, message):
 
 
 def test_every_missing_key_is_named_at_once_under_its_path():
-    with pytest.raises(ValueError, match=r"^trees\.name, trees\.leaf, trees\.leaves: must be set; "):
+    with pytest.raises(
+        ValueError, match=r"^trees\.name, trees\.leaf, trees\.leaves: must be set; "
+    ):
         build_dataclass(Tree, {"fast": True, "limit": None, "alphas": ()}, "trees.")

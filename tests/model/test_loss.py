@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jaxprs import arrays_in
 
 from ellama_jax.model.loss import token_losses
 from ellama_jax.sharding import MESH_AXES, make_mesh
@@ -186,26 +187,11 @@ def on_mesh(shape):
     return jax.set_mesh(make_mesh(dict(zip(MESH_AXES, shape, strict=True))))
 
 
-def shapes_in(jaxpr, inside=None):
-    """Yields the shape of whatever a jaxpr computes; only within primitives named `inside`."""
-    for eqn in jaxpr.eqns:
-        if inside is None:
-            yield from (var.aval.shape for var in eqn.outvars)
-        for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=is_jaxpr):
-            if is_jaxpr(value):
-                within = None if eqn.primitive.name == inside else inside
-                yield from shapes_in(getattr(value, "jaxpr", value), within)
-
-
-def is_jaxpr(value):
-    return hasattr(value, "eqns") or hasattr(value, "jaxpr")
-
-
 def largest_array(arguments, chunk_tokens, dims="vd", inside=None):
     jaxpr = jax.make_jaxpr(functools.partial(fused, chunk_tokens=chunk_tokens, dims=dims))(
         *arguments
     )
-    return max(map(np.prod, shapes_in(jaxpr.jaxpr, inside)))
+    return max(array.size for array in arrays_in(jaxpr, inside))
 
 
 @pytest.mark.parametrize("chunk_tokens", [4, 8, 16, 64])
