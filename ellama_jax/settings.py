@@ -25,14 +25,17 @@ def build_dataclass(cls, values: Mapping, path: str = ""):
     hints = typing.get_type_hints(cls)
     for key in values:
         if key not in fields:
-            near = difflib.get_close_matches(key, fields, n=1)
+            near = difflib.get_close_matches(str(key), fields, n=1)
             hint = f"did you mean {path}{near[0]}?" if near else f"known: {', '.join(fields)}."
             raise ValueError(f"{path}{key}: is no configuration key; {hint}")
-    required = [name for name, field in fields.items() if field.default is dataclasses.MISSING]
-    missing = [f"{path}{name}" for name in required if name not in values]
+    missing = [f"{path}{n}" for n, field in fields.items() if n not in values and _required(field)]
     if missing:
         raise ValueError(f"{', '.join(missing)}: must be set; configs/base.py defines every key.")
     return cls(**{name: _convert(item, hints[name], path + name) for name, item in values.items()})
+
+
+def _required(field: dataclasses.Field) -> bool:
+    return field.default is field.default_factory is dataclasses.MISSING
 
 
 def _convert(value, hint, name: str):

@@ -39,7 +39,7 @@ def token_losses(
     Args:
         hidden: [B, T, D]; kernel: [V, D]; targets: [B, T] int32; weights: [B, T] float32.
         chunk_tokens: at most as many logits as so many positions have exist at one time, on each
-            device.
+            device; where words do not divide into blocks, up to one more for each position.
         kernel_dims: `vd`, or `dv` for a kernel stored as [D, V].
 
     Returns:
@@ -138,7 +138,7 @@ def _local_gradients(plan: _Plan, hidden, kernel, targets, weights):
     blocks = _Blocks(plan, hidden, kernel, targets)
     if blocks.count == 1:
         words = blocks.words(0)
-        logits = blocks.logits(words)
+        logits = blocks.logits(0, words)
         normaliser, losses = _finish(plan, _add_block(_start(blocks), blocks, 0, logits))
     else:
         normaliser, losses = _first_pass(plan, blocks)
@@ -156,7 +156,7 @@ def _local_gradients(plan: _Plan, hidden, kernel, targets, weights):
 
     def add_gradients(hidden_grad, index):
         words = blocks.words(index)
-        more, words_grad = gradients(index, words, blocks.logits(words))
+        more, words_grad = gradients(index, words, blocks.logits(index, words))
         return hidden_grad + more, words_grad
 
     if blocks.count == 1:
@@ -187,7 +187,9 @@ class _Blocks:
         self.kernel = jnp.pad(kernel, padding)
         self.targets = targets.reshape(-1)
         if plan.vocab:
-            self.targets -= jax.lax.axis_index(plan.vocab) * self.num_words
+            mine = self.targets - jax.lax.axis_index(plan.vocab) * self.num_words
+            # The first words of the next device's part would stand in this part's padding.
+            self.targets = jnp.where(mine < self.num_words, mine, -1)
 
     def words(self, index) -> jax.Array:
         """Returns block `index` of the kernel over the whole embedding, in the compute dtype."""
@@ -198,10 +200,14 @@ class _Blocks:
             return block
         return jax.lax.all_gather(block, self.plan.stored, axis=1 - dim, tiled=True)
 
-    def logits(self, words: jax.Array) -> jax.Array:
-        """Returns [n, v] float32."""
+    def logits(self, index, words: jax.Array) -> jax.Array:
+        """Returns those of block `index` [n, v] float32, of padding -inf."""
         product = f"nd,{self.plan.kernel_dims}->nv"
-        return jnp.einsum(product, self.hidden, words, preferred_element_type=jnp.float32)
+        logits = jnp.einsum(product, self.hidden, words, preferred_element_type=jnp.float32)
+        if self.count * self.size == self.num_words:
+            return logits
+        real = index * self.size + jnp.arange(self.size) < self.num_words
+        return jnp.where(real, logits, -jnp.inf)
 
     def local_targets(self, index) -> jax.Array:
         """Returns targets [n] counted from the first word of block `index`."""
@@ -247,15 +253,12 @@ def _start(blocks: _Blocks) -> _Sums:
 
 def _first_pass(plan: _Plan, blocks: _Blocks) -> tuple[jax.Array, jax.Array]:
     def add(sums, index):
-        return _add_block(sums, blocks, index, blocks.logits(blocks.words(index))), None
+        return _add_block(sums, blocks, index, blocks.logits(index, blocks.words(index))), None
 
     return _finish(plan, jax.lax.scan(add, _start(blocks), jnp.arange(blocks.count))[0])
 
 
 def _add_block(sums: _Sums, blocks: _Blocks, index, logits: jax.Array) -> _Sums:
-    if blocks.count * blocks.size > blocks.num_words:
-        real = index * blocks.size + jnp.arange(blocks.size) < blocks.num_words
-        logits = jnp.where(real, logits, -jnp.inf)
     top = jnp.maximum(sums.top, logits.max(axis=-1))
     exponentials = jnp.exp(logits - top[:, None]).sum(axis=-1)
     targets = blocks.local_targets(index)

@@ -1,22 +1,29 @@
 """The model against transformers, and the properties every packed causal model must have."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxprs import arrays_in
 
 from ellama_jax.model.llama import (
     Llama,
+    Tracked,
     abstract_params,
     count_params,
     hidden_states,
     init_params,
+    make_tracers,
+    output_kernel,
     param_dims,
     project_logits,
+    read_params,
     rope_frequencies,
 )
+from ellama_jax.model.loss import token_losses
 from ellama_jax.model.presets import PRESETS, RopeScaling, get_preset
 from ellama_jax.tree import flatten_paths
 
@@ -230,3 +237,121 @@ def test_module_state_has_the_paths_of_the_parameter_tree():
     state = nnx.state(Llama(config, init_params(config, 0)), nnx.Param)
     paths = {"/".join(map(str, path)) for path, _ in nnx.to_flat_state(state)}
     assert paths == set(param_dims(config))
+
+
+# --- tracers: gradients taken in the compute dtype -----------------------------------------------
+
+
+@functools.cache
+def model_of(tied):
+    config = dataclasses.replace(TINY, tied_embeddings=tied)
+    return config, random_params(config)
+
+
+def row_loss(config, dtype):
+    """The loss of a packed row in which each token stands more than once, by the parameters."""
+    tokens = jnp.arange(16)[None] % 7
+    positions, segments = jnp.arange(16)[None] % 9, 1 + jnp.arange(16)[None] // 9
+
+    def total(params):
+        hidden = hidden_states(params, config, tokens, positions, segments, compute_dtype=dtype)
+        kernel, dims = output_kernel(params, config)
+        weights = jnp.linspace(0.0, 1.0, 16)[None]
+        return token_losses(hidden, kernel, tokens + 1, weights, 8, kernel_dims=dims)[0]
+
+    return total
+
+
+def by_params(params, tracers, config, dtype):
+    return jax.grad(row_loss(config, dtype))(params)
+
+
+def by_tracers(params, tracers, config, dtype):
+    total = row_loss(config, dtype)
+    return jax.grad(lambda tracers: total(jax.tree.map(Tracked, params, tracers)))(tracers)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "dtype"))
+def both_gradients(*arguments, config, dtype):
+    return by_params(*arguments, config, dtype), by_tracers(*arguments, config, dtype)
+
+
+@pytest.mark.parametrize(
+    "dtype, tied", [(jnp.float32, False), (jnp.bfloat16, False), (jnp.bfloat16, True)]
+)
+def test_gradients_by_tracers_are_those_by_parameters(dtype, tied):
+    """In bfloat16 matrices' come as they are computed; the table's and the norms' in float32."""
+    config, params = model_of(tied)
+    tracers = make_tracers(params, dtype)
+    both = both_gradients(params, tracers, config=config, dtype=dtype)
+    plain, tracked = map(flatten_paths, both)
+    for path, wanted in plain.items():
+        summed = path == "embed/table" or path.endswith("scale")
+        assert tracked[path].dtype == (jnp.float32 if summed else dtype), path
+        assert np.abs(wanted).max() > 1e-2, path
+        got = np.asarray(tracked[path], np.float32)
+        # By its parameter, the head's is not rounded at all.
+        np.testing.assert_allclose(got, wanted, rtol=1e-5 if dtype == jnp.float32 else 2**-7,
+                                   atol=1e-6 * np.abs(wanted).max(), err_msg=path)  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_values_of_tracers_are_never_used(dtype):
+    config, params = model_of(False)
+    zeros = make_tracers(params, dtype)
+    nans = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), zeros)
+    got = [both_gradients(params, x, config=config, dtype=dtype)[1] for x in (zeros, nans)]
+    jax.tree.map(np.testing.assert_array_equal, *got)
+
+
+def test_no_gradient_of_a_stacked_matrix_is_in_float32():
+    """What tracers are for: the parameters' own gradients have such an array for each matrix."""
+    config, params = model_of(False)
+
+    tracers = make_tracers(params, jnp.bfloat16)
+
+    def arrays(gradients):
+        traced = jax.make_jaxpr(gradients, static_argnums=(2, 3))
+        found = arrays_in(traced(params, tracers, config, jnp.bfloat16))
+        return {(array.shape, array.dtype.name) for array in found}
+
+    matrices = [*params["layers"]["attn"].values(), *params["layers"]["mlp"].values()]
+    in_float32 = {(matrix.shape, "float32") for matrix in matrices}
+    assert in_float32 <= arrays(by_params)
+    assert not in_float32 & arrays(by_tracers)
+    assert {(matrix.shape, "bfloat16") for matrix in matrices} <= arrays(by_tracers)
+
+
+def awkward_floats():
+    """Bit patterns all over float32, and each bfloat16's halfway to the next with its neighbours."""
+    patterns = np.arange(0, 2**32, 2**12 - 1, dtype=np.uint64)
+    edges = (np.arange(2**16, dtype=np.uint64)[:, None] << 16) + [0x7FFF, 0x8000, 0x8001, 0]
+    return np.r_[patterns, edges.ravel()].astype(np.uint32).view(np.float32)
+
+
+def test_reading_in_bfloat16_rounds_as_astype_does_bit_for_bit():
+    """Infinities, NaN, denormals and what overflows too."""
+    values = awkward_floats()
+    tracked = Tracked(jnp.asarray(values), jnp.zeros(values.shape, jnp.bfloat16))
+    got = np.asarray(jax.jit(read_params)({"w": tracked})["w"])
+    with np.errstate(invalid="ignore"):
+        wanted = values.astype(jnp.bfloat16)
+    assert got.dtype == wanted.dtype
+    nan = np.isnan(values)
+    assert nan.any() and np.isinf(values).any()
+    assert np.all(np.isnan(got[nan].astype(np.float32)))
+    assert np.array_equal(got[~nan].view(np.uint16), wanted[~nan].view(np.uint16))
+
+
+def test_reading_rounds_first_only_where_the_tracer_is_narrower():
+    def text(param, tracer):
+        tracked = Tracked(jnp.ones(3, param), jnp.zeros(3, tracer))
+        return str(jax.make_jaxpr(read_params)({"w": tracked}))
+
+    assert "reduce_precision" in text("float32", "bfloat16")
+    for param, tracer in (
+        ("float32", "float32"),
+        ("bfloat16", "bfloat16"),
+        ("bfloat16", "float32"),
+    ):
+        assert "reduce_precision" not in text(param, tracer)

@@ -10,12 +10,18 @@ import optax
 import pytest
 
 from ellama_jax.config import OptimizerConfig
-from ellama_jax.model.llama import abstract_params, hidden_states, init_params, project_logits
+from ellama_jax.model.llama import (
+    abstract_params,
+    hidden_states,
+    init_params,
+    project_logits,
+    read_params,
+)
 from ellama_jax.model.presets import get_preset
 from ellama_jax.sharding import make_mesh, place_batch
 from ellama_jax.train.optimizer import abstract_opt_state, init_opt_state, make_optimizer
 from ellama_jax.train.spikes import make_guard
-from ellama_jax.train.step import init_state, make_loss_sums, make_train_step
+from ellama_jax.train.step import Sums, init_state, make_loss_sums, make_train_step
 
 TINY = get_preset("tiny")
 # eps far above rounding: otherwise the first updates are signs of gradients, of noise too.
@@ -122,6 +128,24 @@ def test_microbatches_work_on_a_mesh(make_batch):
         batches, num_microbatches=2, mesh_shape=MESHES["data 2 x fsdp 2 x tensor 2"]
     )
     assert_close(parts.params, whole.params)
+
+
+def test_microbatches_of_bfloat16_gradients_add_up_in_float32():
+    """256 + 1 is 256 in bfloat16."""
+
+    def sums(params, batch):
+        weight = read_params(params)["w"]
+        assert weight.dtype == jnp.bfloat16
+        total = jnp.sum(weight * batch["x"].astype(weight.dtype), dtype=jnp.float32)
+        nothing = jnp.zeros(1)
+        return total, Sums(total, jnp.float32(len(batch["x"])), nothing, nothing, nothing)
+
+    step = make_train_step(sums, optax.sgd(1.0), 4, jnp.bfloat16)
+    params = {"w": jnp.zeros(2)}
+    batch = {"x": jnp.array([[256.0, 1.0], [1.0, 256.0], [1.0, 1.0], [1.0, 1.0]])}
+    state, metrics = jax.jit(step)(init_state(params, optax.sgd(1.0).init(params)), batch)
+    assert (metrics.weight_sum, metrics.skipped) == (4.0, 0)
+    np.testing.assert_array_equal(state.params["w"], [-259 / 4, -259 / 4])
 
 
 def test_an_update_that_is_not_finite_is_skipped_and_counted(make_batch):
