@@ -19,11 +19,14 @@ def get_config() -> ConfigDict:
     model.preset = "llama3.1-8b"  # shapes, see ellama_jax/model/presets.py
     model.checkpoint = ""  # checkpoint root of the base model; "" starts from random weights
     model.init_seed = 0  # seed of those random weights
-    model.remat = "full"  # what backward recomputes: none | dots | full
+    # What backward computes again: none | dots | attention (all but its result) | full (all, from
+    # the layers' inputs) | offload (those wait on the host) | auto (the first of them that fits).
+    model.remat = "full"
     model.compute_dtype = "auto"  # auto: bfloat16 on accelerators, float32 on CPU
     # Of the parameters being trained; updates of bfloat16 are rounded stochastically.
     model.param_dtype = "float32"
-    model.loss_chunk_tokens = 2048  # positions whose logits exist at one time
+    # On a device at most as many logits as so many positions have exist at one time.
+    model.loss_chunk_tokens = 2048
     attention = model.attention = ConfigDict()
     attention.kernel = "auto"  # by platform; or splash | cudnn | triton | blockwise | dense
     attention.block_q = 1024  # queries a block of splash and blockwise; smaller where rows ask
@@ -85,7 +88,9 @@ def get_config() -> ConfigDict:
     train.steps = 85000
     train.num_microbatches = 1  # gradients are summed over this many parts of a batch
     train.max_nonfinite_steps = 10  # consecutive skipped updates after which the job stops
-    train.xla_flags = ConfigDict()  # compiler flag -> value as text, over ellama_jax/xla_flags.py's
+    # Compiler flag -> value as text, over ellama_jax/xla_flags.py's; "" takes one away. A command
+    # line gives it whole: --config.train.xla_flags="{'xla_name': 'true'}".
+    train.xla_flags = ConfigDict()
     # An update whose loss or gradient norm lies this many standard deviations above the mean of the
     # last ones is left out; OLMo: 6; 0: none is.
     train.spike_factor = 0.0

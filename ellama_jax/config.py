@@ -196,7 +196,7 @@ def load_config(argv: list[str], verb: str) -> tuple[RunConfig, list[str]]:
 def load_values(argv: list[str], verb: str) -> tuple[dict, list[str]]:
     """Reads a configuration file and its overrides as nested plain values, see `load_config`."""
     from absl import flags
-    from ml_collections import ConfigDict, config_flags
+    from ml_collections import config_flags
 
     _make_configs_importable()
     mine, others = _split_arguments(argv)
@@ -211,6 +211,7 @@ def load_values(argv: list[str], verb: str) -> tuple[dict, list[str]]:
         )
         values([verb, *mine])
         found = values["config"].value
+        to_dict = getattr(found, "to_dict", None)  # a file that was not found raises here
     except OSError as error:
         file = mine[0].partition("=")[2] or mine[1]
         raise ValueError(
@@ -218,9 +219,9 @@ def load_values(argv: list[str], verb: str) -> tuple[dict, list[str]]:
         ) from error
     except Exception as error:  # the file is a program of the user's: anything may go wrong in it
         raise ValueError(_say_what_is_wrong(error, mine)) from error
-    if not isinstance(found, ConfigDict):
+    if to_dict is None:
         raise ValueError(f"--config: get_config must return a ConfigDict, got {found!r}.")
-    return found.to_dict(), others
+    return to_dict(), others
 
 
 def _say_what_is_wrong(error: Exception, given: list[str]) -> str:

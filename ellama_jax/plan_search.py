@@ -26,6 +26,11 @@ _BYTES = {"float32": 4, "bfloat16": 2}
 _MIN_PIECE_TOKENS = 1024
 _LONG_ROW_TOKENS = 32768  # from here on a row may be too much for one device
 _MAX_TENSOR = 16
+# Policy -> part of the forward pass that is computed again, and of a layer's results that are kept on
+# the device, beside the layer's input.
+_RECOMPUTED = {"none": 0.0, "dots": 0.1, "attention": 0.9, "full": 1.0, "offload": 1.0}
+_KEPT = {"none": 1.0, "dots": 0.5, "attention": 0.1, "full": 0.0, "offload": 0.0}
+_HOST_BYTES_PER_SEC = 1.6e10  # nominal: a device's share of the link to its host
 _NOMINAL = HARDWARE["v5e"]  # orders candidates for devices whose peaks are not known
 
 
@@ -178,7 +183,7 @@ def _learned(scale: float, guess: Estimate, record: Mapping) -> float:
         peak, least = record["memory"]["peak_bytes"], 0.0
     else:
         # What a refusal says may be a part of what is needed.
-        peak, least = record["out_of_memory"]["needed_bytes"], 1.5 * scale
+        peak, least = record["out_of_memory"]["needed_bytes"], 2 * scale
     temporary = max(peak - guess.arguments_bytes, 0)
     return max(least, temporary / (guess.peak_bytes - guess.arguments_bytes))
 
@@ -345,43 +350,42 @@ def estimate(
     Memory beside the state is gradients, the residual stream that is saved a layer, what the policy
     saves more, and one layer's work. Time is the longer of computing (what is recomputed included)
     and of sending (weights gathered twice a micro-batch and gradients scattered once, activations
-    over `tensor`, keys and values over `context`, gradients over `data`), and a tenth of the shorter.
+    over `tensor`, keys and values over `context`, gradients over `data`, what is offloaded to the host and back), and
+    a tenth of the shorter.
     """
     data, fsdp, context, tensor = candidate.mesh
     parts, seq_len = candidate.num_microbatches, config.data.seq_len
     tokens = config.data.global_batch_size * seq_len / (data * fsdp * context)  # of a device
     at_once = tokens / parts
     held, whole = chip_elements(candidate.mesh, model), count_params(model)
-    saved = _recompute(candidate.remat)
+    again, kept = _RECOMPUTED[candidate.remat], _KEPT[candidate.remat]
 
     state = sum(_BYTES[dtype] for dtype in candidate.dtypes) * held
     gradients = held * (4 if parts > 1 else 2)
     residual = at_once * model.embed_dim * 2
+    inputs = 0 if candidate.remat == "offload" else residual  # they wait on the host
     heads = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim
     layer = at_once * (2 * heads + 3 * model.mlp_dim) / tensor * 2 + 3 * residual
-    activations = model.num_layers * (residual + layer * (1 - saved)) + 2 * layer
+    activations = model.num_layers * (inputs + layer * kept) + 2 * layer
     gathered = 3 * 2 * (whole / model.num_layers) / tensor
     arguments = state + 16 * tokens
     peak = arguments + gradients + activations + gathered
 
     attention = 6 * model.num_layers * model.num_heads * model.head_dim * seq_len
-    flops = (6 * whole + attention) * tokens / tensor * (1 + saved / 3)
+    flops = (6 * whole + attention) * tokens / tensor * (1 + again / 3)
     link = hardware.ici_bytes_per_sec * 2  # both ways round a ring
     shard = fsdp * context
     weights = whole / tensor * 2 * (1 - 1 / shard) * 3 * parts
-    over_tensor = model.num_layers * (4 + 2 * saved) * tokens * model.embed_dim * 2
+    over_tensor = model.num_layers * (4 + 2 * again) * tokens * model.embed_dim * 2
     over_tensor *= 2 * (1 - 1 / tensor)
     keys = model.num_layers * tokens * (context - 1) * 2 * model.num_kv_heads * model.head_dim * 6
     replicas = 2 * (1 - 1 / data) * held * 4
     sending = (weights + over_tensor + keys / tensor) / link + replicas / hardware.dcn_bytes_per_sec
+    if candidate.remat == "offload":
+        sending += 2 * model.num_layers * tokens * model.embed_dim * 2 / _HOST_BYTES_PER_SEC
     computing = flops / hardware.device_flops_per_sec
     secs = max(computing, sending) + 0.1 * min(computing, sending)
     return Estimate(arguments, peak, secs)
-
-
-def _recompute(remat: str) -> float:
-    """Returns the part of the forward pass that a policy computes again, by its place in the list."""
-    return REMAT_POLICIES.index(remat) / (len(REMAT_POLICIES) - 1)
 
 
 # --- words ---------------------------------------------------------------------------------------

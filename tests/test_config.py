@@ -90,7 +90,22 @@ def test_a_user_s_file_anywhere_may_import_the_base(tmp_path):
             ["--config=/no/such/file.py"],
             r"--config: must be a file that can be loaded, got /no/such/file.py: .*No such file",
         ),
-        ([BASE, "--config.train.stepz=3"], r"stepz"),
+        (
+            [BASE, "--config.train.stepz=3"],
+            r"^--config.train.stepz: is no configuration key; did you mean steps\?$",
+        ),
+        (
+            [BASE, "--config.trane.steps=3"],
+            r"^--config.trane.steps: is no .*; did you mean train\?$",
+        ),
+        (
+            [BASE, "--config.train.xla_flags.xla_x=1"],
+            r"^--config.train.xla_flags.xla_x: is no configuration key; .*; a mapping is given whole",
+        ),
+        (
+            [BASE, "--config.data.batch_ramp.5=3"],
+            r"^--config.data.batch_ramp.5: is no .* given whole",
+        ),
         ([BASE, "--config.train.steps=many"], r"steps.*many"),
         ([f"--config={configs_dir() / 'ellama.py'}:9b"], r"variant must be one of 8b, 70b, got 9b"),
     ],
@@ -98,6 +113,28 @@ def test_a_user_s_file_anywhere_may_import_the_base(tmp_path):
 def test_a_wrong_command_line_is_one_clear_error(argv, message):
     with pytest.raises(ValueError, match=message):
         load_config(argv, "train")
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        ("def get_config(:", r"^--config: SyntaxError: .*line 1"),
+        ("import no_such_module", r"^--config: ModuleNotFoundError: No module named 'no_such_module'$"),
+        ("def get_config(size):\n    return 1 / 0", r"^--config: ZeroDivisionError: division by zero$"),
+        ("def get_config(size):\n    return 3", r"^--config: get_config must return a ConfigDict, got 3.$"),
+        ("def get_config(size):\n    raise ValueError('size: must be small.')",
+         r"^--config: size: must be small.$"),
+    ],
+)  # fmt: skip
+def test_what_goes_wrong_in_a_configuration_file_is_one_line(tmp_path, program, message):
+    (tmp_path / "mine.py").write_text(program)
+    with pytest.raises(ValueError, match=message):
+        load_config([f"--config={tmp_path / 'mine.py'}:big"], "train")
+
+
+def test_a_mapping_is_given_whole_on_the_command_line():
+    config, _ = load_config([BASE, "--config.train.xla_flags={'xla_a': 'true'}"], "train")
+    assert config.train.xla_flags == {"xla_a": "true"}
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,10 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from ellama_jax.config import config_to_mapping
+from ellama_jax.config import batch_sizes, config_to_mapping
 from ellama_jax.data.loader import batch_fingerprint, combine_fingerprints
 from ellama_jax.distributed import exchange, leads, process_names
+from ellama_jax.model.attention import describe_attention
 from ellama_jax.model.llama import count_params
 from ellama_jax.paths import write_whole
 from ellama_jax.progress import Progress
@@ -247,9 +248,15 @@ def say_what_runs(run: Run, mesh: Mesh, done: int) -> None:
     print(
         f"model {run.model.name}: {count_params(run.model) / 1e6:.1f}M parameters on mesh {sizes}"
     )
-    tokens = config.data.global_batch_size * config.data.seq_len
+    sizes = [rows * config.data.seq_len for _, rows in batch_sizes(config.data)]
+    tokens = " growing to ".join(map(str, dict.fromkeys([sizes[0], sizes[-1]])))
     resumed = f", resuming after step {done}" if done else ""
     print(f"{config.train.steps} steps of {tokens} tokens, peak learning rate {peak:g}{resumed}")
+    platform, context = mesh.devices.flat[0].platform, mesh.shape["context"]
+    print(
+        f"{describe_attention(config.model.attention, platform, config.data.seq_len, context)}; "
+        f"remat {config.model.remat}"
+    )
     for line in run.loader.describe(config.train.steps):
         print(f"  {line}")
     for line in Throughput(run.model, config.data.seq_len, mesh).describe():
