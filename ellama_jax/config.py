@@ -301,11 +301,20 @@ def _check(config: RunConfig) -> None:
         "checkpoint.keep_best": config.checkpoint.keep_best,
         "evaluate.every_steps": config.evaluate.every_steps,
         "evaluate.batches": config.evaluate.batches,
+        "evaluate.items_per_task": config.evaluate.items_per_task,
+        "evaluate.mmlu_per_language": config.evaluate.mmlu_per_language,
+        "evaluate.texts_per_source": config.evaluate.texts_per_source,
         "evaluate.row_length": config.evaluate.row_length,
         "evaluate.rows_per_batch": config.evaluate.rows_per_batch,
     }
     for name, value in at_least_one.items():
         _require(value >= 1, name, "must be at least 1", value)
+    seeds = {
+        "model.init_seed": model.init_seed,
+        "optimizer.rounding_seed": config.optimizer.rounding_seed,
+    }
+    for name, seed in seeds.items():
+        _require(0 <= seed < 2**31, name, "must lie in [0, 2^31)", seed)
     for axis, size in dataclasses.asdict(config.mesh).items():
         _require(size >= 1 or size == -1, f"mesh.{axis}", "must be at least 1, or -1", size)
     for key, allowed in (("kernel", ATTENTION_KERNELS), ("context", ATTENTION_CONTEXTS)):
@@ -369,17 +378,15 @@ def _check_batch_sizes(data: DataConfig, train: TrainConfig) -> None:
     sizes = {f"data.batch_ramp.{step}": rows for step, rows in data.batch_ramp.items()}
     for name, rows in {**sizes, "data.global_batch_size": data.global_batch_size}.items():
         rule = f"must be divisible by train.num_microbatches ({parts})"
-        _require(rows % parts == 0, name, rule, rows)
+        fit = " or ".join(str(n) for n in (rows // parts * parts, (rows // parts + 1) * parts) if n)
+        _require(rows % parts == 0, name, rule, f"{rows}; take {fit}")
 
 
 def _check_checkpoint(checkpoint: CheckpointConfig) -> None:
     every = checkpoint.save_every_steps
-    _require(
-        checkpoint.keep_every_steps >= 0 and checkpoint.keep_every_steps % every == 0,
-        "checkpoint.keep_every_steps",
-        f"must be 0 or a multiple of checkpoint.save_every_steps ({every})",
-        checkpoint.keep_every_steps,
-    )
+    kept = checkpoint.keep_every_steps
+    _require(kept >= 0 and kept % every == 0, "checkpoint.keep_every_steps",
+             f"must be 0 or a multiple of checkpoint.save_every_steps ({every})", kept)  # fmt: skip
 
 
 def _check_watching(config: RunConfig) -> None:
@@ -444,10 +451,8 @@ def _check_repetition(data: DataConfig) -> None:
     caps = {f"data.max_epochs_by_source.{k}": v for k, v in data.max_epochs_by_source.items()}
     for name, cap in {"data.max_epochs": data.max_epochs, **caps}.items():
         _require(cap > 0, name, "must be positive", cap)
-    _require(
-        data.on_repetition in ON_REPETITION,
-        "data.on_repetition", f"must be one of {', '.join(ON_REPETITION)}", data.on_repetition,
-    )  # fmt: skip
+    _require(data.on_repetition in ON_REPETITION, "data.on_repetition",
+             f"must be one of {', '.join(ON_REPETITION)}", data.on_repetition)  # fmt: skip
 
 
 def _check_shares(name: str, shares: dict[str, float], used: bool) -> None:
@@ -459,24 +464,19 @@ def _check_shares(name: str, shares: dict[str, float], used: bool) -> None:
 
 def _check_learning(config: RunConfig) -> None:
     schedule, optimizer, steps = config.schedule, config.optimizer, config.train.steps
-    _require(
-        0 <= schedule.warmup_steps < steps,
-        "schedule.warmup_steps", f"must be smaller than train.steps ({steps})", schedule.warmup_steps,
-    )  # fmt: skip
+    _require(0 <= schedule.warmup_steps < steps, "schedule.warmup_steps",
+             f"must be smaller than train.steps ({steps})", schedule.warmup_steps)  # fmt: skip
     _require(schedule.peak_frac > 0, "schedule.peak_frac", "must be positive", schedule.peak_frac)
-    _require(
-        0 <= schedule.final_frac <= 1,
-        "schedule.final_frac",
-        "must lie in [0, 1]",
-        schedule.final_frac,
-    )
+    _require(0 <= schedule.final_frac <= 1, "schedule.final_frac", "must lie in [0, 1]",
+             schedule.final_frac)  # fmt: skip
+    base = schedule.base_peak_learning_rate
+    _require(base is None or base > 0, "schedule.base_peak_learning_rate", "must be positive", base)
     for name in ("b1", "b2"):
         value = getattr(optimizer, name)
         _require(0 <= value < 1, f"optimizer.{name}", "must lie in [0, 1)", value)
     _require(optimizer.eps > 0, "optimizer.eps", "must be positive", optimizer.eps)
-    _require(
-        optimizer.clip_norm > 0, "optimizer.clip_norm", "must be positive", optimizer.clip_norm
-    )
+    _require(optimizer.clip_norm > 0, "optimizer.clip_norm", "must be positive",
+             optimizer.clip_norm)  # fmt: skip
     _require(optimizer.weight_decay >= 0, "optimizer.weight_decay", "must not be negative",
              optimizer.weight_decay)  # fmt: skip
     for name in ("mu_dtype", "nu_dtype", "ema_dtype"):

@@ -248,7 +248,7 @@ def list_candidates(config: RunConfig, model: LlamaConfig, target: Target) -> It
         parts = [
             parts for parts in divisors(rows_per_part) if parts <= 64 or parts == rows_per_part
         ]
-        for part, remat, dtypes in itertools.product(parts, _remats(config), _dtypes(config)):
+        for part, remat, dtypes in itertools.product(parts, REMAT_POLICIES, _dtypes(config)):
             yield Candidate(mesh, part, remat, dtypes)
 
 
@@ -297,10 +297,6 @@ def chip_elements(mesh: tuple[int, ...], model: LlamaConfig) -> int:
 
 def _names(entry: str | tuple[str, ...]) -> tuple[str, ...]:
     return (entry,) if isinstance(entry, str) else entry
-
-
-def _remats(config: RunConfig) -> list[str]:
-    return [name for name in REMAT_POLICIES if name != "auto"]
 
 
 def _dtypes(config: RunConfig) -> list[tuple[str, str, str]]:

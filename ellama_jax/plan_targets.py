@@ -128,9 +128,10 @@ def check_sizes(config: RunConfig, target: Target) -> None:
         sizes = axis_sizes(config, target)
         program.check_sizes(config, get_preset(config.model.preset), sizes, target.platform)
     except ValueError as error:
-        raise ValueError(
-            f"{str(error)[:-1]} (on {target.name}; --search tries all that fit)."
-        ) from None
+        said = str(error).removesuffix(".")
+        # A search changes meshes and micro-batches, not batches' sizes, lengths or kernels.
+        hint = "; --search tries all that fit" if "mesh." in said else ""
+        raise ValueError(f"{said} (on {target.name}{hint}).") from None
 
 
 def axis_sizes(config: RunConfig, target: Target) -> dict[str, int]:

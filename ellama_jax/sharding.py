@@ -121,7 +121,8 @@ def _nearest_mesh(sizes: Mapping[str, int], num_devices: int) -> str:
         rest //= fit[axis]
     fit["fsdp"] = rest
     parts = [f"{axis} {fit[axis]}" for axis in MESH_AXES if fit[axis] > 1] or ["fsdp 1"]
-    return f"{' x '.join(parts)} fits {num_devices} devices"
+    devices = "1 device" if num_devices == 1 else f"{num_devices} devices"
+    return f"{' x '.join(parts)} fits {devices}"
 
 
 def check_dims(dim_sizes: Mapping[str, int], axis_sizes: Mapping[str, int]) -> None:
