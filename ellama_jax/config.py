@@ -5,6 +5,7 @@ key means stand in configs/base.py.
 """
 
 import dataclasses
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -195,7 +196,7 @@ def load_config(argv: list[str], verb: str) -> tuple[RunConfig, list[str]]:
 def load_values(argv: list[str], verb: str) -> tuple[dict, list[str]]:
     """Reads a configuration file and its overrides as nested plain values, see `load_config`."""
     from absl import flags
-    from ml_collections import config_flags
+    from ml_collections import ConfigDict, config_flags
 
     _make_configs_importable()
     mine, others = _split_arguments(argv)
@@ -209,17 +210,41 @@ def load_values(argv: list[str], verb: str) -> tuple[dict, list[str]]:
             "config", lock_config=True, flag_values=values, sys_argv=[verb, *mine]
         )
         values([verb, *mine])
-        loaded = values["config"].value.to_dict()
+        found = values["config"].value
     except OSError as error:
         file = mine[0].partition("=")[2] or mine[1]
         raise ValueError(
             f"--config: must be a file that can be loaded, got {file}: {str(error).splitlines()[-1]}"
         ) from error
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        # The text of a KeyError is in its argument; str() would quote it once more.
-        text = error.args[0] if isinstance(error, KeyError) else error
-        raise ValueError(f"--config: {' '.join(str(text).split())}") from error
-    return loaded, others
+    except Exception as error:  # the file is a program of the user's: anything may go wrong in it
+        raise ValueError(_say_what_is_wrong(error, mine)) from error
+    if not isinstance(found, ConfigDict):
+        raise ValueError(f"--config: get_config must return a ConfigDict, got {found!r}.")
+    return found.to_dict(), others
+
+
+def _say_what_is_wrong(error: Exception, given: list[str]) -> str:
+    """Says in one line what ml_collections, or the configuration file, raised."""
+    inner = error.args[0] if error.args and isinstance(error.args[0], KeyError) else error
+    text = str(inner.args[0]) if isinstance(inner, KeyError) else str(error)
+    if isinstance(inner, KeyError) or text.startswith("Could not parse"):
+        # Says a part of the key, quoted, and perhaps a guess.
+        quoted = re.search("'(.*?)'", text)
+        part = quoted[1] if quoted else text
+        names = [argument.split("=")[0] for argument in given]
+        name = next((name for name in names if part in name), part)
+        near = re.search('Did you mean "(.*?)"', text)
+        hint = (
+            f"did you mean {near[1]}?" if near else "configs/base.py has them all; a mapping is given "
+            "whole, as --config.train.xla_flags=\"{'xla_name': 'true'}\"."
+        )  # fmt: skip
+        return f"{name}: is no configuration key; {hint}"
+    if "Traceback (most recent call last)" in text:
+        # What get_config raised, with all that led there; its last line says it.
+        text = text.strip().splitlines()[-1].removeprefix("ValueError: ")
+    elif type(error).__module__ == "builtins" and not isinstance(error, ValueError):
+        text = f"{type(error).__name__}: {text}"
+    return f"--config: {' '.join(text.split())}"
 
 
 def configs_dir() -> Path:
@@ -336,6 +361,9 @@ def _check_batch_sizes(data: DataConfig, train: TrainConfig) -> None:
     _require(not (data.batch_ramp and data.seqio_mixture), "data.batch_ramp",
              "must be empty with data.seqio_mixture, whose batches have one size",
              ", ".join(data.batch_ramp))  # fmt: skip
+    sizes = [rows for _, rows in batch_sizes(data)]
+    _require(sizes == sorted(sizes), "data.batch_ramp",
+             "must grow up to data.global_batch_size", ", ".join(map(str, sizes)))  # fmt: skip
     parts = train.num_microbatches
     sizes = {f"data.batch_ramp.{step}": rows for step, rows in data.batch_ramp.items()}
     for name, rows in {**sizes, "data.global_batch_size": data.global_batch_size}.items():

@@ -26,7 +26,6 @@ from ellama_jax.plan_targets import (
     Target,
     axis_sizes,
     check_compiler,
-    check_model,
     check_sizes,
     parse_targets,
 )
@@ -73,8 +72,7 @@ def main_plan(argv: list[str]) -> None:
     check_compiler(targets)
     # This process uses no device: each compilation has its own, and may hide those of this machine.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    for target in targets:
-        check_model(config, target)
+    _check_model(config)
     targets = [_counted(target) for target in targets]
     if args.search:
         records, searches, text = search_targets(config, targets, options)
@@ -171,6 +169,14 @@ def search_targets(
             records += found.records
             searches.append({"target": target.name, **found.counts})
     return records, searches, "\n\n".join(blocks)
+
+
+def _check_model(config: RunConfig) -> None:
+    # JAX is imported here and not before the cheaper checks.
+    from ellama_jax.model.presets import get_preset
+    from ellama_jax.train.program import check_model
+
+    check_model(config, get_preset(config.model.preset))
 
 
 def _counted(target: Target) -> Target:

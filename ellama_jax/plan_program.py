@@ -18,11 +18,12 @@ from jax.sharding import SingleDeviceSharding
 
 from ellama_jax.config import RunConfig, config_from_mapping
 from ellama_jax.model.attention import resolve_attention
+from ellama_jax.model.flops import model_flops
 from ellama_jax.model.presets import get_preset
 from ellama_jax.model.remat import REMAT_POLICIES
 from ellama_jax.plan_hlo import analyze_step, summarize_collectives
 from ellama_jax.plan_hlo_memory import device_bytes, parse_out_of_memory, split_memory
-from ellama_jax.plan_roofline import model_flops, roofline
+from ellama_jax.plan_roofline import roofline
 from ellama_jax.sharding import make_mesh
 from ellama_jax.topology import get_devices, hardware_of, parse_topology
 from ellama_jax.train.program import Program, compile_program, make_program, with_remat

@@ -1,8 +1,8 @@
 """From what a step computes and moves to bounds on its time.
 
-Owns the arithmetic of rooflines and the FLOPs of the model itself. What the compiled step costs comes
-from plan_hlo.py, what the hardware can do from topology.py. All results are bounds, not promises:
-no program reaches every peak.
+Owns the arithmetic of rooflines. What the compiled step costs comes from plan_hlo.py, the FLOPs of
+the model itself from model/flops.py, what the hardware can do from topology.py. All results are
+bounds, not promises: no program reaches every peak.
 """
 
 import collections
@@ -11,35 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from jax.sharding import Mesh
 
-from ellama_jax.model.presets import LlamaConfig
+from ellama_jax.model.flops import ModelFlops
 from ellama_jax.plan_hlo import StepCosts
-
-
-@dataclass(frozen=True)
-class ModelFlops:
-    """FLOPs that training on one token needs by the model's own mathematics, nothing computed twice.
-
-    Attributes:
-        matmul_per_token: 6 a parameter that multiplies (2 forward, 4 backward); the embedding's
-            look-up does not, the projection onto the vocabulary does.
-        attention_per_token: scores and their use, 6 L N H T: a causal query sees T / 2 keys on average.
-        attention_full_per_token: 12 L N H T, the convention of PaLM (arXiv 2204.02311, appendix B),
-            which counts the masked half too.
-    """
-
-    matmul_per_token: float
-    attention_per_token: float
-    attention_full_per_token: float
-
-    @property
-    def total_per_token(self) -> float:
-        """With causal attention: what MFU is reckoned from here."""
-        return self.matmul_per_token + self.attention_per_token
-
-    @property
-    def palm_per_token(self) -> float:
-        """With full attention: gives a higher MFU for the same speed, and many publish it."""
-        return self.matmul_per_token + self.attention_full_per_token
+from ellama_jax.topology import Hardware
 
 
 @dataclass(frozen=True)
@@ -77,28 +51,12 @@ class Roofline:
     serial_mfu: float
 
 
-def model_flops(model: LlamaConfig, seq_len: int) -> ModelFlops:
-    """Returns the FLOPs a token of rows of `seq_len` tokens, each row one document.
-
-    >>> from ellama_jax.model.presets import get_preset
-    >>> flops = model_flops(get_preset("llama3.1-8b"), 8192)
-    >>> [round(x / 1e9, 2) for x in (flops.matmul_per_token, flops.attention_per_token)]
-    [45.03, 6.44]
-    """
-    width, heads = model.embed_dim, model.num_heads * model.head_dim
-    attention = 2 * width * heads + 2 * width * model.num_kv_heads * model.head_dim
-    layer = attention + 3 * width * model.mlp_dim
-    multiplying = model.num_layers * layer + model.vocab_size * width
-    causal = 6.0 * model.num_layers * heads * seq_len
-    return ModelFlops(6.0 * multiplying, causal, 2 * causal)
-
-
 def roofline(
     costs: StepCosts,
     flops: ModelFlops,
     tokens_per_step: int,
     mesh: Mesh,
-    hardware,
+    hardware: Hardware,
     wrap: tuple[bool, ...] = (),
 ) -> Roofline:
     """Bounds a step's time from below.
@@ -108,7 +66,7 @@ def roofline(
         flops: of the model, a token.
         tokens_per_step: over all devices.
         mesh: devices with `coords` where links are to be counted one by one.
-        hardware: a chip's peaks, `Hardware` of topology.py.
+        hardware: a chip's peaks.
         wrap: per axis of the slice's torus, whether its ends are joined.
     """
     share = 1 / hardware.devices_per_chip

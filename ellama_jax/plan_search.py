@@ -10,20 +10,16 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from ellama_jax.config import RunConfig, config_from_mapping, config_to_mapping
+from ellama_jax.config import RunConfig, batch_sizes, config_from_mapping, config_to_mapping
+from ellama_jax.model.attention import check_attention
 from ellama_jax.model.llama import count_params, dim_sizes, param_dims
 from ellama_jax.model.presets import LlamaConfig, get_preset
 from ellama_jax.model.remat import REMAT_POLICIES
 from ellama_jax.plan_table import block, size, table, wrapped
 from ellama_jax.plan_targets import Target
-from ellama_jax.sharding import (
-    MESH_AXES,
-    STORAGE_AXES,
-    check_batch,
-    check_dims,
-    partition_spec,
-)
+from ellama_jax.sharding import MESH_AXES, STORAGE_AXES, partition_spec
 from ellama_jax.topology import HARDWARE, Hardware, hardware_of
+from ellama_jax.train.program import check_sizes, compute_dtype
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 # A shorter piece of a row than this leaves the matrix unit idle between its tiles.
@@ -117,6 +113,10 @@ def search(
         ValueError: if there is no configuration to try.
     """
     model = get_preset(config.model.preset)
+    check_attention(
+        config.model.attention, target.platform, model, config.data.seq_len,
+        dict.fromkeys(MESH_AXES, 1), compute_dtype(config.model, target.platform),
+    )  # fmt: skip
     hardware = hardware_of(facts["device_kind"]) or _NOMINAL
     limit_bytes = facts["limit_bytes"] or math.inf
     every = list(list_candidates(config, model, target))
@@ -185,8 +185,12 @@ def _learned(scale: float, guess: Estimate, record: Mapping) -> float:
 
 def with_candidate(config: RunConfig, candidate: Candidate) -> RunConfig:
     """Returns a configuration with a candidate's values."""
+    return _with_values(config, candidate.values)
+
+
+def _with_values(config: RunConfig, values: Mapping[str, int | str]) -> RunConfig:
     mapping = config_to_mapping(config)
-    for key, value in candidate.values.items():
+    for key, value in values.items():
         section, _, name = key.partition(".")
         mapping[section][name] = value
     return config_from_mapping(mapping)
@@ -224,8 +228,12 @@ def _reduced(candidate: Candidate) -> int:
 
 def list_candidates(config: RunConfig, model: LlamaConfig, target: Target) -> Iterator[Candidate]:
     """Yields every configuration that the sizes allow on a target."""
-    rows = config.data.global_batch_size
-    meshes = [mesh for mesh in list_meshes(target) if _mesh_allowed(mesh, config, model)]
+    # Micro-batches are the search's to choose, and divide every size of a ramp.
+    config = _with_values(config, {"train.num_microbatches": 1})
+    rows = math.gcd(*(size for _, size in batch_sizes(config.data)))
+    meshes = [
+        mesh for mesh in list_meshes(target) if _mesh_allowed(mesh, config, model, target.platform)
+    ]
     # Rows are divided before their positions are: that sends nothing.
     whole_rows = [mesh for mesh in meshes if mesh[2] == 1]
     if whole_rows and config.data.seq_len < _LONG_ROW_TOKENS:
@@ -257,13 +265,14 @@ def list_meshes(target: Target) -> Iterator[tuple[int, ...]]:
                 yield (data, devices // data // tensor // context, context, tensor)
 
 
-def _mesh_allowed(mesh: tuple[int, ...], config: RunConfig, model: LlamaConfig) -> bool:
+def _mesh_allowed(
+    mesh: tuple[int, ...], config: RunConfig, model: LlamaConfig, platform: str
+) -> bool:
     sizes = dict(zip(MESH_AXES, mesh, strict=True))
     if sizes["context"] > 1 and config.data.seq_len // sizes["context"] < _MIN_PIECE_TOKENS:
         return False
     try:
-        check_dims(dim_sizes(model), sizes)
-        check_batch(config.data.global_batch_size, config.data.seq_len, sizes)
+        check_sizes(config, model, sizes, platform)
     except ValueError:
         return False
     return True

@@ -115,43 +115,18 @@ def compiler_environment(
     return mine
 
 
-def check_model(config: RunConfig, target: Target) -> None:
-    """Checks what holds for every mesh: the preset, its longest row, the kernel, the policy.
-
-    Raises:
-        ValueError: naming the key and what must hold.
-    """
-    from ellama_jax.model.attention import resolve_attention
-    from ellama_jax.model.presets import get_preset
-    from ellama_jax.model.remat import check_remat
-    from ellama_jax.train.optimizer import peak_learning_rate
-
-    model = get_preset(config.model.preset)
-    if config.data.seq_len > model.max_seq_len:
-        raise ValueError(
-            f"data.seq_len: must not exceed the model's max_seq_len ({model.max_seq_len}), "
-            f"got {config.data.seq_len}."
-        )
-    check_remat(config.model.remat, "auto")
-    peak_learning_rate(config.schedule, model)
-    resolve_attention(config.model.attention, target.platform, config.data.seq_len)
-
-
 def check_sizes(config: RunConfig, target: Target) -> None:
     """Checks by arithmetic what the program would refuse, before anything is compiled.
 
     Raises:
-        ValueError: naming what must divide what, what does, and the target.
+        ValueError: naming what must hold, what would, and the target.
     """
-    from ellama_jax.model.llama import dim_sizes
     from ellama_jax.model.presets import get_preset
-    from ellama_jax.sharding import check_batch, check_dims
+    from ellama_jax.train import program
 
-    data, parts = config.data, config.train.num_microbatches
     try:
         sizes = axis_sizes(config, target)
-        check_dims(dim_sizes(get_preset(config.model.preset)), sizes)
-        check_batch(data.global_batch_size, data.seq_len, sizes, parts)
+        program.check_sizes(config, get_preset(config.model.preset), sizes, target.platform)
     except ValueError as error:
         raise ValueError(
             f"{str(error)[:-1]} (on {target.name}; --search tries all that fit)."

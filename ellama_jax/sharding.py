@@ -155,7 +155,11 @@ def check_dims(dim_sizes: Mapping[str, int], axis_sizes: Mapping[str, int]) -> N
 
 
 def check_batch(
-    rows: int, length: int, axis_sizes: Mapping[str, int], num_parts: int = 1, name: str = "data"
+    rows: int,
+    length: int,
+    axis_sizes: Mapping[str, int],
+    num_parts: int = 1,
+    key: str = "data.global_batch_size",
 ) -> None:
     """Checks that a batch can be divided over a mesh and into parts, with no device.
 
@@ -164,7 +168,7 @@ def check_batch(
         length: tokens a row.
         axis_sizes: mesh axis -> size; -1, not known yet, is taken for 1.
         num_parts: micro-batches, each divided over the mesh.
-        name: section of the configuration that `global_batch_size` and `seq_len` stand in.
+        key: of the configuration, that says `rows`.
 
     Raises:
         ValueError: names what would fit.
@@ -181,14 +185,13 @@ def check_batch(
         below, above = rows // unit * unit, (rows // unit + 1) * unit
         fit = f"{below} or {above} fit" if below else f"{above} fits"
         raise ValueError(
-            f"{name}.global_batch_size: must be divisible by {_name_axes(axes)}{parts} ({unit}), "
-            f"got {rows}; {fit}."
+            f"{key}: must be divisible by {_name_axes(axes)}{parts} ({unit}), got {rows}; {fit}."
         )
     axes = ACTIVATION_AXES["length"]
     shards = math.prod(max(axis_sizes[axis], 1) for axis in axes)
     if length % shards:
         raise ValueError(
-            f"{_name_axes(axes)}: must divide {name}.seq_len ({length}), got {shards}; "
+            f"{_name_axes(axes)}: must divide data.seq_len ({length}), got {shards}; "
             f"{_divisors(length, up_to=shards)} fit."
         )
 

@@ -118,6 +118,8 @@ def test_a_wrong_command_line_is_one_clear_error(argv, message):
         ({"data__batch_ramp": {"5": 7}, "train__num_microbatches": 2}, r"^data.batch_ramp.5: must be divisible by train.num_microbatches \(2\), got 7"),
         ({"data__batch_ramp": {"85000": 720}}, r"^data.batch_ramp.85000: must be a step from 1 to below train.steps \(85000\), got 85000"),
         ({"data__batch_ramp": {"soon": 720}}, r"^data.batch_ramp.soon: must be a step from 1 to below"),
+        ({"data__batch_ramp": {"5": 8, "9": 4}}, r"^data.batch_ramp: must grow up to data.global_batch_size, got 8, 4, 1440"),
+        ({"data__batch_ramp": {"5": 1500}}, r"^data.batch_ramp: must grow up to"),
         ({"data__batch_ramp": {"5": 0}}, r"^data.batch_ramp.5: must be at least 1 row, got 0"),
         ({"data__batch_ramp": {"5": 8, "05": 8}}, r"^data.batch_ramp: must name a step once, got 5, 05"),
         ({"data__batch_ramp": {"5": 8}, "data__seqio_mixture": "m"}, r"^data.batch_ramp: must be empty with data.seqio_mixture"),

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from ellama_jax.config import load_config
+from ellama_jax.model.flops import model_flops
 from ellama_jax.model.presets import get_preset
 from ellama_jax.plan_hlo import Collective, Flops, Operation, StepCosts, Traffic, analyze_step
-from ellama_jax.plan_roofline import count_links, model_flops, roofline
+from ellama_jax.plan_roofline import count_links, roofline
 from ellama_jax.sharding import make_mesh
 from ellama_jax.train.program import make_program
 
@@ -43,15 +44,6 @@ def costs(*collectives, operations=(), flops=2000.0, moved=50.0):
 def bound(step, hardware=CHIP, tokens=4, per_token=500.0, mesh=None):
     flops = SimpleNamespace(total_per_token=per_token)
     return roofline(step, flops, tokens, mesh or torus(2), hardware)
-
-
-def test_a_llamas_flops_a_token_are_those_of_its_matrices_and_half_its_attention():
-    flops = model_flops(get_preset("llama3.1-8b"), 8192)
-    by_hand = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336) + 128256 * 4096
-    assert flops.matmul_per_token == 6 * by_hand
-    # PaLM's 12 L N H T; half of it where no query sees what comes after it.
-    assert flops.palm_per_token - flops.matmul_per_token == 12 * 32 * 4096 * 8192
-    assert flops.total_per_token - flops.matmul_per_token == 6 * 32 * 4096 * 8192
 
 
 def test_a_step_is_no_faster_than_the_slowest_of_its_resources():

@@ -186,6 +186,20 @@ def test_a_batch_without_a_mesh_is_refused():
         search(config("data.global_batch_size=7"), one("v6e-256"), FACTS, 1, None)
 
 
+def test_micro_batches_divide_every_size_of_a_ramp():
+    rows = config("data.global_batch_size=32", "train.num_microbatches=4")
+    rows = dataclasses.replace(rows, data=dataclasses.replace(rows.data, batch_ramp={"9": 12}))
+    found = list(list_candidates(rows, get_preset(rows.model.preset), one("v5p-8")))
+    assert {item.num_microbatches for item in found if item.mesh == (1, 4, 1, 1)} == {1}
+    for item in found:
+        check_sizes(with_candidate(rows, item), one("v5p-8"))
+
+
+def test_a_kernel_that_the_platform_lacks_is_refused_and_not_searched_for():
+    with pytest.raises(ValueError, match="cudnn needs a GPU, got tpu; use auto or blockwise"):
+        search(config("model.attention.kernel=cudnn"), one("v5p-8"), FACTS, 1, None)
+
+
 def test_after_misses_of_a_policy_the_search_turns_to_a_heavier_one():
     found, asked = run_search(lambda item: item.remat == HEAVIEST, max_compiles=12)
     assert asked[0].remat == CHEAPEST

@@ -4,9 +4,38 @@ Owns the count that MFU is a fraction of. What a compiled program really execute
 the optimizer) is the planner's question.
 """
 
+from dataclasses import dataclass
+
 from ellama_jax.model.presets import LlamaConfig
 
 FORMULA = "6 x matrix parameters (no embedding look-up) + 6 x layers x heads x head_dim x seq_len"
+
+
+@dataclass(frozen=True)
+class ModelFlops:
+    """FLOPs that training on one token takes, forward and backward, nothing computed twice.
+
+    Attributes:
+        matmul_per_token: 6 a parameter that multiplies, 2 forward and 4 backward (arXiv 2001.08361).
+        attention_per_token: scores and their use, 6 L N H T: a causal query meets T / 2 keys on
+            average, 2 FLOPs each for the score and 2 for the value, three times over with backward.
+        attention_full_per_token: 12 L N H T, the convention of PaLM (arXiv 2204.02311, appendix B),
+            which counts the masked half too.
+    """
+
+    matmul_per_token: float
+    attention_per_token: float
+    attention_full_per_token: float
+
+    @property
+    def total_per_token(self) -> float:
+        """With causal attention: what MFU is reckoned from here."""
+        return self.matmul_per_token + self.attention_per_token
+
+    @property
+    def palm_per_token(self) -> float:
+        """With full attention: gives a higher MFU for the same speed, and many publish it."""
+        return self.matmul_per_token + self.attention_full_per_token
 
 
 def matrix_params(model: LlamaConfig) -> int:
@@ -18,22 +47,13 @@ def matrix_params(model: LlamaConfig) -> int:
     return model.num_layers * (attention + mlp) + model.vocab_size * model.embed_dim
 
 
-def model_flops_per_token(model: LlamaConfig, seq_len: int) -> float:
-    """Returns the FLOPs of forward and backward for one position of a row of `seq_len`.
-
-    A matrix parameter costs 2 FLOPs forward and 4 backward (arXiv 2001.08361). Attention is causal:
-    a query meets half of the `seq_len` keys on average, 2 FLOPs each for the score and 2 for the
-    value, three times over with backward: 6 x seq_len for each of heads x head_dim of a layer. PaLM
-    (arXiv 2204.02311, appendix B) counts the masked half too, 12. Recomputation does not count, and
-    rows of several documents count as rows of one.
-
-    Args:
-        model: the shapes.
-        seq_len: positions in a row.
+def model_flops(model: LlamaConfig, seq_len: int) -> ModelFlops:
+    """Returns the FLOPs a token of rows of `seq_len`; rows of several documents count as of one.
 
     >>> from ellama_jax.model.presets import get_preset
-    >>> round(model_flops_per_token(get_preset("llama3.1-8b"), 8192) / 1e9, 2)
-    51.47
+    >>> flops = model_flops(get_preset("llama3.1-8b"), 8192)
+    >>> [round(x / 1e9, 2) for x in (flops.matmul_per_token, flops.total_per_token)]
+    [45.03, 51.47]
     """
-    attention = 6 * model.num_layers * model.num_heads * model.head_dim * seq_len
-    return 6.0 * matrix_params(model) + attention
+    causal = 6.0 * model.num_layers * model.num_heads * model.head_dim * seq_len
+    return ModelFlops(6.0 * matrix_params(model), causal, 2 * causal)

@@ -67,7 +67,25 @@ def main_train(argv: list[str]) -> None:
     args = parser.parse_args(others)
     start_processes()
     unverified = args.allow_unverified
-    train(prepare_run(config, args.workdir, allow_unverified=unverified, began=began))
+    try:
+        train(prepare_run(config, args.workdir, allow_unverified=unverified, began=began))
+    except jax.errors.JaxRuntimeError as error:
+        if said := _say_refusal(str(error)):
+            raise ValueError(said) from error
+        raise
+
+
+def _say_refusal(text: str) -> str | None:
+    """Says what a user can change of what a compiler or a device refused; None if nothing."""
+    first = text.partition("\n")[0]
+    if "No such compile option" in first:
+        return f"train.xla_flags: must be flags of this device's compiler, got: {first}."
+    if "RESOURCE_EXHAUSTED" in first:
+        return (
+            f"the step needs more memory than a device has: {first} Take model.remat=auto, more of "
+            "train.num_microbatches, or more devices; `ellama plan --search` says what fits."
+        )
+    return None
 
 
 def train(run: Run) -> Path:

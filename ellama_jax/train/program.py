@@ -5,7 +5,7 @@ compiles the same for devices that are not here.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import jax
@@ -17,9 +17,14 @@ from ellama_jax.config import ModelConfig, RunConfig, batch_sizes
 from ellama_jax.model.attention import check_attention, resolve_attention
 from ellama_jax.model.llama import abstract_params, dim_sizes
 from ellama_jax.model.presets import LlamaConfig
-from ellama_jax.model.remat import REMAT_POLICIES
+from ellama_jax.model.remat import REMAT_POLICIES, check_remat
 from ellama_jax.sharding import batch_sharding, check_batch, check_dims
-from ellama_jax.train.optimizer import abstract_opt_state, make_optimizer, make_schedule
+from ellama_jax.train.optimizer import (
+    abstract_opt_state,
+    make_optimizer,
+    make_schedule,
+    peak_learning_rate,
+)
 from ellama_jax.train.spikes import init_guard
 from ellama_jax.train.step import TrainState, make_loss_sums, make_train_step
 from ellama_jax.xla_flags import flags_for_device
@@ -63,15 +68,9 @@ def make_program(config: RunConfig, model: LlamaConfig, mesh: Mesh, num_sources:
     """Builds the step of a run for `mesh`, whose devices need not exist here.
 
     Raises:
-        ValueError: if a parameter or the batch cannot be divided as the mesh asks.
+        ValueError: for what `check_sizes` refuses.
     """
-    check_dims(dim_sizes(model), mesh.shape)
-    check_batch(
-        config.data.global_batch_size,
-        config.data.seq_len,
-        mesh.shape,
-        config.train.num_microbatches,
-    )
+    check_sizes(config, model, mesh.shape, mesh.devices.flat[0].platform)
     schedule = make_schedule(config.schedule, model, config.train.steps)
     optimizer = make_optimizer(config.optimizer, schedule)
     device = mesh.devices.flat[0]
@@ -93,8 +92,8 @@ def make_program(config: RunConfig, model: LlamaConfig, mesh: Mesh, num_sources:
     )
     opt_state = abstract_opt_state(optimizer, params)
     state = TrainState(scalar, params, opt_state, scalar, scalar, guard)
-    for _, rows in batch_sizes(config.data):
-        batch = _abstract_batch(config, mesh, rows)  # the last size is compiled ahead
+    # The last size of a ramp is the largest, and what is compiled ahead.
+    batch = _abstract_batch(config, mesh, config.data.global_batch_size)
     options = flags_for_device(device.device_kind, config.train.xla_flags)
     step_fn = jax.jit(step, donate_argnums=0, compiler_options=options or None)
     return Program(mesh, schedule, optimizer, step_fn, state, batch)
@@ -150,19 +149,56 @@ def _fits(compiled: jax.stages.Compiled, devices: list) -> bool:
     return limit is None or compiled.memory_analysis().peak_memory_in_bytes <= limit
 
 
+def check_model(config: RunConfig, model: LlamaConfig) -> None:
+    """Checks what holds for every mesh: the longest row, the policy, the peak learning rate.
+
+    Raises:
+        ValueError: naming the key and what must hold.
+    """
+    if config.data.seq_len > model.max_seq_len:
+        raise ValueError(
+            f"data.seq_len: must not exceed the model's max_seq_len ({model.max_seq_len}), "
+            f"got {config.data.seq_len}."
+        )
+    check_remat(config.model.remat, "auto")
+    peak_learning_rate(config.schedule, model)
+
+
+def check_sizes(
+    config: RunConfig, model: LlamaConfig, axis_sizes: Mapping[str, int], platform: str
+) -> None:
+    """Checks by arithmetic that a run can be divided over a mesh, with no device.
+
+    Args:
+        axis_sizes: mesh axis -> size.
+        platform: of the devices: cpu, gpu or tpu.
+
+    Raises:
+        ValueError: if parameters, a size of the batch, or attention do not go; says what would.
+    """
+    data, parts = config.data, config.train.num_microbatches
+    check_dims(dim_sizes(model), axis_sizes)
+    starts = [*sorted(data.batch_ramp, key=int), None]
+    for start, (_, rows) in zip(starts, batch_sizes(data), strict=True):
+        key = "data.global_batch_size" if start is None else f"data.batch_ramp.{start}"
+        check_batch(rows, data.seq_len, axis_sizes, parts, key)
+    check_attention(
+        config.model.attention, platform, model, data.seq_len, axis_sizes,
+        compute_dtype(config.model, platform),
+    )  # fmt: skip
+
+
 def make_losses(config: RunConfig, model: LlamaConfig, mesh: Mesh, num_sources: int) -> Callable:
     """Returns the run's `loss_sums(params, batch)` of step.py, as it is trained and evaluated."""
     platform = mesh.devices.flat[0].platform
-    attention, length = config.model.attention, config.data.seq_len
-    dtype = compute_dtype(config.model, platform)
-    check_attention(attention, platform, model, length, mesh.shape, dtype)
+    context, length = mesh.shape["context"], config.data.seq_len
     return make_loss_sums(
         model,
         num_sources=num_sources,
-        compute_dtype=dtype,
+        compute_dtype=compute_dtype(config.model, platform),
         remat=config.model.remat,
         chunk_tokens=config.model.loss_chunk_tokens,
-        attention=resolve_attention(attention, platform, length, mesh.shape["context"]),
+        attention=resolve_attention(config.model.attention, platform, length, context),
     )
 
 

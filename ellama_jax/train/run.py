@@ -16,10 +16,9 @@ from ellama_jax.data.held_out import HeldOut
 from ellama_jax.data.loader import Loader, open_sources
 from ellama_jax.data.tokenizer import Tokenizer, check_fits, load_tokenizer
 from ellama_jax.model.presets import LlamaConfig, config_to_dict, get_preset
-from ellama_jax.model.remat import check_remat
 from ellama_jax.paths import as_path, is_remote, local_path, write_whole
 from ellama_jax.train.metrics import known_metrics
-from ellama_jax.train.optimizer import peak_learning_rate
+from ellama_jax.train.program import check_model
 from ellama_jax.train.tracking import check_wandb
 from ellama_jax.tree import flatten_paths
 from ellama_jax.weights.layout import CheckpointInfo, check_writable, find_checkpoint
@@ -68,13 +67,7 @@ def prepare_run(
     began = time.time() if began is None else began
     workdir = as_path(workdir)
     model = get_preset(config.model.preset)
-    if config.data.seq_len > model.max_seq_len:
-        raise ValueError(
-            f"data.seq_len: must not exceed the model's max_seq_len ({model.max_seq_len}), "
-            f"got {config.data.seq_len}."
-        )
-    check_remat(config.model.remat, "auto")
-    peak_learning_rate(config.schedule, model)
+    check_model(config, model)
     base, tokenizer_dir = _find_base(config, model)
     tokenizer = load_tokenizer(tokenizer_dir)
     check_fits(tokenizer, model.vocab_size)

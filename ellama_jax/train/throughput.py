@@ -6,7 +6,7 @@ model/flops.py's.
 
 from jax.sharding import Mesh
 
-from ellama_jax.model.flops import FORMULA, model_flops_per_token
+from ellama_jax.model.flops import FORMULA, model_flops
 from ellama_jax.model.presets import LlamaConfig
 from ellama_jax.topology import hardware_of
 
@@ -25,7 +25,7 @@ class Throughput:
         self._hardware = hardware_of(self._kind)
         per_chip = self._hardware.devices_per_chip if self._hardware else 1
         self._chips = max(1, mesh.size // per_chip)
-        self._flops = model_flops_per_token(model, seq_len)
+        self._flops = model_flops(model, seq_len).total_per_token
 
     def rates(self, tokens: float, positions: int, secs: float) -> dict[str, float]:
         """Returns `tokens_per_sec_per_chip`, and `mfu` where the peak is known.

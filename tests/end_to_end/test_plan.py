@@ -86,6 +86,8 @@ def test_the_compiled_text_is_kept_where_asked(planned):
         (["--topology", "cpu-2", "--config.mesh.fsdp=4"], "fsdp 2 fits 2 devices"),
         (["--topology", "cpu-2", "--config.mesh.fsdq=4"], "fsdp"),
         (["--topology", "cpu-2", "--config.model.preset=tinny"], "did you mean tiny?"),
+        (["--topology", "cpu-2", "--config.model.attention.kernel=splash"], "splash needs a TPU"),
+        (["--topology", "v5p-8", "--config.model.attention.kernel=mosaic"], "use auto, triton or"),
     ],
 )
 def test_a_mistake_is_one_line_before_anything_is_compiled(argv, said, capfd, monkeypatch):

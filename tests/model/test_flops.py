@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from ellama_jax.model.flops import matrix_params, model_flops_per_token
+from ellama_jax.model.flops import matrix_params, model_flops
 from ellama_jax.model.llama import count_params
 from ellama_jax.model.presets import get_preset
 
@@ -38,4 +38,13 @@ def test_the_forward_pass_is_what_torch_counts():
         reference(torch.zeros(1, length, dtype=torch.long))
     masked_half = 2 * model.num_layers * model.num_heads * model.head_dim * length
     by_torch = 3 * (counter.get_total_flops() / length - masked_half)
-    assert model_flops_per_token(model, length) == pytest.approx(by_torch, rel=1e-12)
+    assert model_flops(model, length).total_per_token == pytest.approx(by_torch, rel=1e-12)
+
+
+def test_a_llamas_flops_a_token_are_those_of_its_matrices_and_half_its_attention():
+    flops = model_flops(get_preset("llama3.1-8b"), 8192)
+    by_hand = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336) + 128256 * 4096
+    assert flops.matmul_per_token == 6 * by_hand
+    # PaLM's 12 L N H T; half of it where no query sees what comes after it.
+    assert flops.palm_per_token - flops.matmul_per_token == 12 * 32 * 4096 * 8192
+    assert flops.total_per_token - flops.matmul_per_token == 6 * 32 * 4096 * 8192

@@ -30,7 +30,7 @@ from random_run import first_state, load_run_config, parse_with_config, random_b
 from results import markdown_table, provenance, report
 
 from ellama_jax.config import RunConfig
-from ellama_jax.model.flops import FORMULA, model_flops_per_token
+from ellama_jax.model.flops import FORMULA, model_flops
 from ellama_jax.model.llama import count_params
 from ellama_jax.model.presets import PRESETS, LlamaConfig, get_preset
 from ellama_jax.model.remat import REMAT_POLICIES
@@ -139,7 +139,7 @@ def measure(case: Case, args: argparse.Namespace) -> dict:
         "remat": config.model.remat, "param_dtype": config.model.param_dtype,
         "attention": dataclasses.asdict(config.model.attention),
         "chunk": config.model.loss_chunk_tokens,
-        "flops_per_token": model_flops_per_token(model, length),
+        "flops_per_token": model_flops(model, length).total_per_token,
     }  # fmt: skip
     if args.profile:
         with tempfile.TemporaryDirectory() as directory:
