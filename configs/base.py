@@ -19,7 +19,8 @@ def get_config() -> ConfigDict:
     model.preset = "llama3.1-8b"  # shapes, see ellama_jax/model/presets.py
     model.checkpoint = ""  # checkpoint root of the base model; "" starts from random weights
     model.init_seed = 0  # seed of those random weights
-    model.remat = "full"  # what backward recomputes: none | dots | full
+    # What backward recomputes: none | dots | attention | full | offload; auto: the first that fits.
+    model.remat = "full"
     model.compute_dtype = "auto"  # auto: bfloat16 on accelerators, float32 on CPU
     # Of the parameters being trained; updates of bfloat16 are rounded stochastically.
     model.param_dtype = "float32"

@@ -26,6 +26,10 @@ _BYTES = {"float32": 4, "bfloat16": 2}
 _MIN_PIECE_TOKENS = 1024
 _LONG_ROW_TOKENS = 32768  # from here on a row may be too much for one device
 _MAX_TENSOR = 16
+# Of a layer's forward pass: the part that a policy computes again, and of its work in memory the part
+# that it keeps beside the layer's input. Of 8B and 70B as compiled, roughly.
+_RECOMPUTED = {"none": 0.0, "dots": 0.1, "attention": 0.9, "full": 1.0, "offload": 1.0}
+_KEPT = {"none": 1.0, "dots": 0.7, "attention": 0.1, "full": 0.0, "offload": 0.0}
 _NOMINAL = HARDWARE["v5e"]  # orders candidates for devices whose peaks are not known
 
 
@@ -243,7 +247,7 @@ def list_candidates(config: RunConfig, model: LlamaConfig, target: Target) -> It
         parts = [
             parts for parts in divisors(rows_per_part) if parts <= 64 or parts == rows_per_part
         ]
-        for part, remat, dtypes in itertools.product(parts, _remats(config), _dtypes(config)):
+        for part, remat, dtypes in itertools.product(parts, REMAT_POLICIES, _dtypes(config)):
             yield Candidate(mesh, part, remat, dtypes)
 
 
@@ -292,10 +296,6 @@ def chip_elements(mesh: tuple[int, ...], model: LlamaConfig) -> int:
 
 def _names(entry: str | tuple[str, ...]) -> tuple[str, ...]:
     return (entry,) if isinstance(entry, str) else entry
-
-
-def _remats(config: RunConfig) -> list[str]:
-    return [name for name in REMAT_POLICIES if name != "auto"]
 
 
 def _dtypes(config: RunConfig) -> list[tuple[str, str, str]]:
@@ -352,24 +352,25 @@ def estimate(
     tokens = config.data.global_batch_size * seq_len / (data * fsdp * context)  # of a device
     at_once = tokens / parts
     held, whole = chip_elements(candidate.mesh, model), count_params(model)
-    saved = _recompute(candidate.remat)
+    again, kept = _RECOMPUTED[candidate.remat], _KEPT[candidate.remat]
 
     state = sum(_BYTES[dtype] for dtype in candidate.dtypes) * held
     gradients = held * (4 if parts > 1 else 2)
     residual = at_once * model.embed_dim * 2
     heads = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim
     layer = at_once * (2 * heads + 3 * model.mlp_dim) / tensor * 2 + 3 * residual
-    activations = model.num_layers * (residual + layer * (1 - saved)) + 2 * layer
+    inputs = 0 if candidate.remat == "offload" else residual
+    activations = model.num_layers * (inputs + layer * kept) + 2 * layer
     gathered = 3 * 2 * (whole / model.num_layers) / tensor
     arguments = state + 16 * tokens
     peak = arguments + gradients + activations + gathered
 
     attention = 6 * model.num_layers * model.num_heads * model.head_dim * seq_len
-    flops = (6 * whole + attention) * tokens / tensor * (1 + saved / 3)
+    flops = (6 * whole + attention) * tokens / tensor * (1 + again / 3)
     link = hardware.ici_bytes_per_sec * 2  # both ways round a ring
     shard = fsdp * context
     weights = whole / tensor * 2 * (1 - 1 / shard) * 3 * parts
-    over_tensor = model.num_layers * (4 + 2 * saved) * tokens * model.embed_dim * 2
+    over_tensor = model.num_layers * (4 + 2 * again) * tokens * model.embed_dim * 2
     over_tensor *= 2 * (1 - 1 / tensor)
     keys = model.num_layers * tokens * (context - 1) * 2 * model.num_kv_heads * model.head_dim * 6
     replicas = 2 * (1 - 1 / data) * held * 4
@@ -377,11 +378,6 @@ def estimate(
     computing = flops / hardware.device_flops_per_sec
     secs = max(computing, sending) + 0.1 * min(computing, sending)
     return Estimate(arguments, peak, secs)
-
-
-def _recompute(remat: str) -> float:
-    """Returns the part of the forward pass that a policy computes again, by its place in the list."""
-    return REMAT_POLICIES.index(remat) / (len(REMAT_POLICIES) - 1)
 
 
 # --- words ---------------------------------------------------------------------------------------
