@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="ellama plan",
         description="Compile a run's step for chips that need not be here, and say whether it fits, "
         "how fast it can be at most and what it costs at least.",
-        epilog="example:\n  ellama plan --config configs/ellama.py:8b --topology v5p-128,v6e-64 "
+        epilog="example:\n  ellama plan --config configs/ellama.py:8b_v5p-256 --topology v5p-256 "
         "\\\n      --price v5p=4.2,v6e=2.7 --json plan.json",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -151,7 +151,8 @@ def refusal(text: str) -> dict:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     answer = {"outcome": "failed", "message": lines[0] if lines else "no message"}
     found = parse_out_of_memory(text)
-    if found is not None:
+    # Too much for a kernel in the chip's own memory (vmem, smem) is no matter of what fits a device.
+    if found is not None and found.space not in ("vmem", "smem"):
         answer["outcome"] = "no_fit"
         answer["out_of_memory"] = dataclasses.asdict(found)
         answer["out_of_memory"]["largest"] = answer["out_of_memory"]["largest"][:_MOST_ALLOCATIONS]

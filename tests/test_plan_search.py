@@ -211,8 +211,9 @@ def test_a_kernel_that_the_platform_lacks_is_refused_and_not_searched_for():
 
 
 def test_after_misses_of_a_policy_the_search_turns_to_a_heavier_one():
-    found, asked = run_search(lambda item: item.remat in REMAT_POLICIES[-2:], max_compiles=12)
-    assert asked[0].remat == CHEAPEST
+    fitting = REMAT_POLICIES[2:]
+    found, asked = run_search(lambda item: item.remat in fitting, max_compiles=12)
+    assert asked[0].remat not in fitting
     assert found.records[0]["outcome"] == "compiled"
 
 

@@ -36,7 +36,7 @@ def test_values_come_in_the_types_of_the_annotations():
     tree = build_dataclass(Tree, values(limit=1, steps={"5": 7}))
     assert tree == Tree("oak", True, Leaf(3), 1.0, (0.0, 0.5), {"a": Leaf(1, 2.0)}, {"5": 7})
     assert [type(x) for x in (tree.limit, *tree.alphas, tree.leaves["a"].rate)] == [float] * 4
-    assert build_dataclass(Tree, values()).limit is None
+    assert [build_dataclass(Tree, values(limit=x)).limit for x in (None, 0)] == [None, 0.0]
 
 
 def test_what_has_a_default_may_be_left_out():

@@ -80,6 +80,8 @@ def _say_refusal(text: str) -> str | None:
     first = text.partition("\n")[0]
     if "No such compile option" in first:
         return f"train.xla_flags: must be flags of this device's compiler, got: {first}."
+    if "RESOURCE_EXHAUSTED" in first and "vmem" in first:
+        return f"model.attention.block_q, block_kv: must fit the chip's own memory, got: {first}"
     if "RESOURCE_EXHAUSTED" in first:
         return (
             f"the step needs more memory than a device has: {first} Take model.remat=auto, more of "

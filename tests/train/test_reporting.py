@@ -2,9 +2,11 @@
 
 import dataclasses
 
+import jax
 import pytest
 
 from ellama_jax.sharding import make_mesh
+from ellama_jax.train import loop
 from ellama_jax.train.loop import main_train, prepare_run
 from ellama_jax.train.reporting import say_what_runs
 
@@ -39,3 +41,25 @@ def test_a_flag_that_the_compiler_does_not_know_is_one_line(tiny_arguments, tmp_
     wrong = "--config.train.xla_flags={'xla_no_such_flag': 'true'}"
     with pytest.raises(ValueError, match="^train.xla_flags: must be flags of .*xla_no_such_flag"):
         main_train([*tiny_arguments, wrong, f"--workdir={tmp_path / 'run'}"])
+
+
+@pytest.mark.parametrize(
+    ("refused", "said"),
+    [
+        ("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 40G of 31G hbm.\nLong.",
+         "^the step needs more memory than a device has: .*Used 40G of 31G hbm. Take model.remat=auto"),
+        ("RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem. Used 20M of 16M vmem.",
+         "^model.attention.block_q, block_kv: must fit the chip's own memory, got: "),
+    ],
+    ids=["hbm", "vmem"],
+)  # fmt: skip
+def test_too_much_memory_is_one_line_that_says_what_needs_less(
+    refused, said, tiny_arguments, tmp_path, monkeypatch
+):
+    def train(run):
+        raise jax.errors.JaxRuntimeError(refused)
+
+    monkeypatch.setattr(loop, "train", train)
+    with pytest.raises(ValueError, match=said) as raised:
+        main_train([*tiny_arguments, f"--workdir={tmp_path / 'run'}"])
+    assert "\n" not in str(raised.value)
