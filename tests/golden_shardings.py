@@ -25,8 +25,11 @@ GOLDENS = Path(__file__).resolve().parent / "goldens" / "shardings"
 RUNS = (
     ("ellama.py:8b", "v5p-32", ()),
     ("ellama.py:8b", "2xv5p-32", ("mesh.data=2",)),
-    ("ellama.py:70b", "v5p-64", ()),
-    ("ellama.py:70b", "v5p-128", ("mesh.tensor=2",)),
+    ("ellama.py:70b", "v5p-128", ("mesh.fsdp=32", "mesh.tensor=2")),
+    ("ellama.py:8b_v5p-256", "v5p-256", ()),
+    ("ellama.py:8b_v6e-128", "v6e-128", ()),
+    ("ellama.py:70b_v5p-512", "v5p-512", ()),
+    ("ellama.py:70b_2xv6e-256", "2xv6e-256", ()),
     ("demo.py:smollm2-135m", None, ()),
     ("demo.py:tiny", None, ()),
 )

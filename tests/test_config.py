@@ -14,6 +14,9 @@ from ellama_jax.config import (
     load_config,
     stage_sections,
 )
+from ellama_jax.model.presets import get_preset
+from ellama_jax.plan_targets import axis_sizes, check_sizes, parse_targets
+from ellama_jax.train.optimizer import peak_learning_rate
 
 BASE = f"--config={configs_dir() / 'base.py'}"
 
@@ -31,11 +34,13 @@ def changed(**changes):
     return values
 
 
+ELLAMA = ("8b", "70b", "8b_v5p-256", "8b_v6e-128", "70b_v5p-512", "70b_2xv6e-256")
+
+
 def test_every_shipped_configuration_loads():
     for name in (
         "base.py",
-        "ellama.py:8b",
-        "ellama.py:70b",
+        *(f"ellama.py:{variant}" for variant in ELLAMA),
         "demo.py:smollm2-135m",
         "demo.py:tiny",
     ):
@@ -43,13 +48,26 @@ def test_every_shipped_configuration_loads():
         assert others == [] and config.train.steps > 0
 
 
-def test_the_paper_s_configuration_is_the_paper_s():
-    config, _ = load_config([f"--config={configs_dir() / 'ellama.py'}:70b"], "train")
-    assert config.model.preset == "llama3.1-70b"
+@pytest.mark.parametrize("variant", ELLAMA)
+def test_the_paper_s_configurations_are_the_paper_s(variant):
+    config, _ = load_config([f"--config={configs_dir() / 'ellama.py'}:{variant}"], "train")
+    size = variant.partition("_")[0]
+    assert config.model.preset == f"llama3.1-{size}"
     assert config.data.replay_frac == 0.5
-    assert config.data.global_batch_size * config.data.seq_len == 11_796_480
-    assert config.schedule.peak_frac == 0.1
+    assert (config.data.global_batch_size, config.data.seq_len) == (1440, 8192)
+    assert config.train.steps * 1440 * 8192 == pytest.approx(1e12, rel=0.01)
+    peak = peak_learning_rate(config.schedule, get_preset(config.model.preset))
+    assert peak == pytest.approx({"8b": 3e-5, "70b": 1.5e-5}[size])
     assert sum(v for k, v in config.data.general_shares.items() if k != "en") == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("variant", ELLAMA[2:])
+def test_a_pod_s_configuration_goes_onto_the_pod_it_names(variant):
+    config, _ = load_config([f"--config={configs_dir() / 'ellama.py'}:{variant}"], "train")
+    (target,) = parse_targets(variant.partition("_")[2])
+    check_sizes(config, target)
+    mesh = axis_sizes(config, target)
+    assert all(getattr(config.mesh, axis) in (size, -1) for axis, size in mesh.items())
 
 
 @pytest.mark.parametrize("every", [-500, 750])
