@@ -125,7 +125,10 @@ def test_a_user_s_file_anywhere_may_import_the_base(tmp_path):
             r"^--config.data.batch_ramp.5: is no .* given whole",
         ),
         ([BASE, "--config.train.steps=many"], r"steps.*many"),
-        ([f"--config={configs_dir() / 'ellama.py'}:9b"], r"variant must be one of 8b, 70b, .*got 9b"),
+        (
+            [f"--config={configs_dir() / 'ellama.py'}:9b"],
+            r"variant must be one of 8b, 70b, .*got 9b",
+        ),
     ],
 )
 def test_a_wrong_command_line_is_one_clear_error(argv, message):

@@ -14,6 +14,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ellama_jax.config import ModelConfig, RunConfig, batch_sizes
+from ellama_jax.distributed import exchange
 from ellama_jax.model.attention import check_attention, resolve_attention
 from ellama_jax.model.llama import abstract_params, dim_sizes
 from ellama_jax.model.presets import LlamaConfig
@@ -132,7 +133,9 @@ def compile_program(
             if remat == policies[-1] or "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             continue
-        if remat == policies[-1] or _fits(compiled, mesh.local_devices[:1]):
+        # Processes whose memory is not the same must still compile the same program.
+        told = exchange(b"1" if _fits(compiled, mesh.local_devices[:1]) else b"0")()
+        if remat == policies[-1] or all(word == b"1" for word in told):
             break
     return chosen, dataclasses.replace(program, compiled=compiled)
 

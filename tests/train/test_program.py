@@ -85,6 +85,13 @@ def test_where_a_compiler_refuses_nothing_the_peak_decides(compiler, monkeypatch
     assert compile_with("auto", asked.append)[0].model.remat == "dots"
 
 
+def test_what_one_process_has_no_room_for_no_process_takes(compiler, monkeypatch):
+    _, asked = compiler
+    others = {"none": b"0", "dots": b"1"}  # the process with less memory
+    monkeypatch.setattr(program_module, "exchange", lambda word: lambda: [word, others[asked[-1]]])
+    assert compile_with("auto", asked.append)[0].model.remat == "dots"
+
+
 def test_a_run_with_auto_is_the_run_of_the_policy_it_takes(
     tiny_config, tmp_path, monkeypatch, capsys
 ):
