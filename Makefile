@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_DIR ?= demo
 # torch is only a reference that tests compare with. Its CPU build is taken where pip finds one.
+# The TPU compiler, for the tests of what must fit; of the version that the locked jax asks for.
+LIBTPU := libtpu==0.0.42.1
 # Tests of gs:// paths run against a fake bucket; what it needs is installed where pip finds it.
 TORCH := torch==2.13.0+cpu
 
@@ -29,6 +31,8 @@ $(VENV)/references: $(VENV)/installed tools/bucket-tests.txt
 	  echo "no CPU build of torch for this Python: tests that compare with it will be skipped"
 	$(BIN)/python -m pip install --quiet --no-deps --requirement tools/bucket-tests.txt || \
 	  echo "no fake bucket for this Python: tests with one will be skipped"
+	$(BIN)/python -m pip install --quiet --no-deps '$(LIBTPU)' || \
+	  echo "no libtpu for this Python: tests that compile for TPUs will be skipped"
 	touch $@
 
 lock:

@@ -41,7 +41,7 @@ RUNTIME = [
 ]
 
 EXTRAS = {
-    "tpu": ["libtpu"],
+    "tpu": ["jax[tpu]"],  # libtpu, Google's own terms: to run on TPUs, and for `ellama plan`
     "cuda": ["jax[cuda13]"],
     "gcs": ["gcsfs"],  # gs:// paths; not locked, tests take the pins of tools/bucket-tests.txt
     "wandb": ["wandb"],  # Weights & Biases, train.wandb_project; not locked

@@ -12,7 +12,7 @@ import pytest
 
 from ellama_jax.config import load_config
 from ellama_jax.plan import Options, make_plan
-from ellama_jax.plan_targets import check_model, check_sizes, parse_targets
+from ellama_jax.plan_targets import check_sizes, parse_targets
 
 pytestmark = [
     pytest.mark.slow,
@@ -37,15 +37,17 @@ def rows(count, *more):
     return (f"data.global_batch_size={count}", *more)
 
 
+# The first four have a bar: 0.9 of what MaxText 0.2.5 took for the same model, mesh, batch and policy
+# (docs/RESULTS.md; with libtpu 0.0.50.1). The rest must fit, with what was seen and a little room.
 CASES = (
-    Case("8b", "v5p-8", 41.0, rows(8)),
-    Case("8b", "v6e-16", 13.0, rows(16)),
+    Case("8b", "v5p-8", 36.3, rows(8)),
+    Case("8b", "v6e-16", 12.4, rows(16)),
+    Case("70b", "v5p-128", 31.0, rows(64)),
+    Case("70b", "v6e-256", 18.7, rows(256)),
     Case("8b", "v5e-16", 13.0, rows(16)),
     Case("8b", "v5e-32", 12.0, rows(32)),
     Case("70b", "v5p-64", 55.0, rows(32)),
-    Case("70b", "v5p-128", 34.0, rows(64)),
     Case("70b", "v6e-64", 31.2, rows(64)),
-    Case("70b", "v6e-256", 22.5, rows(256)),
     Case("8b", "v5p-1024", 60.0, rows(512, "model.preset=llama3.1-405b")),
     Case("8b", "2xv6e-256", 8.0, rows(512, "mesh.data=2")),
     Case("8b", "v5p-128", 60.0, rows(8, "data.seq_len=131072", "mesh.context=8")),
@@ -57,10 +59,10 @@ def test_it_fits(case):
     given = [f"--config.{override}" for override in case.overrides]
     config, _ = load_config(["--config", f"configs/ellama.py:{case.config}", *given], "plan")
     (target,) = parse_targets(case.target)
-    check_model(config, target)
     check_sizes(config, target)
     record = make_plan(config, target, OPTIONS, lambda phase, secs: None)
     assert record["outcome"] == "compiled", record["message"]
+    print(f"{case.target}: {record['memory']['peak_bytes'] / 2**30:.2f} GiB")
     assert record["memory"]["peak_bytes"] / 2**30 <= case.most_gib
     # What was read from the text is the step's own: recompute, not a loop counted once.
     assert record["unread"] is None
