@@ -5,6 +5,7 @@ The model is lm_eval_model.py's; tasks of our own, and scorecards, are `scorecar
 
 import argparse
 import difflib
+import functools
 import hashlib
 import json
 import os
@@ -47,9 +48,7 @@ def main_lm_eval(argv: list[str], own_tasks: Collection[str]) -> None:
         check_writable(args.json)
     # What stands in the way of a task shows before any weight is read.
     manager = _open_tasks(args.include_path)
-    chosen = find_tasks(names, manager)
-    load_tasks(chosen, manager)
-    results = run(args, chosen, manager)
+    results = run(args, load_tasks(find_tasks(names, manager), manager), manager)
     samples = results.pop("samples", None)
     if args.json:
         _write(as_path(args.json), results, samples if args.log_samples else None)
@@ -84,28 +83,38 @@ def find_tasks(names: list[str], manager) -> list[str | dict]:
     return chosen
 
 
-def load_tasks(chosen: list[str | dict], manager) -> None:
-    """Loads every task's data once, so that what is missing is said in one line.
+def load_tasks(chosen: list[str | dict], manager) -> list:
+    """Loads tasks and their data.
+
+    Returns:
+        lm-eval's tasks and groups of tasks.
 
     Raises:
-        ValueError: for a task whose data must be downloaded and cannot be, or whose code needs a
-            package that is not installed.
+        ValueError: for a task whose data must be downloaded and cannot be, whose code needs a
+            package that is not installed, or that is broken.
     """
+    loaded = []
     for task in chosen:
         name = task if isinstance(task, str) else task.get("task", "a YAML file")
         try:
-            manager.load([task])
+            found = manager.load([task])
         except ImportError as error:
             raise ValueError(
                 f"--tasks {name}: needs a package that is not installed, got {_first_line(error)}."
             ) from error
         except Exception as error:
             if not _is_unreachable(error):
-                raise
+                raise ValueError(
+                    f"--tasks {name}: must be a task that lm-eval can load, got "
+                    f"{type(error).__name__}: {_first_line(error)}."
+                ) from error
             raise ValueError(
                 f"--tasks {name}: needs a download that failed, got {_first_line(error)}; run once "
                 "where the Hugging Face hub can be reached, then HF_HOME holds the data."
             ) from error
+        group = found["groups"].get(name)
+        loaded += found["tasks"].values() if group is None else [group]
+    return loaded
 
 
 def _is_unreachable(error: BaseException | None) -> bool:
@@ -122,8 +131,10 @@ def _is_unreachable(error: BaseException | None) -> bool:
     return False
 
 
-def run(args: argparse.Namespace, chosen: list[str | dict], manager) -> dict:
+def run(args: argparse.Namespace, tasks: list, manager) -> dict:
     """Evaluates; returns what `lm_eval.simple_evaluate` does."""
+    # lm-eval would fork processes for its bootstrap, and a fork beside JAX's threads may hang.
+    os.environ.setdefault("DISABLE_MULTIPROC", "1")
     import lm_eval
 
     import ellama_jax.evaluate.lm_eval_model  # noqa: F401  registers the model
@@ -140,7 +151,7 @@ def run(args: argparse.Namespace, chosen: list[str | dict], manager) -> dict:
     return lm_eval.simple_evaluate(
         model="ellama",
         model_args=model_args,
-        tasks=chosen,
+        tasks=tasks,
         task_manager=manager,
         num_fewshot=args.num_fewshot,
         limit=args.limit,
@@ -149,6 +160,7 @@ def run(args: argparse.Namespace, chosen: list[str | dict], manager) -> dict:
         system_instruction=args.system_instruction,
         gen_kwargs=args.gen_kwargs,
         log_samples=args.log_samples,
+        bootstrap_iters=args.bootstrap_iters,
         use_cache=_responses_path(args) if args.use_cache else None,
         cache_requests=args.cache_requests,
         confirm_run_unsafe_code=args.confirm_run_unsafe_code,
@@ -171,6 +183,7 @@ def _responses_path(args: argparse.Namespace) -> str:
     return os.path.join(args.use_cache, f"responses-{digest}")
 
 
+@functools.cache  # reading what lm-eval has takes seconds
 def _open_tasks(include_path: str | None):
     from lm_eval.tasks import TaskManager
 
@@ -231,6 +244,7 @@ def add_lm_eval_arguments(add: Callable) -> None:
     add("--log-samples", action="store_true", help="write every prompt and answer beside --json")
     add("--use-cache", metavar="DIR", help="keep the model's responses there, and take them")
     add("--cache-requests", action="store_true", help="keep the prompts that lm-eval builds")
+    add("--bootstrap-iters", type=int, default=100000, help="of errors without a formula; 0: none")
     add("--include-path", metavar="DIR", help="more tasks, as YAML files")
     add("--max-length", type=int, help="tokens of context and answer (default: the model's)")
     add("--batch-tokens", type=int, default=4096, help="tokens a call of the model")

@@ -77,7 +77,7 @@ def write_tasks(folder):
     )
     bodies = {
         "local_choice": (
-            "output_type: multiple_choice\ndoc_to_text: 'Q: {{question}}\\nA:'\n"
+            'output_type: multiple_choice\ndoc_to_text: "Q: {{question}}\\nA:"\n'
             "doc_to_choice: choices\ndoc_to_target: answer\n"
             "metric_list:\n  - metric: acc\n  - metric: acc_norm\n"
         ),
@@ -91,8 +91,8 @@ def write_tasks(folder):
             "metric_list:\n  - metric: word_perplexity\n  - metric: bits_per_byte\n"
         ),
         "local_writing": (
-            "output_type: generate_until\ndoc_to_text: 'Q: {{question}}\\nA:'\n"
-            "doc_to_target: '{{text}}'\ngeneration_kwargs:\n  until: ['\\n', 'e']\n"
+            'output_type: generate_until\ndoc_to_text: "Q: {{question}}\\nA:"\n'
+            "doc_to_target: '{{text}}'\ngeneration_kwargs:\n  until: [\"\\n\", e]\n"
             "  max_gen_toks: 24\n  do_sample: false\nmetric_list:\n  - metric: exact_match\n"
         ),
     }
