@@ -226,8 +226,7 @@ class EllamaLM(TemplateLM):
     def _score(self, requests: list[scorer.Request]) -> list[scorer.Score]:
         scores = scorer.score(
             self._params, self._config, requests, row_length=self._row_length,
-            rows_per_batch=max(1, self._batch_tokens // self._row_length),
-            compute_dtype=self._dtype, mesh=self._mesh,
+            batch_tokens=self._batch_tokens, compute_dtype=self._dtype, mesh=self._mesh,
         )  # fmt: skip
         self.truncated_requests += sum(score.truncated_tokens > 0 for score in scores)
         return scores
