@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from ellama_jax.paths import as_path, write_whole
+from ellama_jax.paths import as_path, is_remote, write_whole
 from ellama_jax.weights.layout import check_writable
 
 _NEAREST = 3
@@ -176,8 +176,10 @@ def _responses_path(args: argparse.Namespace) -> str:
 
     where = as_path(args.checkpoint)
     where = where if (where / "config.json").is_file() else find_checkpoint(where).path
-    stamps = [(p.name, s.st_size, s.st_mtime_ns) for p in sorted(where.iterdir())
-              for s in [p.stat()] if p.is_file() or (where / "params").is_dir()]  # fmt: skip
+    stamps = []  # of a local directory; in a bucket the place alone must do
+    if not is_remote(where):
+        stats = [(path.name, path.stat()) for path in sorted(where.iterdir())]
+        stamps = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
     settings = (args.compute_dtype, args.max_length, args.add_bos_token, args.seed)
     digest = hashlib.sha256(repr((str(where), stamps, settings)).encode()).hexdigest()[:16]
     return os.path.join(args.use_cache, f"responses-{digest}")

@@ -116,10 +116,11 @@ def test_chats_are_laid_out_as_theirs(ours, theirs, begin_answer):
     assert ours.apply_chat_template(chat, add_generation_prompt=begin_answer) == expected
 
 
-def test_a_mesh_gives_the_same_answers(folder, ours):
-    loaded = lm_eval_model.load(
-        str(folder), mesh=make_mesh({"data": 2, "fsdp": 2, "context": 1, "tensor": 2})
-    )
+@pytest.mark.parametrize("sizes", [(2, 2, 1, 2), (2, 1, 2, 2)], ids=["fsdp", "context"])
+def test_a_mesh_gives_the_same_answers(folder, ours, sizes):
+    axes = ("data", "fsdp", "context", "tensor")
+    mesh = make_mesh(dict(zip(axes, sizes, strict=True)))
+    loaded = lm_eval_model.load(str(folder), mesh=mesh)
     placed = EllamaLM(loaded=loaded, batch_tokens=512, row_length=128)
     np.testing.assert_allclose(
         [x for x, _ in placed.loglikelihood(PAIRS)],

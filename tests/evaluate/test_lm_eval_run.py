@@ -1,7 +1,6 @@
 """`ellama evaluate` with tasks of lm-eval: the same results from both forms of a checkpoint."""
 
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -209,14 +208,14 @@ def test_names_of_ours_go_to_lm_eval_only_when_asked():
     assert lm_eval_run.is_wanted(["--checkpoint", "a", "--tasks=hellaswag"], scorecard.TASKS)
 
 
-def test_questions_that_lm_eval_bundles_need_no_download(tmp_path):
-    from lm_eval.tasks import TaskManager
+def test_the_help_of_lm_evals_tasks_is_its_own(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["evaluate", "--lm-eval", "--help"])
+    assert stopped.value.code == 0
+    assert "--num-fewshot" in capsys.readouterr().out
 
-    # Worked examples in a task's own file; its questions, beside them, would be downloaded.
-    manager = TaskManager()
-    assert lm_eval_run.find_tasks(["mmlu_flan_cot_fewshot_*"], manager)
 
-
+@pytest.mark.slow
 def test_ours_is_known_to_lm_evals_own_command_line(places, tmp_path):
     ran = subprocess.run(
         [sys.executable, "-m", "ellama_jax.evaluate", "--model", "ellama", "--model_args",
@@ -238,6 +237,3 @@ def test_lm_eval_is_imported_only_where_it_is_needed():
         "assert not {'lm_eval', 'datasets', 'torch', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-logging.getLogger("lm-eval").setLevel(logging.WARNING)

@@ -5,7 +5,8 @@ continue, through both models' own methods in float32. Each round asks both for 
 that a busy machine slows both alike; a ratio is the median over rounds of theirs over ours, and the
 first round, which compiles and warms caches, is told apart. Log-likelihoods, choices and texts are
 compared too.
-Command: python tools/benchmarks/evaluate.py --questions 200
+Not called evaluate.py: a package of that name, which lm-eval imports, would be hidden by it.
+Command: python tools/benchmarks/evaluation.py --questions 200
 """
 
 import argparse
