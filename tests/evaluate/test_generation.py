@@ -165,6 +165,12 @@ def test_draws_follow_the_seed_and_copies_of_a_prompt_differ(params):
     assert write(params, prompts, seed=1) != found
 
 
+def test_every_step_draws_anew(params):
+    # So hot that all tokens are alike probable: a number drawn once would give one token throughout.
+    (found,) = write(params, random_prompts(7, 1, temperature=1e6), end_ids=[])
+    assert len(set(found.ids)) > 8
+
+
 def test_draws_follow_the_probabilities(params):
     (prompt,) = random_prompts(8, 1, temperature=0.7, max_new_tokens=1)
     padded = np.zeros(CONFIG.max_seq_len, np.int32)
@@ -271,3 +277,23 @@ def test_the_cache_is_in_the_compute_dtype(params):
     )  # fmt: skip
     assert state.keys.dtype == jnp.bfloat16
     assert state.keys.shape == (2, 1, len(prompt.ids) + 4, 2, 16)
+
+
+def test_a_step_needs_little_memory_beside_the_cache():
+    config = dataclasses.replace(get_preset("tiny"), num_layers=8, max_seq_len=8192)
+    shape, rows = jax.ShapeDtypeStruct, 2
+    ints, floats = shape((rows,), jnp.int32), shape((rows,), jnp.float32)
+    sampling = decoding.Sampling(
+        floats, floats, ints, shape((rows,), jnp.uint32), shape((), jnp.uint32)
+    )
+    cache = shape((8, rows, 8192, config.num_kv_heads, config.head_dim), jnp.float32)
+    state = decoding.Progressed(
+        cache, cache, shape((rows, 64), jnp.int32), ints, shape((rows,), bool), shape((), jnp.int32)
+    )
+    compiled = decoding.advance.lower(
+        llama.abstract_params(config), config, state, state.done, state.step, ints, ints,
+        shape((1,), jnp.int32), sampling, sampled=False,
+    ).compile()  # fmt: skip
+    memory, cache_bytes = compiled.memory_analysis(), 2 * cache.size * 4
+    assert memory.alias_size_in_bytes >= cache_bytes  # written in place
+    assert memory.temp_size_in_bytes < cache_bytes / 2  # one layer's part at a time
