@@ -10,6 +10,7 @@ with this one known to it (or use `ellama evaluate`, see `lm_eval_run`):
 
 import dataclasses
 import logging
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -101,6 +102,8 @@ class EllamaLM(TemplateLM):
                 mesh stand for them.
         """
         super().__init__()
+        # lm-eval would fork processes for its bootstrap, and a fork beside JAX's threads may hang.
+        os.environ.setdefault("DISABLE_MULTIPROC", "1")
         for name, value in (("batch_tokens", batch_tokens), ("row_length", row_length)):
             if value < 1:
                 raise ValueError(f"{name}: must be at least 1, got {value}.")

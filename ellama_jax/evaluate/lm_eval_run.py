@@ -133,8 +133,6 @@ def _is_unreachable(error: BaseException | None) -> bool:
 
 def run(args: argparse.Namespace, tasks: list, manager) -> dict:
     """Evaluates; returns what `lm_eval.simple_evaluate` does."""
-    # lm-eval would fork processes for its bootstrap, and a fork beside JAX's threads may hang.
-    os.environ.setdefault("DISABLE_MULTIPROC", "1")
     import lm_eval
 
     import ellama_jax.evaluate.lm_eval_model  # noqa: F401  registers the model

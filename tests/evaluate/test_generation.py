@@ -268,6 +268,13 @@ def test_batches_keep_to_the_budget_in_few_shapes():
     assert len({(b.rows, b.width, b.num_new) for b in batches}) <= 5
 
 
+def test_bfloat16_writes_nearly_what_float32_does(params):
+    prompts = random_prompts(15, 6, max_new_tokens=4)
+    exact, rounded = write(params, prompts), write(params, prompts, compute_dtype=jnp.bfloat16)
+    same = sum(a.ids[0] == b.ids[0] for a, b in zip(exact, rounded, strict=True))
+    assert same >= 4
+
+
 def test_the_cache_is_in_the_compute_dtype(params):
     prompt = random_prompts(14, 1)[0]
     state = decoding.start(
