@@ -29,7 +29,7 @@ ENTRY %main (a: f32[2]) -> f32[2] {
 def benchmark_modules(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     yield
-    for name in ("results", "profile_table"):
+    for name in ("results", "profile_table", "evaluation"):
         sys.modules.pop(name, None)
 
 
@@ -64,3 +64,17 @@ def test_unnamed_instructions_belong_to_what_is_in_or_around_them(benchmark_modu
     assert phase_of(names["fusion.1"]) == "forward and loss"  # by what it fuses
     assert phase_of(names["copy.1"]) == "backward"  # by the loop body it stands in
     assert phase_of(names["while.1"]) == "update and the rest"
+
+
+def test_answers_of_two_backends_are_compared_in_words(benchmark_modules):
+    from evaluation import compare
+
+    ours = [(-1.0, True), (-2.0, False), (-3.0, False), (-4.0, False)]
+    theirs = [(-2.5, True), (-2.0, True), (-3.0, False), (-4.0, False)]
+    assert compare("loglikelihood", ours, theirs) == (
+        "largest difference 1.5e+00 nats, 3 of 4 greedy flags and 0 of 1 choices equal"
+    )
+    assert compare("loglikelihood_rolling", [-1.0, -2.0], [-1.0, -2.5]) == (
+        "largest difference 5.0e-01 nats"
+    )
+    assert compare("generate_until", ["a", "b"], ["a", "c"]) == "1 of 2 texts equal"

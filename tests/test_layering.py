@@ -48,6 +48,7 @@ HOMES = {
     "ml_collections": {"config.py"},
     "fsspec": {"paths.py"},
     "wandb": {"train/tracking.py"},
+    "lm_eval": {"evaluate/__main__.py", "evaluate/lm_eval_model.py", "evaluate/lm_eval_run.py"},
 }
 # Never needed to run the product: references of tests and benchmarks. The process that computes what
 # a checkpoint's source says is one of those.

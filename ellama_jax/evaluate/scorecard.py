@@ -28,7 +28,7 @@ import numpy as np
 
 from ellama_jax.data.curation_output import curated_files, read_shard
 from ellama_jax.data.tokenizer import Tokenizer, check_fits, load_tokenizer
-from ellama_jax.evaluate import ecommerce, harness, scorer
+from ellama_jax.evaluate import ecommerce, harness, lm_eval_run, scorer
 from ellama_jax.evaluate.comparison import print_table
 from ellama_jax.model.presets import LlamaConfig
 from ellama_jax.paths import as_path, write_whole
@@ -331,6 +331,8 @@ def write_json(path: str | Path, content: dict) -> None:
 
 def main_evaluate(argv: list[str]) -> None:
     """Runs `ellama evaluate`."""
+    if lm_eval_run.is_wanted(argv, TASKS):
+        return lm_eval_run.main_lm_eval(argv, TASKS)
     args = _parse_arguments(argv)
     if args.json:
         check_writable(args.json)
@@ -419,7 +421,8 @@ def _parse_arguments(argv: list[str]) -> argparse.Namespace:
         epilog=(
             f"tasks: {', '.join(TASKS)}\n"
             "example: ellama evaluate --checkpoint runs/a/checkpoints --tasks ecommerce,mmlu "
-            "--benchmark runs/benchmark --json runs/a/scores/adapted.json"
+            "--benchmark runs/benchmark --json runs/a/scores/adapted.json\n"
+            "Other names are tasks of lm-eval: ellama evaluate --lm-eval --help"
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -96,6 +96,7 @@ def score(
     *,
     row_length: int = 512,
     rows_per_batch: int = 8,
+    batch_tokens: int | None = None,
     compute_dtype=jnp.float32,
     mesh: jax.sharding.Mesh | None = None,
     title: str = "scoring",
@@ -111,7 +112,8 @@ def score(
         config: the model's sizes.
         requests: contexts (with BOS) and continuations; neither may be empty.
         row_length: tokens a row; five requests' worth and more waste little.
-        rows_per_batch: rows a call of the model.
+        rows_per_batch: rows a call of the model; of longer rows as many as hold no more tokens.
+        batch_tokens: tokens a call, instead of `rows_per_batch`; one row may hold more.
         compute_dtype: dtype of the forward pass; log-softmax is float32 in any case.
         mesh: devices the parameters lie on; None for one device. Rows are then spread over its
             data and fsdp axes.
@@ -123,6 +125,8 @@ def score(
     Raises:
         ValueError: for an empty context or continuation, or a continuation of `max_seq_len` tokens.
     """
+    if batch_tokens is not None:
+        rows_per_batch = max(1, batch_tokens // max(1, row_length))
     _check_sizes(row_length, rows_per_batch)
     pieces, truncated = _make_pieces(requests, row_length, config.max_seq_len)
     if any(truncated):
@@ -279,16 +283,21 @@ def _pack_best_fit(pieces: Sequence[_Piece], row_length: int) -> list[list[_Piec
 
 
 def _make_batches(pieces, row_length, rows_per_batch, divisor) -> Iterator[_Batch]:
-    """Yields batches of ordinary rows, then of long rows holding about as many tokens."""
+    """Yields batches of ordinary rows, then of rows 2, 4, 8, ... times as long.
+
+    A program is compiled for each length: doubled lengths are few, and a piece fills half its row
+    at least. All lengths' batches hold about as many tokens.
+    """
     slots = max((len(p.continuations) for p in pieces), default=1)
     slots = -(-slots // _TARGETS_MULTIPLE) * _TARGETS_MULTIPLE
-    ordinary = [p for p in pieces if p.length <= row_length]
-    long = [p for p in pieces if p.length > row_length]
-    longest = max((p.length for p in long), default=row_length)
+    longest = max((p.length for p in pieces), default=row_length)
     longest = -(-longest // row_length) * row_length
-    long_rows = max(1, rows_per_batch * row_length // longest)
-    kinds = ((ordinary, row_length, rows_per_batch), (long, longest, long_rows))
-    for group, length, count in kinds:
+    groups: dict[int, list[_Piece]] = {}
+    for piece in pieces:
+        doublings = (-(-piece.length // row_length) - 1).bit_length()
+        groups.setdefault(min(row_length << doublings, longest), []).append(piece)
+    for length, group in sorted(groups.items()):
+        count = max(1, rows_per_batch * row_length // length)
         rows = _pack_best_fit(group, length)
         count = -(-count // divisor) * divisor
         for start in range(0, len(rows), count):

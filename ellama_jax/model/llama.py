@@ -219,12 +219,19 @@ class Attention(nnx.Module):
         )
 
     def __call__(self, x: jax.Array, sight: Sight) -> jax.Array:
+        q, k, v = self.project(x, sight.rope)
+        return self.combine(attend(q, k, v, sight.segment_ids, sight.branch_ids, sight.attention))
+
+    def project(self, x: jax.Array, rope: tuple[jax.Array, jax.Array]):
+        """Returns queries [B, T, N, H], keys and values [B, T, K, H], the first two rotated."""
         q = constrain(_project(x, self.wq, 1), "batch", "length", "heads", "head_dim")
         k = constrain(_project(x, self.wk, 1), "batch", "length", "kv_heads", "head_dim")
         v = constrain(_project(x, self.wv, 1), "batch", "length", "kv_heads", "head_dim")
-        q, k = apply_rope(q, *sight.rope), apply_rope(k, *sight.rope)
-        out = attend(q, k, v, sight.segment_ids, sight.branch_ids, sight.attention)
-        return _project(out, self.wo, 2)
+        return apply_rope(q, *rope), apply_rope(k, *rope), v
+
+    def combine(self, heads: jax.Array) -> jax.Array:
+        """Projects what the heads [B, T, N, H] found back to [B, T, D]."""
+        return _project(heads, self.wo, 2)
 
 
 class MLP(nnx.Module):

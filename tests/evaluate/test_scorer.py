@@ -254,6 +254,18 @@ def test_packing_wastes_little_and_the_last_batch_has_no_empty_rows():
     assert all((b.rows["segment_ids"] > 0).any(axis=1).all() for b in batches)
 
 
+def test_long_requests_get_rows_of_few_lengths_within_the_budget_of_tokens(params):
+    lengths = (10, 20, 40, 70, 90, 25, 33)
+    requests = [Request(list(range(1, length)), [[5], [6]]) for length in lengths]
+    pieces, _ = scorer._make_pieces(requests, 16, 96)
+    batches = list(scorer._make_batches(pieces, row_length=16, rows_per_batch=8, divisor=1))
+    assert {b.rows["tokens"].shape[1] for b in batches} == {16, 32, 64, 96}
+    assert all(b.rows["tokens"].size <= 128 for b in batches)
+    by_budget = scorer.score(params, CONFIG, requests, row_length=16, batch_tokens=128)
+    expected = scorer.score(params, CONFIG, requests, row_length=96, rows_per_batch=1)
+    np.testing.assert_allclose(log_probs(by_budget), log_probs(expected), rtol=1e-5, atol=1e-5)
+
+
 def test_rolling_windows_equal_those_of_lm_eval():
     lm_eval_utils = pytest.importorskip("lm_eval.utils", reason="the reference for windows")
     for length in (1, 3, 4, 5, 8, 9, 23):
