@@ -1,0 +1,56 @@
+"""title_from_aspects: category and aspects -> the title, against titles of the same category."""
+
+from ellama_jax.evaluate.prompts import PROMPTS, ask
+from ellama_jax.evaluate.tasks.drafts import (
+    NUM_CHOICES,
+    Draft,
+    Draw,
+    Facts,
+    Generation,
+    Unusable,
+    compact,
+    lines_of,
+    overlap,
+)
+
+MIN_ASPECTS = 2
+# Of a large category so many titles are compared with the right one.
+MAX_COMPARED = 500
+
+
+def draft_title(record: dict, facts: Facts, draw: Draw) -> Draft:
+    """Asks for the title; other products' titles that share most words with it are wrong."""
+    context = _context(record, draw)
+    path, truth = tuple(record["category"]), record["title"]
+    for depth in range(len(path), max(-1, len(path) - 2), -1):
+        wrong = {}
+        for product, title in facts.titles[path[:depth]]:
+            if product != record["product_id"] and not overlap(title, truth):
+                wrong.setdefault(compact(title), title)
+        if len(wrong) >= NUM_CHOICES - 1:
+            titles = sorted(wrong.values())
+            titles = draw.rng.sample(titles, min(len(titles), MAX_COMPARED))
+            titles.sort(key=lambda title: -_likeness(title, truth))
+            near = draw.rng.sample(titles[: 2 * NUM_CHOICES], NUM_CHOICES - 1)
+            return Draft(context, [f" {title}" for title in (truth, *near)])
+    raise Unusable("too few other titles in the category")
+
+
+def generate_title(record: dict, facts: Facts, draw: Draw) -> Generation:
+    """Asks for the title without choices."""
+    return Generation(_context(record, draw), [record["title"]], "title")
+
+
+def _context(record: dict, draw: Draw) -> str:
+    if len(record["aspects"]) < MIN_ASPECTS:
+        raise Unusable(f"fewer than {MIN_ASPECTS} aspects")
+    lines = lines_of(record, draw.seed, ("category", "aspect"))
+    if compact(record["title"]) in compact("\n".join(lines)):
+        raise Unusable("title stands in the prompt")
+    return ask(lines, PROMPTS[record["language"]].title, record["language"])
+
+
+def _likeness(title: str, truth: str) -> float:
+    """Returns the share of words that two titles have in common (Jaccard)."""
+    words, others = (set(text.casefold().split()) for text in (title, truth))
+    return len(words & others) / len(words | others)
