@@ -98,7 +98,7 @@ def score_answer(item: Mapping, text: str) -> dict[str, float]:
             "shared_depth": max(shared_depth(answer, path) for path in references),
         }
     if item["metric"] == "list":
-        return {"recall_at_k": recall_at_k(answer, references)}
+        return {"recall_at_k": recall_at_k(answer, references, item["k"])}
     if item["metric"] == "title":
         return {"rouge_l": max(rouge_l(answer, title) for title in references)}
     assert item["metric"] == "price", f"unknown metric {item['metric']}"
@@ -171,16 +171,21 @@ def shared_depth(answer: str, truth: str) -> float:
     return depth / len(true)
 
 
-def recall_at_k(answer: str, references: Sequence[str]) -> float:
-    """Returns the share of the k references that are among the first k different answers.
+def recall_at_k(answer: str, references: Sequence[str], k: int) -> float:
+    """Returns how many of the first k different answers are right, over k.
 
-    >>> recall_at_k("Color, color, Brand, Size", ["size", "color"])
+    Args:
+        answer: a list, separated by commas.
+        references: k answers, or more where several are as good as the k-th.
+        k: how many were asked for.
+
+    >>> recall_at_k("Color, color, Brand, Size", ["size", "color"], 2)
     0.5
     """
     listed = re.split(r"[,;•\n]|\s\d+[.)]\s", answer)
     said = dict.fromkeys(normalise_value(re.sub(r"^\W*\d*[.)]?\s*", "", one)) for one in listed)
-    first = [one for one in said if one][: len(references)]
-    return sum(normalise_value(truth) in first for truth in references) / len(references)
+    right = {normalise_value(truth) for truth in references}
+    return sum(one in right for one in [one for one in said if one][:k]) / k
 
 
 class _Words:

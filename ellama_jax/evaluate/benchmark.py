@@ -9,6 +9,7 @@ import collections
 import hashlib
 import importlib.resources
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -31,6 +32,8 @@ from ellama_jax.evaluate.ecommerce import (
     summarise_items,
 )
 from ellama_jax.paths import as_path
+
+_log = logging.getLogger(__name__)
 
 DEFAULT_HELDOUT_FRAC = 0.2
 # So many items show a difference of 3 points between two models (`ecommerce.visible_difference`).
@@ -243,7 +246,7 @@ def _split_catalogue(args: argparse.Namespace) -> tuple[list[dict], list[dict], 
     """Returns listings to train on, those held out, and a hash of where they came from."""
     path = as_path(args.catalogue)
     if not path.is_dir():
-        records = _join_products(listings.load_listings(path), args.product_pattern)
+        records = _join_products(_clean(listings.load_listings(path)), args.product_pattern)
         frac = DEFAULT_HELDOUT_FRAC if args.heldout_frac is None else args.heldout_frac
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         return *catalogue.split_products(records, frac, args.seed), digest
@@ -266,6 +269,17 @@ def _split_catalogue(args: argparse.Namespace) -> tuple[list[dict], list[dict], 
             "with a larger split.heldout_frac."
         )
     return train, heldout, digest.hexdigest()
+
+
+def _clean(records: Sequence[dict]) -> list[dict]:
+    """Cleans listings as `curate` does; one whose title was markup only is left out."""
+    cleaned = []
+    for record in records:
+        try:
+            cleaned.append(listings.clean_listing(record)[0])
+        except ValueError as error:
+            _log.warning("left out %r: %s", record["title"][:60], error)
+    return cleaned
 
 
 def _join_products(records: Sequence[dict], pattern: str | None) -> list[dict]:

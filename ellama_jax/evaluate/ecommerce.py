@@ -190,7 +190,8 @@ def _draft_task(name, records, facts, seed, seen_titles, dropped):
                 draft = task.make(record, facts, Draw(rng, seed, ranks[0]))
             except Unusable as reason:
                 later.append(record)
-                dropped[str(reason)] += last
+                if last:
+                    dropped[str(reason)] += 1
                 continue
             asked.add(key)
             ranks.popleft()

@@ -8,6 +8,7 @@
 """
 
 import collections
+import re
 
 from ellama_jax.data.wording import LABELS, line_prompt
 from ellama_jax.evaluate.prompts import PROMPTS, ask
@@ -99,16 +100,23 @@ def generate_stated(record: dict, facts: Facts, draw: Draw) -> Generation:
 
 
 def _stated(record: dict, facts: Facts, draw: Draw) -> tuple[str, str]:
-    """Picks an aspect whose value stands in the title, and no other value of it does."""
-    title, path = record["title"], tuple(record["category"])
-    found = _named_in_title(record, facts)
-    for name in draw.rng.sample(sorted(found), len(found)):
-        longest = max(found[name], key=len)
-        rivals = [value for value in found[name] if not is_named(value, longest)]
-        given = record["aspects"].get(name)
-        if not rivals and given in (None, longest) and (path, name) in facts.values:
-            return name, longest
-    raise Unusable("title states no aspect" if title else "no title")
+    """Picks an aspect of which one value stands in the title, and no other.
+
+    Best one that the listing's own aspects confirm; else a value that recurs in the category, of an
+    aspect that the listing leaves to its title.
+    """
+    path, own = tuple(record["category"]), record["aspects"]
+    confirmed, likely = [], []
+    for name, values in sorted(_named_in_title(record, facts).items()):
+        truth = max(values, key=len)
+        if all(is_named(value, truth) for value in values):
+            if own.get(name) == truth:
+                confirmed.append((name, truth))
+            elif name not in own and facts.values[path, name][truth] > 1 and _is_closed(name, facts):
+                likely.append((name, truth))
+    if not confirmed and not likely:
+        raise Unusable("title states no aspect for certain")
+    return draw.rng.choice(confirmed or likely)
 
 
 def _named_in_title(record: dict, facts: Facts) -> dict[str, list[str]]:
@@ -132,20 +140,42 @@ def _named_in_title(record: dict, facts: Facts) -> dict[str, list[str]]:
 
 
 def _unstated(record: dict, facts: Facts, draw: Draw) -> tuple[str, None]:
-    """Picks a common aspect of the category of which neither title nor aspects say anything."""
+    """Picks a common aspect of the category of which the title says nothing."""
     path = tuple(record["category"])
     counts, total = facts.names.get(path, {}), facts.products[path]
-    given = {fold(name) for name in record["aspects"]}
     silent = [
         name
         for name in sorted(counts)
-        if fold(name) not in given
-        and counts[name] * 10 >= total
-        and not any(is_told(value, record["title"]) for value in facts.values[path, name])
+        if counts[name] * 10 >= total
+        and _is_closed(name, facts)
+        and not any(_may_tell(record["title"], value) for value in facts.values[(), name])
     ]
     if not silent:
-        raise Unusable("every common aspect is stated")
+        raise Unusable("title may state every common aspect")
     return draw.rng.choice(silent), None
+
+
+def _is_closed(name: str, facts: Facts) -> bool:
+    """Tells whether an aspect's values recur, so that a new one in a title is unlikely.
+
+    Of a brand or a model number nobody could list all that a title may hold.
+    """
+    stating = sum(names[name] for names in facts.names.values())
+    return 2 * len(facts.values[(), name]) <= stating
+
+
+def _may_tell(title: str, value: str) -> bool:
+    """Tells whether a title holds a value, or another number of its unit.
+
+    >>> _may_tell("Power bank, 6500 mAh", "5000 mAh"), _may_tell("Oak bench, 2 m", "5 kg")
+    (True, False)
+    """
+    if is_told(value, title):
+        return True
+    unit = re.sub(r"[\d.,]+", " ", value.casefold()).split()
+    if unit == value.casefold().split():
+        return False
+    return bool(re.search(r"\d\W?" + r"\W*".join(map(re.escape, unit)), title.casefold()))
 
 
 def category_aspects(facts: Facts) -> tuple[list[dict], collections.Counter]:
@@ -205,14 +235,13 @@ def draft_common(unit: dict, facts: Facts, draw: Draw) -> Draft:
 
 
 def generate_common(unit: dict, facts: Facts, draw: Draw) -> Generation:
-    """Asks for the k most common aspects; k is where the next one is stated less often."""
-    ranked = facts.names.get(unit["path"], collections.Counter()).most_common()
-    counts = [count for _, count in ranked] + [0]
-    # Between equally common aspects no list could end.
-    ends = [k for k in range(2, min(MAX_LISTED, len(ranked)) + 1) if counts[k - 1] > counts[k]]
-    if not ends:
-        raise Unusable("fewer than two aspects" if len(ranked) < 2 else "aspects equally common")
-    size = ends[-1]
+    """Asks for the k most common aspects; all that are as common as the k-th are right."""
+    counts = facts.names.get(unit["path"], collections.Counter())
+    ranked = sorted(counts, key=lambda name: (-counts[name], name))
+    size = min(MAX_LISTED, len(ranked))
+    if size < 2:
+        raise Unusable("fewer than two aspects")
+    right = [name for name in ranked if counts[name] >= counts[ranked[size - 1]]]
     question = PROMPTS[unit["language"]].common_list.format(size)
     context = ask([_category_line(unit)], question, unit["language"])
-    return Generation(context, [name for name, _ in ranked[:size]], "list")
+    return Generation(context, right, "list", {"k": size})

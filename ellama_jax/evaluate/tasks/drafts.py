@@ -73,20 +73,20 @@ class Facts:
     Attributes:
         language: which.
         categories: all paths.
-        values: {(path or its beginning, aspect): values}.
+        values: {(path or its beginning, aspect): {value: number of listings}}.
         names: {path: {aspect: number of products that state it}}.
         products: {path: number of products}.
-        titles: {path or its beginning: [(product id, title)]}, in a stable order.
+        listings: {path or its beginning: listings}, in the order given.
         heldout: the listings held out, of every language, by product id.
         peers: the same by (language, path).
     """
 
     language: str
     categories: set[tuple[str, ...]]
-    values: dict[tuple, set[str]]
+    values: dict[tuple, collections.Counter]
     names: dict[tuple[str, ...], collections.Counter]
     products: collections.Counter
-    titles: dict[tuple[str, ...], list[tuple[str, str]]]
+    listings: dict[tuple[str, ...], list[dict]]
     heldout: dict[str, list[dict]]
     peers: dict[tuple, list[dict]]
 
@@ -95,7 +95,8 @@ def collect_facts(
     language: str, train_listings: Sequence[dict], heldout_listings: Sequence[dict]
 ) -> Facts:
     """Gathers the facts of one language from all listings; a product counts once a category."""
-    values, titles = collections.defaultdict(set), collections.defaultdict(list)
+    values = collections.defaultdict(collections.Counter)
+    below = collections.defaultdict(list)
     stated, members = collections.defaultdict(set), collections.defaultdict(set)
     heldout, peers = collections.defaultdict(list), collections.defaultdict(list)
     categories = set()
@@ -107,9 +108,9 @@ def collect_facts(
             continue
         path, product = tuple(record["category"]), record["product_id"]
         for depth in range(len(path) + 1):
-            titles[path[:depth]].append((product, record["title"]))
+            below[path[:depth]].append(record)
             for name, value in record["aspects"].items():
-                values[path[:depth], name].add(value)
+                values[path[:depth], name][value] += 1
         if path:
             categories.add(path)
             members[path].add(product)
@@ -119,7 +120,7 @@ def collect_facts(
     for (path, name), products in stated.items():
         names[path][name] = len(products)
     counts = collections.Counter({path: len(products) for path, products in members.items()})
-    return Facts(language, categories, values, dict(names), counts, titles, heldout, peers)
+    return Facts(language, categories, values, dict(names), counts, below, heldout, peers)
 
 
 def lines_of(record: dict, seed: int, fields: Sequence[str]) -> list[str]:

@@ -1,4 +1,10 @@
-"""title_from_aspects: category and aspects -> the title, against titles of the same category."""
+"""title_from_aspects: category and aspects -> the title, against titles of the same category.
+
+A wrong title is that of a listing that says something else for at least one of the aspects shown:
+nothing could tell it from the right one otherwise.
+"""
+
+import collections
 
 from ellama_jax.evaluate.prompts import PROMPTS, ask
 from ellama_jax.evaluate.tasks.drafts import (
@@ -23,12 +29,8 @@ def draft_title(record: dict, facts: Facts, draw: Draw) -> Draft:
     context = _context(record, draw)
     path, truth = tuple(record["category"]), record["title"]
     for depth in range(len(path), max(-1, len(path) - 2), -1):
-        wrong = {}
-        for product, title in facts.titles[path[:depth]]:
-            if product != record["product_id"] and not overlap(title, truth):
-                wrong.setdefault(compact(title), title)
-        if len(wrong) >= NUM_CHOICES - 1:
-            titles = sorted(wrong.values())
+        titles = _wrong_titles(record, facts.listings[path[:depth]])
+        if len(titles) >= NUM_CHOICES - 1:
             titles = draw.rng.sample(titles, min(len(titles), MAX_COMPARED))
             titles.sort(key=lambda title: -_likeness(title, truth))
             near = draw.rng.sample(titles[: 2 * NUM_CHOICES], NUM_CHOICES - 1)
@@ -48,6 +50,27 @@ def _context(record: dict, draw: Draw) -> str:
     if compact(record["title"]) in compact("\n".join(lines)):
         raise Unusable("title stands in the prompt")
     return ask(lines, PROMPTS[record["language"]].title, record["language"])
+
+
+def _wrong_titles(record: dict, others: list[dict]) -> list[str]:
+    """Returns titles that no listing has whose aspects could be the record's."""
+    owners = collections.defaultdict(list)
+    for other in others:
+        owners[compact(other["title"])].append(other)
+    return sorted(
+        listings[0]["title"]
+        for listings in owners.values()
+        if not overlap(listings[0]["title"], record["title"])
+        and all(_contradicts(other, record) for other in listings)
+    )
+
+
+def _contradicts(other: dict, record: dict) -> bool:
+    """Tells whether two listings say different things for an aspect."""
+    shared = other["aspects"].keys() & record["aspects"].keys()
+    return other["product_id"] != record["product_id"] and any(
+        not overlap(other["aspects"][name], record["aspects"][name]) for name in shared
+    )
 
 
 def _likeness(title: str, truth: str) -> float:
