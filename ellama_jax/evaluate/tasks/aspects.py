@@ -1,10 +1,10 @@
 """Tasks about aspects: a value that is not told, one that is, and which aspects a category has.
 
-    aspect_prediction    title, category, other aspects, "Material:" -> the value, against three
-                         other values of that aspect in the same category
-    stated_aspect        title, category, what does it state for "Color"? -> a value that stands
-                         there, or "not stated"
-    common_aspects       category, what is stated most often? -> an aspect's name, or several
+aspect_prediction    title, category, other aspects, "Material:" -> the value, against three
+                     other values of that aspect in the same category
+stated_aspect        title, category, what does it state for "Color"? -> a value that stands
+                     there, or "not stated"
+common_aspects       category, what is stated most often? -> an aspect's name, or several
 """
 
 import collections
@@ -87,7 +87,7 @@ def draft_stated(record: dict, facts: Facts, draw: Draw) -> Draft:
     count = NUM_CHOICES - (1 if truth is None else 2)
     wrong = wrong_values(record, name, fair, facts, draw.rng, count)
     if nothing in map(fold, (truth or "", *wrong)):
-        raise Unusable("a value reads like \"not stated\"")
+        raise Unusable('a value reads like "not stated"')
     answers = [nothing, *wrong] if truth is None else [truth, nothing, *wrong]
     question = PROMPTS[record["language"]].stated.format(name)
     return Draft(ask(prompt, question, record["language"]), [f" {text}" for text in answers])
@@ -112,7 +112,9 @@ def _stated(record: dict, facts: Facts, draw: Draw) -> tuple[str, str]:
         if all(is_named(value, truth) for value in values):
             if own.get(name) == truth:
                 confirmed.append((name, truth))
-            elif name not in own and facts.values[path, name][truth] > 1 and _is_closed(name, facts):
+            elif (
+                name not in own and facts.values[path, name][truth] > 1 and _is_closed(name, facts)
+            ):
                 likely.append((name, truth))
     if not confirmed and not likely:
         raise Unusable("title states no aspect for certain")
@@ -135,7 +137,9 @@ def _named_in_title(record: dict, facts: Facts) -> dict[str, list[str]]:
     # Where one word is the value of two aspects, the title does not say whose it is.
     owners = collections.Counter(value for values in found.values() for value in set(values))
     return {
-        name: values for name, values in found.items() if all(owners[value] == 1 for value in values)
+        name: values
+        for name, values in found.items()
+        if all(owners[value] == 1 for value in values)
     }
 
 

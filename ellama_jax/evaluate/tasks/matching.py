@@ -35,7 +35,9 @@ def draft_match(record: dict, facts: Facts, draw: Draw) -> Draft:
 
 def _stranger(record: dict, twin: dict, facts: Facts) -> dict:
     """Returns another product's listing, in the twin's language, that is most like the first's."""
-    like = [one for one in facts.heldout[record["product_id"]] if one["language"] == twin["language"]]
+    like = [
+        one for one in facts.heldout[record["product_id"]] if one["language"] == twin["language"]
+    ]
     model = min(like, key=_order)
     same_titles = {compact(one["title"]) for one in like}
     others = [

@@ -1,8 +1,8 @@
 """Tasks about prices, written as the language writes them.
 
-    price_prediction    all of a listing but price and description, "Price:" -> the price, against
-                        three steps of a factor 2.5, the true one at a random rank
-    price_bins          the same listing, in which price range? -> one of four neighbouring ranges
+price_prediction    all of a listing but price and description, "Price:" -> the price, against
+                    three steps of a factor 2.5, the true one at a random rank
+price_bins          the same listing, in which price range? -> one of four neighbouring ranges
 """
 
 import bisect
