@@ -12,6 +12,8 @@ from ellama_jax.data import catalogue, listings
 from ellama_jax.evaluate import answers, benchmark, ecommerce
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+WOODS = ["Alder", "Beech", "Cedar", "Elm", "Fir", "Hazel", "Larch", "Maple", "Oak", "Pine", "Teak",
+         "Willow"]  # fmt: skip
 LISTINGS = list(catalogue.generate_listings(0, 240))
 
 
@@ -29,7 +31,7 @@ def build(tmp_path, records, *options):
 
 def make_variant(number, size, **changes):
     return {
-        "title": f"Alder Bench {number}, {size}", "category": ["Home", "Benches"],
+        "title": f"{WOODS[number]} Bench, {size}", "category": ["Home", "Benches"],
         "aspects": {"Size": size}, "price": 49.99, "currency": "USD", "description": "",
         "language": "en", "product_id": f"B{number}-{size}", **changes,
     }  # fmt: skip

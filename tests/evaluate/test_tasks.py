@@ -192,12 +192,15 @@ def test_a_wrong_title_belongs_to_listings_that_contradict_what_is_shown(built):
     for item in of_task(built, "title_from_aspects"):
         mine = by_key[item["product_id"], item["language"]]["aspects"]
         for title in wrong(item):
+            assert title.split(",")[0] != right(item).split(",")[0]
             for other in owners[title, item["language"]]:
-                assert any(other[name] != mine[name] for name in other.keys() & mine.keys())
+                shared = other.keys() & mine.keys()
+                assert sum(other[name] != mine[name] for name in shared) >= len(shared) / 2 > 0
 
 
 def test_listings_match_where_they_are_of_one_product(built):
     owners = {(r["title"], r["language"]): r for r in LISTINGS}
+    owners_of = {(r["product_id"], r["language"]): r for r in LISTINGS}
     labels = {code: listings.line_prompt(listings.LABELS[code]["title"], code) for code in PROMPTS}
     answers = collections.Counter()
     for item in of_task(built, "product_matching"):
@@ -212,6 +215,9 @@ def test_listings_match_where_they_are_of_one_product(built):
         assert first["product_id"] == item["product_id"]
         assert (second["product_id"] == item["product_id"]) == (item["answer"] == 0)
         assert first["language"] == item["language"]
+        if item["answer"] == 1:  # another series or brand, not another color or size
+            model = owners_of[item["product_id"], second["language"]]
+            assert model["title"].split(",")[0] != second["title"].split(",")[0]
         answers[item["answer"], second["language"] == first["language"]] += 1
     # Neither the language nor anything else about the second listing's kind gives the answer away.
     assert {same for _, same in answers} == {False}
@@ -320,6 +326,21 @@ def test_numbers_that_name_a_product_are_not_shown():
     made = matching.draft_match(pair[0], collect_facts("en", [], pair), draw(rank=0))
     assert "4006381333931" not in made.context and "XB700-2" not in made.context
     assert made.context.count("Color: Red") == 2
+
+
+def test_another_color_or_size_is_no_other_product():
+    pair = [make_listing("1", title=f"Alder Bench, Red, {n} m") for n in (1, 2)]
+    shop = [
+        make_listing("2", title="Alder Bench, Blue, 2 m"),
+        make_listing("3", title="Oak Stool", aspects={"Color": "Blue"}),
+    ]
+    train = [make_listing("4", aspects={"Color": "Red"})]
+    facts = collect_facts("en", train, pair + shop)
+    made = matching.draft_match(pair[0], facts, draw(rank=1))
+    assert "Title: Oak Stool" in made.context
+    with pytest.raises(Unusable, match="no other product of the category held out"):
+        matching.draft_match(pair[0], collect_facts("en", [*train, shop[1]], pair + shop[:1]),
+                             draw(rank=1))  # fmt: skip
 
 
 def test_the_hardest_stranger_shares_brand_and_words():

@@ -13,6 +13,11 @@ from collections.abc import Iterable, Sequence
 from ellama_jax.data import listings
 
 NUM_CHOICES = 4
+# Names of aspects that variants of one product differ in, as `compact` writes them.
+_OPTION_NAMES = frozenset(
+    ("color", "colour", "farbe", "couleur", "colore", "size", "größe", "grösse", "groesse")
+    + ("taille", "pointure", "taglia", "misura", "numero", "talla", "tamaño", "número")
+)
 
 
 class Unusable(Exception):
@@ -79,6 +84,7 @@ class Facts:
         listings: {path or its beginning: listings}, in the order given.
         heldout: the listings held out, of every language, by product id.
         peers: the same by (language, path).
+        options: words that name colors and sizes, of every language.
     """
 
     language: str
@@ -89,6 +95,7 @@ class Facts:
     listings: dict[tuple[str, ...], list[dict]]
     heldout: dict[str, list[dict]]
     peers: dict[tuple, list[dict]]
+    options: set[str]
 
 
 def collect_facts(
@@ -99,7 +106,11 @@ def collect_facts(
     below = collections.defaultdict(list)
     stated, members = collections.defaultdict(set), collections.defaultdict(set)
     heldout, peers = collections.defaultdict(list), collections.defaultdict(list)
-    categories = set()
+    categories, options = set(), set()
+    for record in [*train_listings, *heldout_listings]:
+        for name, value in record["aspects"].items():
+            if compact(name) in _OPTION_NAMES:
+                options.update(words_of(value))
     for record in heldout_listings:
         heldout[record["product_id"]].append(record)
         peers[record["language"], tuple(record["category"])].append(record)
@@ -120,7 +131,7 @@ def collect_facts(
     for (path, name), products in stated.items():
         names[path][name] = len(products)
     counts = collections.Counter({path: len(products) for path, products in members.items()})
-    return Facts(language, categories, values, dict(names), counts, below, heldout, peers)
+    return Facts(language, categories, values, dict(names), counts, below, heldout, peers, options)
 
 
 def lines_of(record: dict, seed: int, fields: Sequence[str]) -> list[str]:
@@ -181,15 +192,40 @@ def is_told(value: str, text: str) -> bool:
     return fold(value) in fold(text) or bool(compact(value)) and compact(value) in compact(text)
 
 
+def words_of(text: str) -> list[str]:
+    """Splits a text into words of letters and digits, without case."""
+    return "".join(sign if sign.isalnum() else " " for sign in text.casefold()).split()
+
+
 def is_named(value: str, text: str) -> bool:
     """Tells whether a value stands in a text as whole words.
 
     >>> is_named("red", "Mug, Red"), is_named("red", "Shredded mug")
     (True, False)
     """
-    words = "".join(sign if sign.isalnum() else " " for sign in text.casefold()).split()
-    sought = "".join(sign if sign.isalnum() else " " for sign in value.casefold()).split()
-    return bool(sought) and f" {' '.join(sought)} " in f" {' '.join(words)} "
+    sought = " ".join(words_of(value))
+    return bool(sought) and f" {sought} " in f" {' '.join(words_of(text))} "
+
+
+def may_be_variant(title: str, other: str, options: set[str]) -> bool:
+    """Tells whether two titles differ in colors, sizes and numbers alone.
+
+    Shops that list each color by itself have several products that a buyer calls one.
+
+    >>> may_be_variant("Alder Bench, Red, 1 seat", "Alder Bench, Blue, 2 seats", {"red", "blue"})
+    True
+    >>> may_be_variant("Alder Bench, Red", "Alder Stool, Red", {"red"})
+    False
+    """
+    words, others = set(words_of(title)), set(words_of(other))
+    shared_stems = {word[:4] for word in words} & {word[:4] for word in others}
+    return all(
+        any(sign.isdigit() for sign in word)
+        or word in options
+        or len(word) == 1
+        or word[:4] in shared_stems  # a plural
+        for word in words ^ others
+    )
 
 
 def overlap(value: str, truth: str) -> bool:

@@ -1,14 +1,22 @@
 """product_matching: two listings -> whether they show one product, yes or no.
 
 The second listing is a variant or duplicate of the first, or its translation; or, as often, another
-product of the same category, brand and wording. Both are held out. Numbers that name a product
-(GTIN, model number) are not shown.
+product of the same category, brand and wording, whose title differs in more than color, size or
+numbers. Both are held out. Numbers that name a product (GTIN, model number) are not shown.
 """
 
 from ellama_jax.data.splits import identifiers
 from ellama_jax.data.wording import LABELS, line_prompt
 from ellama_jax.evaluate.prompts import PROMPTS, ask
-from ellama_jax.evaluate.tasks.drafts import Draft, Draw, Facts, Unusable, compact, lines_of
+from ellama_jax.evaluate.tasks.drafts import (
+    Draft,
+    Draw,
+    Facts,
+    Unusable,
+    compact,
+    lines_of,
+    may_be_variant,
+)
 
 
 def draft_match(record: dict, facts: Facts, draw: Draw) -> Draft:
@@ -39,12 +47,11 @@ def _stranger(record: dict, twin: dict, facts: Facts) -> dict:
         one for one in facts.heldout[record["product_id"]] if one["language"] == twin["language"]
     ]
     model = min(like, key=_order)
-    same_titles = {compact(one["title"]) for one in like}
     others = [
         other
         for other in facts.peers[twin["language"], tuple(twin["category"])]
         if other["product_id"] != record["product_id"]
-        and compact(other["title"]) not in same_titles
+        and not any(may_be_variant(other["title"], one["title"], facts.options) for one in like)
     ]
     if not others:
         raise Unusable("no other product of the category held out")

@@ -1,7 +1,8 @@
 """title_from_aspects: category and aspects -> the title, against titles of the same category.
 
-A wrong title is that of a listing that says something else for at least one of the aspects shown:
-nothing could tell it from the right one otherwise.
+A wrong title is that of a listing that says something else for at least half of the aspects that
+both have, and differs from the right one in more than color, size and numbers: nothing could tell
+it from the right one otherwise.
 """
 
 import collections
@@ -16,6 +17,7 @@ from ellama_jax.evaluate.tasks.drafts import (
     Unusable,
     compact,
     lines_of,
+    may_be_variant,
     overlap,
 )
 
@@ -29,7 +31,7 @@ def draft_title(record: dict, facts: Facts, draw: Draw) -> Draft:
     context = _context(record, draw)
     path, truth = tuple(record["category"]), record["title"]
     for depth in range(len(path), max(-1, len(path) - 2), -1):
-        titles = _wrong_titles(record, facts.listings[path[:depth]])
+        titles = _wrong_titles(record, facts.listings[path[:depth]], facts.options)
         if len(titles) >= NUM_CHOICES - 1:
             titles = draw.rng.sample(titles, min(len(titles), MAX_COMPARED))
             titles.sort(key=lambda title: -_likeness(title, truth))
@@ -52,7 +54,7 @@ def _context(record: dict, draw: Draw) -> str:
     return ask(lines, PROMPTS[record["language"]].title, record["language"])
 
 
-def _wrong_titles(record: dict, others: list[dict]) -> list[str]:
+def _wrong_titles(record: dict, others: list[dict], options: set[str]) -> list[str]:
     """Returns titles that no listing has whose aspects could be the record's."""
     owners = collections.defaultdict(list)
     for other in others:
@@ -61,15 +63,17 @@ def _wrong_titles(record: dict, others: list[dict]) -> list[str]:
         listings[0]["title"]
         for listings in owners.values()
         if not overlap(listings[0]["title"], record["title"])
+        and not may_be_variant(listings[0]["title"], record["title"], options)
         and all(_contradicts(other, record) for other in listings)
     )
 
 
 def _contradicts(other: dict, record: dict) -> bool:
-    """Tells whether two listings say different things for an aspect."""
+    """Tells whether two listings of different products say different things for most aspects."""
     shared = other["aspects"].keys() & record["aspects"].keys()
-    return other["product_id"] != record["product_id"] and any(
-        not overlap(other["aspects"][name], record["aspects"][name]) for name in shared
+    differ = sum(not overlap(other["aspects"][n], record["aspects"][n]) for n in shared)
+    return (
+        other["product_id"] != record["product_id"] and bool(shared) and 2 * differ >= len(shared)
     )
 
 
