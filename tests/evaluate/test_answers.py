@@ -37,6 +37,8 @@ def test_values_that_say_the_same_match(said, truth):
     ("said", "truth", "f1"),
     [
         ("dark oak", "oak", 2 / 3),
+        ("S, M", "M", 2 / 3),  # more than asked
+        ("M", "M, S", 2 / 3),  # less
         ("the oak", "pine", 0.0),
         ("", "oak", 0.0),
         ("27 cm", "27.5 cm", 0.5),  # the unit, not the number

@@ -356,6 +356,29 @@ def test_the_hardest_stranger_shares_brand_and_words():
     assert made.place == 1 and "Title: Nyx lamp stand" in made.context
 
 
+def test_a_products_own_other_listing_is_no_stranger():
+    pair = [make_listing("1", title=title) for title in ("Nyx lamp", "Reading light")]
+    with pytest.raises(Unusable, match="no other product of the category held out"):
+        matching.draft_match(pair[0], collect_facts("en", [], pair), draw(rank=1))
+
+
+def test_a_record_that_fits_another_rank_is_tried_again():
+    # Every title states its wood, and a quarter of the answers has to be "not stated": whatever the
+    # order, the two plain titles are asked for what they do not state, and the others wait.
+    woods = ["Oak", "Pine", "Ash", "Elm"]
+    shop = [
+        make_listing(f"{n}{wood}", title=f"{wood} bench {'abcdef'[n]}", aspects={"Wood": wood})
+        for n in range(6)
+        for wood in woods
+    ]
+    plain = [make_listing(str(n), title=f"Bench {n}", aspects={"Wood": "Oak"}) for n in range(2)]
+    for seed in range(5):
+        built = build(seed, heldout=[*shop, *plain], train=(), tasks=["stated_aspect"])
+        silent = [item for item in built.items if right(item) == "not stated"]
+        assert {item["product_id"] for item in silent} == {"0", "1"}
+        assert len(built.items) >= 6
+
+
 def test_ratings_take_turns_until_the_rarest_runs_out():
     many = [make_review("en", 5, n) for n in range(9)] + [make_review("en", 1, n) for n in (20, 21)]
     ordered = ratings.interleave_ratings(many, random.Random(0))
