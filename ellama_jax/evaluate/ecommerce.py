@@ -300,8 +300,9 @@ def summarise_items(items: Iterable[dict]) -> dict[str, dict[str, dict]]:
     """Says for each task and language what its items can tell.
 
     Returns:
-        {task: {language: {n, visible_difference}}}, and for multiple choice `chance`, the share that
-        guessing gets, and `commonest`, the share that always naming the same place gets.
+        {task: {language: {n}}}, and for multiple choice `visible_difference`, `chance`, the share
+        that guessing gets, `commonest`, the share that always naming the same place gets, and where
+        wrong answers differ in worth `chance_credit`, the credit that guessing gets.
     """
     groups = collections.defaultdict(lambda: collections.defaultdict(list))
     for item in items:
@@ -313,13 +314,18 @@ def summarise_items(items: Iterable[dict]) -> dict[str, dict[str, dict]]:
 
 
 def _summarise(items: Sequence[dict]) -> dict:
-    told = {"n": len(items), "visible_difference": round(visible_difference(len(items)), 3)}
+    told = {"n": len(items)}
     if "choices" not in items[0]:
         return told
+    told["visible_difference"] = round(visible_difference(len(items)), 3)
     places = collections.Counter(item["answer"] for item in items)
     chance = sum(1 / len(item["choices"]) for item in items) / len(items)
     commonest = max(places.values()) / len(items)
-    return told | {"chance": round(chance, 4), "commonest": round(commonest, 4)}
+    told |= {"chance": round(chance, 4), "commonest": round(commonest, 4)}
+    if "credits" in items[0]:
+        credit = sum(sum(item["credits"]) / len(item["credits"]) for item in items) / len(items)
+        told["chance_credit"] = round(credit, 4)
+    return told
 
 
 def read_items(benchmark_dir: str | Path, split: str | None = None) -> list[dict]:

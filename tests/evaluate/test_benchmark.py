@@ -68,6 +68,13 @@ def test_the_summary_tells_chance_and_what_can_be_seen(bench):
     assert told["price_bins"]["de"]["chance"] == 0.25
     assert told["product_matching"]["de"]["chance"] == 0.5
     assert told["review_rating"]["en"]["chance"] == 0.2
+    # Of stars 1 to 5 in turn: 1 - the mean distance of two numbers drawn from them, over 4.
+    items = [
+        {"task": "t", "language": "en", "choices": list("abcde"), "answer": n,
+         "credits": [1 - abs(n - m) / 4 for m in range(5)]}
+        for n in range(5)
+    ]  # fmt: skip
+    assert ecommerce.summarise_items(items)["t"]["en"]["chance_credit"] == 0.6
     assert "chance" not in told["price_prediction_generate"]["de"]
     tests = [i for i in ecommerce.read_items(bench[0], "test") if i["task"] == "price_bins"]
     count = sum(item["language"] == "de" for item in tests)
