@@ -36,8 +36,8 @@ from ellama_jax.paths import as_path
 _log = logging.getLogger(__name__)
 
 DEFAULT_HELDOUT_FRAC = 0.2
-# So many items show a difference of 3 points between two models (`ecommerce.visible_difference`).
-DEFAULT_ITEMS = 900
+# So many items show such a difference between two models (`ecommerce.visible_difference`).
+DEFAULT_ITEMS, SOUGHT_DIFFERENCE = 900, 0.03
 MAX_BAD_REVIEWS_FRAC = 0.01
 
 
@@ -233,7 +233,7 @@ def _print_summary(summary: dict) -> None:
         told["visible_difference"]
         for task in CHOICE_TASKS
         for told in summary["tells"].get(task, {}).values()
-        if told["n"] < DEFAULT_ITEMS * 0.95
+        if told["visible_difference"] > SOUGHT_DIFFERENCE
     ]
     if blurred:
         print(
