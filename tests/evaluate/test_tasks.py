@@ -299,8 +299,18 @@ def test_a_number_of_the_same_unit_may_state_an_aspect():
     # 6500 mAh is nowhere a value, but a title with it states the capacity.
     shop = [make_listing(str(n), aspects={"Capacity": "5000 mAh"}) for n in range(9)]
     told = make_listing("x", title="Power bank, 6500 mAh", aspects={})
-    with pytest.raises(Unusable, match="title may state every common aspect"):
+    with pytest.raises(Unusable, match="title or category may state every common aspect"):
         aspects.draft_stated(told, collect_facts("en", shop, [told]), draw(rank=0))
+
+
+def test_a_category_may_state_an_aspect():
+    shop = [
+        make_listing(str(n), aspects={"Gender": who}, category=["Shoes", "Girls"])
+        for n, who in enumerate(["Girls", "Boys", "Women", "Men"] * 3)
+    ]
+    plain = make_listing("x", title="Canvas shoes", aspects={}, category=["Shoes", "Girls"])
+    with pytest.raises(Unusable, match="title or category may state every common aspect"):
+        aspects.draft_stated(plain, collect_facts("en", shop, [plain]), draw(rank=0))
 
 
 def test_a_value_that_the_listing_contradicts_is_not_asked_for():

@@ -82,7 +82,7 @@ def draft_stated(record: dict, facts: Facts, draw: Draw) -> Draft:
     name, truth = (_unstated if draw.rank == 0 else _stated)(record, facts, draw)
 
     def fair(value):
-        return not is_told(value, record["title"]) and not (truth and overlap(value, truth))
+        return not is_told(value, _shown(record)) and not (truth and overlap(value, truth))
 
     count = NUM_CHOICES - (1 if truth is None else 2)
     wrong = wrong_values(record, name, fair, facts, draw.rng, count)
@@ -97,6 +97,10 @@ def generate_stated(record: dict, facts: Facts, draw: Draw) -> Generation:
     """Asks what `draft_stated` asks, without choices."""
     draft = draft_stated(record, facts, draw)
     return Generation(draft.context, [draft.choices[0].strip()], "value")
+
+
+def _shown(record: dict) -> str:
+    return "\n".join([record["title"], *record["category"]])
 
 
 def _stated(record: dict, facts: Facts, draw: Draw) -> tuple[str, str]:
@@ -144,18 +148,18 @@ def _named_in_title(record: dict, facts: Facts) -> dict[str, list[str]]:
 
 
 def _unstated(record: dict, facts: Facts, draw: Draw) -> tuple[str, None]:
-    """Picks a common aspect of the category of which the title says nothing."""
-    path = tuple(record["category"])
+    """Picks a common aspect of the category of which neither its name nor the title says anything."""
+    path, shown = tuple(record["category"]), _shown(record)
     counts, total = facts.names.get(path, {}), facts.products[path]
     silent = [
         name
         for name in sorted(counts)
         if counts[name] * 10 >= total
         and _is_closed(name, facts)
-        and not any(_may_tell(record["title"], value) for value in facts.values[(), name])
+        and not any(_may_tell(shown, value) for value in facts.values[(), name])
     ]
     if not silent:
-        raise Unusable("title may state every common aspect")
+        raise Unusable("title or category may state every common aspect")
     return draw.rng.choice(silent), None
 
 
@@ -190,8 +194,9 @@ def category_aspects(facts: Facts) -> tuple[list[dict], collections.Counter]:
         if total < MIN_PRODUCTS:
             dropped[f"category of fewer than {MIN_PRODUCTS} products"] += 1
             continue
-        ranked = facts.names.get(path, collections.Counter()).most_common(MAX_LISTED)
-        common = sorted(name for name, count in ranked if count >= COMMON_FRAC * total)
+        counts = facts.names.get(path, collections.Counter())
+        ranked = sorted(counts, key=lambda name: (-counts[name], name))[:MAX_LISTED]
+        common = [name for name in ranked if counts[name] >= COMMON_FRAC * total]
         if not common:
             dropped["no aspect that half of the category's products state"] += 1
         units += [_category_unit(path, facts, name) for name in common]
