@@ -1,52 +1,86 @@
-"""Owns the e-commerce tasks: multiple-choice items made from held-out listings of any catalogue.
+"""Owns the e-commerce tasks: items made from held-out listings and reviews of any catalogue.
 
-Every prompt is a listing's own document (data/listings.py), cut before the line that is asked for,
-so a model is asked exactly what continued pretraining taught it to write. Reading listings belongs
-to data/, scoring the items to `scorecard`.
+The tasks themselves are in `tasks/`, their wording in `prompts`. Three are a listing's own document
+(data/listings.py), cut before the line that is asked for, so a model is asked exactly what
+continued pretraining taught it to write; the others ask a question in the listing's language. This
+module draws which records are asked, balances and finishes the items, and splits them by product.
+Reading listings belongs to data/, scoring to `scorecard` and `answers`.
 
-    aspect_prediction    title, category, other aspects, "Material:" -> the value, against three
-                         other values of that aspect in the same category
-    category_prediction  title, "Category:" -> the path, against three of its nearest relatives
-    price_prediction     all of it but price and description, "Price:" -> the price, against three
-                         steps of a factor 2.5, the true one at a random rank
+A multiple-choice item is a dict of id, task, domain, language, context, choices, answer, metric,
+product_id, and, where some wrong answers are better than others, `credits`. A generated one has
+`references`, and what its metric needs, in the place of choices and answer.
 """
 
 import collections
 import dataclasses
 import hashlib
 import json
+import math
 import random
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from ellama_jax.data import listings
+from ellama_jax.evaluate.tasks import aspects, categories, matching, prices, ratings, titles
+from ellama_jax.evaluate.tasks.drafts import (
+    NUM_CHOICES,
+    Draft,
+    Draw,
+    Facts,
+    Generation,
+    Unusable,
+    collect_facts,
+    fold,
+)
+from ellama_jax.evaluate.tasks.prices import PRICE_RATIO
 
-TASKS = ("aspect_prediction", "category_prediction", "price_prediction")
+__all__ = [
+    "CHOICE_TASKS", "DOCUMENT_TASKS", "GENERATED_TASKS", "LANGUAGES", "NUM_CHOICES", "PRICE_RATIO",
+    "TASKS", "Benchmark", "assign_splits", "build_benchmark", "build_items", "read_generated",
+    "read_items", "summarise_items", "visible_difference",
+]  # fmt: skip
+
 LANGUAGES = ("en", "de", "fr", "it", "es")
-NUM_CHOICES = 4
-# Each wrong price is this factor, or a power of it, from the true one: far enough apart to be told
-# by what the product is, close enough not to be silly.
-PRICE_RATIO = 2.5
+# How often two models that are compared answer an item differently, where nothing better is known.
+DISCORDANT_FRAC = 0.2
+
+
+@dataclasses.dataclass(frozen=True)
+class _Task:
+    """How one task is made: of which records, by which maker, balanced over how many ranks."""
+
+    make: Callable[..., Draft | Generation]
+    records: str = "listings"
+    num_ranks: int = NUM_CHOICES
+
+
+_TASKS = {
+    "aspect_prediction": _Task(aspects.draft_aspect),
+    "category_prediction": _Task(categories.draft_category),
+    "price_prediction": _Task(prices.draft_price),
+    "price_bins": _Task(prices.draft_bins),
+    "stated_aspect": _Task(aspects.draft_stated),
+    "common_aspects": _Task(aspects.draft_common, "category aspects"),
+    "title_from_aspects": _Task(titles.draft_title),
+    "product_matching": _Task(matching.draft_match, num_ranks=2),
+    "review_rating": _Task(ratings.draft_rating, "reviews"),
+    "aspect_prediction_generate": _Task(aspects.generate_aspect),
+    "category_prediction_generate": _Task(categories.generate_category),
+    "price_prediction_generate": _Task(prices.generate_price),
+    "stated_aspect_generate": _Task(aspects.generate_stated),
+    "common_aspects_generate": _Task(aspects.generate_common, "categories"),
+    "title_from_aspects_generate": _Task(titles.generate_title),
+}
+GENERATED_TASKS = tuple(name for name in _TASKS if name.endswith("_generate"))
+CHOICE_TASKS = TASKS = tuple(name for name in _TASKS if name not in GENERATED_TASKS)
+DOCUMENT_TASKS = ("aspect_prediction", "category_prediction", "price_prediction")
 
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-    """Holds items, and how many listings gave none and why: {task: {reason: count}}."""
+    """Holds items, and how many records gave none and why: {task: {reason: count}}."""
 
     items: list[dict]
     dropped: dict[str, dict[str, int]]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Draft:
-    """One question before its answers are shuffled: documents' lines, the right one first."""
-
-    prompt: list[str]
-    lines: list[str]
-
-
-class _Unusable(Exception):
-    """Raised where a listing gives no fair question; the text is the reason that is counted."""
 
 
 def build_items(
@@ -74,11 +108,13 @@ def build_benchmark(
     items_per_task: int,
     languages: Sequence[str] = LANGUAGES,
     train_listings: Sequence[dict] = (),
+    heldout_reviews: Sequence[dict] = (),
+    tasks: Sequence[str] = DOCUMENT_TASKS,
 ) -> Benchmark:
     """Builds at most `items_per_task` items of each task in each language, one a product.
 
-    The right answer stands at each of the four places equally often, and the true price at each of
-    the four ranks. The same arguments give the same items.
+    The right answer stands at each place equally often (stars and yes and no keep their order), and
+    the true price at each of the four ranks. The same arguments give the same items.
 
     Args:
         heldout_listings: records of products that no training text mentions.
@@ -87,37 +123,158 @@ def build_benchmark(
         languages: which to build.
         train_listings: records that training sees. They lend wrong answers, and a held-out listing
             with the very title of one of them is dropped.
+        heldout_reviews: records of data/reviews.py that no training text holds.
+        tasks: names out of `TASKS` and `GENERATED_TASKS`.
 
     Returns:
-        Items (dicts of id, task, domain, language, context, choices, answer, metric, product_id)
-        and the counts of what was dropped.
+        The items and the counts of what was dropped.
+
+    Raises:
+        ValueError: for a name that is no task.
     """
-    everything = [*train_listings, *heldout_listings]
-    seen_titles = {(r["language"], _fold(r["title"])) for r in train_listings}
-    items, dropped = [], {task: collections.Counter() for task in TASKS}
+    if unknown := sorted(set(tasks) - set(_TASKS)):
+        raise ValueError(f"tasks: must be among {', '.join(_TASKS)}, got {unknown[0]}.")
+    seen_titles = {(r["language"], fold(r["title"])) for r in train_listings}
+    items, dropped = [], {name: collections.Counter() for name in tasks}
     for language in languages:
-        facts = _collect_facts([r for r in everything if r["language"] == language])
-        for task in TASKS:
-            records = [r for r in heldout_listings if r["language"] == language]
-            random.Random(f"{seed}/{task}/{language}").shuffle(records)
-            drafts = _draft_task(task, records, facts, seed, seen_titles, dropped[task])
+        facts = collect_facts(language, train_listings, heldout_listings)
+        for name in tasks:
+            rng = random.Random(f"{seed}/{name}/{language}")
+            records = _records_of(
+                _TASKS[name].records, facts, heldout_listings, heldout_reviews, rng, dropped[name]
+            )
+            drafts = _draft_task(name, records, facts, seed, seen_titles, dropped[name])
             taken = [draft for draft, _ in zip(drafts, range(items_per_task), strict=False)]
-            items += _finish_items(task, language, taken, seed)
-    counts = {task: dict(sorted(reasons.items())) for task, reasons in dropped.items()}
-    return Benchmark(items, counts)
+            items += _finish_items(name, language, taken, seed)
+    return Benchmark(items, {name: dict(sorted(why.items())) for name, why in dropped.items()})
+
+
+def _records_of(kind, facts: Facts, heldout_listings, heldout_reviews, rng, dropped) -> list[dict]:
+    """Returns what a task may ask about, in a drawn order, and counts what is none from the start."""
+    if kind in ("category aspects", "categories"):
+        list_units = aspects.category_aspects if kind != "categories" else aspects.categories_alone
+        records, reasons = list_units(facts)
+        dropped.update(reasons)
+        rng.shuffle(records)
+        return records
+    if kind == "reviews":
+        reviews = [r for r in heldout_reviews if r["language"] == facts.language]
+        return ratings.interleave_ratings(reviews, rng)
+    records = [r for r in heldout_listings if r["language"] == facts.language]
+    rng.shuffle(records)
+    return records
+
+
+def _draft_task(name, records, facts, seed, seen_titles, dropped):
+    """Yields (record, draft) of one task, counting in `dropped` the records that give none.
+
+    A record that gives no item at the rank whose turn it is may give one at another: it is tried
+    again, twice at most.
+    """
+    task = _TASKS[name]
+    ranks = collections.deque(
+        _balanced(len(records), task.num_ranks, random.Random(f"{seed}/{name}/ranks"))
+    )
+    asked = set()
+    for last in (False, False, True):
+        later = []
+        for record in records:
+            key = _key_of(record)
+            if key in asked:
+                dropped["product already asked"] += 1
+                continue
+            rng = random.Random(f"{seed}/{name}/{record['language']}/{key}")
+            try:
+                if (record["language"], fold(record.get("title", ""))) in seen_titles:
+                    raise Unusable("title also in the training listings")
+                draft = task.make(record, facts, Draw(rng, seed, ranks[0]))
+            except Unusable as reason:
+                later.append(record)
+                if last:
+                    dropped[str(reason)] += 1
+                continue
+            asked.add(key)
+            ranks.popleft()
+            yield record, draft
+        records = later
+
+
+def _key_of(record: dict) -> str:
+    """Returns what at most one item is asked about: a product, a category's aspect, or a review."""
+    if "key" in record:
+        return record["key"]
+    if "rating" in record:
+        digest = hashlib.sha256(f"{record['title']}\n{record['text']}".encode()).hexdigest()[:12]
+        return f"{record['product_id'] or 'review'}-{digest}"
+    return record["product_id"]
+
+
+def _finish_items(task, language, taken, seed) -> list[dict]:
+    """Shuffles each draft's answers so that every place is right equally often."""
+    rng = random.Random(f"{seed}/{task}/{language}/answers")
+    places = _balanced(len(taken), NUM_CHOICES, rng)
+    items = []
+    for (record, draft), place in zip(taken, places, strict=True):
+        key = _key_of(record)
+        item = {
+            "id": f"{task}/{key}/{language}",
+            "task": task,
+            "domain": "ecommerce",
+            "language": language,
+            "context": draft.context,
+        }
+        if isinstance(draft, Generation):
+            item |= {"references": draft.references, "metric": draft.metric, **draft.fields}
+        else:
+            rng = random.Random(f"{seed}/{task}/{language}/{key}/order")
+            item |= _finish_choices(draft, place, rng) | {"metric": "accuracy"}
+        item["product_id"] = record.get("product_id")
+        if "path" in record:
+            item["group"] = " > ".join(record["path"])
+        items.append(item)
+    return items
+
+
+def _finish_choices(draft: Draft, place: int, rng: random.Random) -> dict:
+    order = list(range(len(draft.choices)))
+    if draft.place is None:
+        order = order[1:]
+        rng.shuffle(order)
+        order.insert(place, 0)
+    finished = {
+        "choices": [draft.choices[n] for n in order],
+        "answer": place if draft.place is None else draft.place,
+    }
+    assert len(set(finished["choices"])) == len(order), f"a choice stands twice: {finished}"
+    if draft.credits is not None:
+        finished["credits"] = [draft.credits[n] for n in order]
+    return finished
+
+
+def _balanced(count: int, size: int, rng: random.Random) -> list[int]:
+    """Returns `count` numbers below `size`, each as often as the others, shuffled.
+
+    Whole rounds are shuffled one by one, so that any prefix is balanced too.
+    """
+    numbers = []
+    while len(numbers) < count:
+        numbers += rng.sample(range(size), size)
+    return numbers[:count]
 
 
 def assign_splits(items: Iterable[dict], *, validation_frac: float, seed: int) -> list[dict]:
     """Adds `split`, "validation" or "test", by product, so that choosing alpha sees no test item.
 
-    Items without a product (general questions) are grouped by their question, over all languages.
+    Items without a product are grouped by their category, and general questions by themselves, over
+    all languages.
     """
     if not 0 <= validation_frac < 1:
         raise ValueError(f"validation_frac: must be in [0, 1), got {validation_frac}.")
 
     def share(item):
         # The middle of an id is what all languages of one product or question have in common.
-        group = item["product_id"] or "/".join(item["id"].split("/")[1:-1])
+        middle = "/".join(item["id"].split("/")[1:-1])
+        group = item["product_id"] or item.get("group") or middle
         digest = hashlib.sha256(f"{seed}/{group}".encode()).digest()
         return int.from_bytes(digest[:8], "big") / 2**64
 
@@ -127,198 +284,70 @@ def assign_splits(items: Iterable[dict], *, validation_frac: float, seed: int) -
     ]
 
 
-def _draft_task(task, records, facts, seed, seen_titles, dropped):
-    """Yields (record, draft) of one task, counting in `dropped` the listings that give none."""
-    make_draft: Callable = _DRAFTS[task]
-    products = set()
-    rng = random.Random(f"{seed}/{task}/ranks")
-    ranks = collections.deque(_balanced(len(records), rng))
-    for record in records:
-        if record["product_id"] in products:
-            dropped["product already asked"] += 1
-            continue
-        rng = random.Random(f"{seed}/{task}/{record['language']}/{record['product_id']}")
-        try:
-            if (record["language"], _fold(record["title"])) in seen_titles:
-                raise _Unusable("title also in the training listings")
-            draft = make_draft(record, facts, rng, seed, ranks[0])
-        except _Unusable as reason:
-            dropped[str(reason)] += 1
-            continue
-        products.add(record["product_id"])
-        ranks.popleft()
-        yield record, draft
+def visible_difference(count: int, discordant_frac: float = DISCORDANT_FRAC) -> float:
+    """Returns the difference between two models' accuracies that so many shared items can show.
 
+    That is 1.96 standard errors of the paired difference, whose variance is at most the share of
+    items that just one of the two answers rightly, over the number of items.
 
-def _draft_aspect(record, facts, rng, seed, rank) -> _Draft:
-    names = sorted(record["aspects"])
-    rng.shuffle(names)
-    if not names:
-        raise _Unusable("no aspects")
-    problems = []
-    for name in names:
-        try:
-            return _draft_one_aspect(record, name, facts, rng, seed)
-        except _Unusable as reason:
-            problems.append(str(reason))
-    raise _Unusable("; ".join(sorted(set(problems))))
-
-
-def _draft_one_aspect(record, name, facts, rng, seed) -> _Draft:
-    truth = record["aspects"][name]
-    rest = {other: value for other, value in record["aspects"].items() if other != name}
-    prompt = _lines({**record, "aspects": rest}, seed, ("title", "category", "aspect"))
-    told = _fold("\n".join(prompt))
-    if _fold(truth) in told:
-        raise _Unusable("value stands in the prompt")
-    category = tuple(record["category"])
-    # The same category first; a small one may borrow from its parent, never from further away.
-    for depth in range(len(category), max(0, len(category) - 2), -1):
-        values = facts["aspects"][category[:depth], name]
-        fair = sorted(v for v in values if _fold(v) not in told and not _overlap(v, truth))
-        if len(fair) >= NUM_CHOICES - 1:
-            wrong = rng.sample(fair, NUM_CHOICES - 1)
-            asked = ({**record, "aspects": {name: value}} for value in (truth, *wrong))
-            return _Draft(prompt, [_line(variant, seed, "aspect") for variant in asked])
-    raise _Unusable("too few other values of the aspect")
-
-
-def _draft_category(record, facts, rng, seed, rank) -> _Draft:
-    path = tuple(record["category"])
-    if not path:
-        raise _Unusable("no category")
-    others = sorted(facts["categories"] - {path})
-    if len(others) < NUM_CHOICES - 1:
-        raise _Unusable("too few other categories")
-    rng.shuffle(others)
-    nearest = sorted(others, key=lambda other: -_shared_depth(path, other))[: NUM_CHOICES - 1]
-    lines = [_line({**record, "category": list(p)}, seed, "category") for p in (path, *nearest)]
-    return _Draft(_lines(record, seed, ("title",)), lines)
-
-
-def _draft_price(record, facts, rng, seed, rank) -> _Draft:
-    price = record["price"]
-    if price is None or price <= 0:
-        raise _Unusable("no price")
-    steps = (step - rank for step in range(NUM_CHOICES) if step != rank)
-    prices = [price, *(_price_step(price, step) for step in steps)]
-    lines = [_line({**record, "price": value}, seed, "price") for value in prices]
-    if len(set(lines)) < NUM_CHOICES or min(prices) <= 0:
-        raise _Unusable("price too small to vary")
-    prompt = _lines(record, seed, ("title", "category", "aspect"))
-    if _split_line(lines[0])[1].strip() in "\n".join(prompt):
-        raise _Unusable("price stands in the prompt")
-    return _Draft(prompt, lines)
-
-
-_DRAFTS = {
-    "aspect_prediction": _draft_aspect,
-    "category_prediction": _draft_category,
-    "price_prediction": _draft_price,
-}
-
-
-def _price_step(price: float, steps: int) -> float:
-    """Moves a price by powers of `PRICE_RATIO`, keeping its cents: an ending must not tell it.
-
-    >>> [_price_step(49.99, steps) for steps in (-1, 0, 1)]
-    [19.99, 49.99, 124.99]
+    >>> round(visible_difference(854), 3), round(visible_difference(60), 3)
+    (0.03, 0.113)
     """
-    cents = round(price * 100) % 100
-    return int(price * PRICE_RATIO**steps) + cents / 100
+    return 1.96 * math.sqrt(discordant_frac / count)
 
 
-def _collect_facts(records: Iterable[dict]) -> dict:
-    """Gathers, for one language, all category paths and each aspect's values below each path."""
-    aspects = collections.defaultdict(set)
-    categories = set()
-    for record in records:
-        path = tuple(record["category"])
-        if path:
-            categories.add(path)
-        for name, value in record["aspects"].items():
-            for depth in range(len(path) + 1):
-                aspects[path[:depth], name].add(value)
-    return {"aspects": aspects, "categories": categories}
+def summarise_items(items: Iterable[dict]) -> dict[str, dict[str, dict]]:
+    """Says for each task and language what its items can tell.
 
-
-def _finish_items(task, language, taken, seed) -> list[dict]:
-    """Shuffles each draft's answers so that every place is right equally often."""
-    places = _balanced(len(taken), random.Random(f"{seed}/{task}/{language}/answers"))
-    items = []
-    for (record, draft), place in zip(taken, places, strict=True):
-        head, truth = _split_line(draft.lines[0])
-        choices = [_split_line(line)[1] for line in draft.lines[1:]]
-        rng = random.Random(f"{seed}/{task}/{language}/{record['product_id']}/order")
-        rng.shuffle(choices)
-        choices.insert(place, truth)
-        items.append({
-            "id": f"{task}/{record['product_id']}/{language}",
-            "task": task,
-            "domain": "ecommerce",
-            "language": language,
-            "context": "\n".join([*draft.prompt, head]),
-            "choices": choices,
-            "answer": place,
-            "metric": "accuracy",
-            "product_id": record["product_id"],
-        })  # fmt: skip
-    return items
-
-
-def _balanced(count: int, rng: random.Random) -> list[int]:
-    """Returns `count` numbers below NUM_CHOICES, each as often as the others, shuffled.
-
-    Whole rounds are shuffled one by one, so that any prefix is balanced too.
+    Returns:
+        {task: {language: {n}}}, and for multiple choice `visible_difference`, `chance`, the share
+        that guessing gets, `commonest`, the share that always naming the same place gets, and where
+        wrong answers differ in worth `chance_credit`, the credit that guessing gets.
     """
-    numbers = []
-    while len(numbers) < count:
-        numbers += rng.sample(range(NUM_CHOICES), NUM_CHOICES)
-    return numbers[:count]
+    groups = collections.defaultdict(lambda: collections.defaultdict(list))
+    for item in items:
+        groups[item["task"]][item["language"]].append(item)
+    return {
+        task: {language: _summarise(members) for language, members in by_language.items()}
+        for task, by_language in groups.items()
+    }
 
 
-def _lines(record: dict, seed: int, fields: Sequence[str]) -> list[str]:
-    """Returns the lines of a listing's document that show `fields`, in the document's order."""
-    lines = listings.document_lines(record, seed)
-    return [text for field, _, text in lines if field in fields]
-
-
-def _line(record: dict, seed: int, field: str) -> str:
-    (text,) = _lines(record, seed, (field,))
-    return text
-
-
-def _split_line(line: str) -> tuple[str, str]:
-    """Splits a line behind its label: "Colour: dark red" -> ("Colour:", " dark red")."""
-    label, colon, rest = line.partition(":")
-    return label + colon, rest
-
-
-def _shared_depth(path: Sequence[str], other: Sequence[str]) -> int:
-    """Counts the levels two category paths have in common from the top."""
-    depth = 0
-    while depth < min(len(path), len(other)) and path[depth] == other[depth]:
-        depth += 1
-    return depth
-
-
-def _overlap(value: str, truth: str) -> bool:
-    """Tells whether one value contains the other ("wool", "merino wool"): both could be right."""
-    value, truth = _fold(value), _fold(truth)
-    return value in truth or truth in value
-
-
-def _fold(text: str) -> str:
-    return " ".join(text.casefold().split())
+def _summarise(items: Sequence[dict]) -> dict:
+    told = {"n": len(items)}
+    if "choices" not in items[0]:
+        return told
+    told["visible_difference"] = round(visible_difference(len(items)), 3)
+    places = collections.Counter(item["answer"] for item in items)
+    chance = sum(1 / len(item["choices"]) for item in items) / len(items)
+    commonest = max(places.values()) / len(items)
+    told |= {"chance": round(chance, 4), "commonest": round(commonest, 4)}
+    if "credits" in items[0]:
+        credit = sum(sum(item["credits"]) / len(item["credits"]) for item in items) / len(items)
+        told["chance_credit"] = round(credit, 4)
+    return told
 
 
 def read_items(benchmark_dir: str | Path, split: str | None = None) -> list[dict]:
-    """Reads a built benchmark's items, all of them or those of one split.
+    """Reads a built benchmark's multiple-choice items, all of them or those of one split.
 
     Raises:
         ValueError: if the directory holds no benchmark, or a line of it is broken.
     """
-    path = Path(benchmark_dir) / "items.jsonl"
+    return _read(benchmark_dir, "items.jsonl", split, lambda item: item["choices"][item["answer"]])
+
+
+def read_generated(benchmark_dir: str | Path, split: str | None = None) -> list[dict]:
+    """Reads a built benchmark's items to generate an answer to; `answers.score_answer` judges it.
+
+    Raises:
+        ValueError: if the directory holds none, or a line of it is broken.
+    """
+    return _read(benchmark_dir, "generated.jsonl", split, lambda item: item["references"][0])
+
+
+def _read(benchmark_dir, name: str, split: str | None, check: Callable) -> list[dict]:
+    path = Path(benchmark_dir) / name
     if not path.is_file():
         raise ValueError(
             f"benchmark: must be a directory made by `ellama build-benchmark`, got {benchmark_dir}."
@@ -328,7 +357,7 @@ def read_items(benchmark_dir: str | Path, split: str | None = None) -> list[dict
         for number, line in enumerate(lines, start=1):
             try:
                 item = json.loads(line)
-                item["choices"][item["answer"]]
+                check(item)
             except (ValueError, LookupError, TypeError) as error:
                 raise ValueError(f"{path}: line {number} must be an item, got {error}.") from error
             items.append(item)

@@ -75,7 +75,7 @@ def test_a_scorecard_has_every_task_language_and_metric(card, items, texts):
     cells = {(r["task"], r["language"], r["metric"]) for r in card["results"]}
     expected = {
         (task, language, metric)
-        for task in ecommerce.TASKS
+        for task in ecommerce.DOCUMENT_TASKS
         for language in ("en", "de")
         for metric in ("accuracy", "accuracy_unnormalised")
     }
