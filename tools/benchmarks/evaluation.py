@@ -137,11 +137,12 @@ def make_checkpoints(checkpoint: Path | None, folder: Path) -> tuple[Path, Path]
 def measure(args: argparse.Namespace, root: Path, hf_dir: Path) -> list[dict[str, str]]:
     """Runs the rounds; returns a row of the table a kind."""
     # A process each: in one, the thread pools of both sides stay in each other's way.
-    context, pipes = multiprocessing.get_context("spawn"), {}
+    context, pipes, processes = multiprocessing.get_context("spawn"), {}, []
     for side in SIDES:
         pipes[side], end = context.Pipe()
         arguments = (end, side, root, hf_dir, args)
-        context.Process(target=serve, args=arguments, daemon=True).start()
+        processes.append(context.Process(target=serve, args=arguments, daemon=True))
+        processes[-1].start()
         end.close()
         pipes[side].recv()
     counts = {kind: len(requests) for kind, requests in make_requests(args).items()}
@@ -171,8 +172,9 @@ def measure(args: argparse.Namespace, root: Path, hf_dir: Path) -> list[dict[str
                 **provenance(),
             }
         )
-    for pipe in pipes.values():
+    for pipe, process in zip(pipes.values(), processes, strict=True):
         pipe.send(None)
+        process.join()
     return rows
 
 
