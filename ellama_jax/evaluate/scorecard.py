@@ -8,6 +8,8 @@ A scorecard is plain data, one JSON file a model:
     {"model": "base", "checkpoint": ..., "made_with": {...},
      "results": [{"task", "domain", "language", "metric", "value", "stderr", "n", "chance",
                   "higher_is_better", "correct": [0 or 1, ...] or null, "ids": [...]}]}
+
+Results of text have "bits" and "bytes" of every document in place of "correct".
 """
 
 import argparse
@@ -234,18 +236,22 @@ def pick_choice(choices: Sequence[str], log_probs: Sequence[float], normalise: b
 def _text_results(texts: Sequence[dict], nats: np.ndarray) -> list[dict]:
     groups = collections.defaultdict(list)
     for text, nll in zip(texts, nats, strict=True):
-        size = len(text["text"].encode())
-        groups[text["domain"], text["language"]].append((nll / math.log(2), size))
+        raw = text["text"].encode()
+        member = nll / math.log(2), len(raw), hashlib.sha256(raw).hexdigest()[:16]
+        groups[text["domain"], text["language"]].append(member)
     return [
         {
             "task": "bits_per_byte",
             "domain": domain,
             "language": language,
             "metric": "bits_per_byte",
-            **bits_per_byte(*np.array(members).T),
+            **bits_per_byte(*np.array([member[:2] for member in members]).T),
             "chance": None,
             "higher_is_better": False,
             "correct": None,
+            "bits": [float(bits) for bits, _, _ in members],
+            "bytes": [size for _, size, _ in members],
+            "ids": [name for _, _, name in members],
         }
         for (domain, language), members in groups.items()
     ]
