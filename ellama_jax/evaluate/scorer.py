@@ -19,13 +19,15 @@ import dataclasses
 import functools
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from ellama_jax import sharding
+from ellama_jax.distributed import leads
 from ellama_jax.model import llama
 from ellama_jax.model.presets import LlamaConfig
 from ellama_jax.progress import progress
@@ -99,6 +101,7 @@ def score(
     compute_dtype=jnp.float32,
     mesh: jax.sharding.Mesh | None = None,
     title: str = "scoring",
+    beat: Callable[[], None] = lambda: None,
 ) -> list[Score]:
     """Scores every continuation of every request.
 
@@ -116,6 +119,7 @@ def score(
         mesh: devices the parameters lie on; None for one device. Rows are then spread over its
             data and fsdp axes.
         title: words for the progress bar.
+        beat: called after each batch.
 
     Returns:
         One `Score` a request, in their order.
@@ -133,13 +137,16 @@ def score(
     log_probs = [np.zeros(len(r.continuations)) for r in requests]
     greedy = [np.ones(len(r.continuations), bool) for r in requests]
     batches = list(_make_batches(pieces, row_length, rows_per_batch, _row_divisor(mesh)))
-    with progress(title, total=sum(b.num_tokens for b in batches), unit="tokens") as bar:
+    with progress(
+        title, total=sum(b.num_tokens for b in batches), unit="tokens", shown=leads()
+    ) as bar:
         for batch in batches:
             token_scores, token_greedy = _run_batch(params, config, batch, compute_dtype, mesh)
             for place, slot, request, number in batch.owners:
                 log_probs[request][number] += token_scores[place, slot]
                 greedy[request][number] &= token_greedy[place, slot]
             bar.update(batch.num_tokens)
+            beat()
     return [Score(*parts) for parts in zip(log_probs, greedy, truncated, strict=True)]
 
 
@@ -361,6 +368,9 @@ def _run_batch(params, config, batch: _Batch, compute_dtype, mesh) -> tuple[np.n
         }
         with jax.set_mesh(mesh):
             results = _score_rows(params, config, rows, picks, dtype)
+        # Every process reads all of it.
+        whole = NamedSharding(mesh, PartitionSpec())
+        results = jax.device_put(results, whole)
     return jax.tree.map(np.asarray, results)
 
 
