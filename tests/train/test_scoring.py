@@ -10,9 +10,12 @@ from test_loop_watched import compiled_once, without_evaluation  # noqa: F401
 
 from ellama_jax.cli import main
 from ellama_jax.evaluate import retention, scorecard
+from ellama_jax.model.llama import init_params
+from ellama_jax.sharding import make_mesh
 from ellama_jax.train.goodput import read_goodput, summarize
 from ellama_jax.train.loop import EXIT_GATE, prepare_run, train
 from ellama_jax.train.metrics import read_metrics
+from ellama_jax.train.scoring import RunScores
 
 # What is trained on are words of lamps and tables: of the letters below a model unlearns.
 FORGOTTEN = ["QXQXZZ 0817 KJKJ", "WVWV 9931 ZZQ", "XYXY 7755 QQ JJ", "ZKZK 3090 VVW"]
@@ -139,19 +142,20 @@ def test_a_resumed_run_is_compared_with_the_first_base(scored, tmp_path):
         train(prepare_run(scored(train__steps=8), run))
 
 
-@pytest.mark.parametrize("sizes", [(1, 4, 1, 2), (2, 2, 2, 1)])
-def test_scores_do_not_depend_on_the_mesh(scored, tmp_path, sizes):
-    """Two steps of the same run: the base is the same on every mesh."""
-    axes = dict(zip(("data", "fsdp", "context", "tensor"), sizes, strict=True))
+def test_scores_do_not_depend_on_the_mesh(scored, tmp_path):
     cards = []
-    for name, mesh in (("one", {"fsdp": 8}), ("other", axes)):
-        keys = {f"mesh__{axis}": size for axis, size in mesh.items()}
-        train(prepare_run(scored(train__steps=2, **keys), tmp_path / name))
-        cards.append(read_card(tmp_path / name, 0))
-    for ours, theirs in zip(*(card["results"] for card in cards), strict=True):
-        assert ours["correct"] == theirs["correct"]
-        if ours["metric"] == "bits_per_byte":
-            np.testing.assert_allclose(ours["bits"], theirs["bits"], rtol=1e-5)
+    for sizes in ((1, 8, 1, 1), (1, 4, 1, 2), (2, 2, 2, 1)):
+        axes = dict(zip(("data", "fsdp", "context", "tensor"), sizes, strict=True))
+        config = scored(**{f"mesh__{axis}": size for axis, size in axes.items()})
+        run, mesh = prepare_run(config, tmp_path / str(sizes)), make_mesh(axes)
+        with jax.set_mesh(mesh):
+            RunScores(run, mesh, 0).run(init_params(run.model, 3, mesh=mesh), 0)
+        cards.append(read_card(run.workdir, 0))
+    for ours, *others in zip(*(card["results"] for card in cards), strict=True):
+        for theirs in others:
+            assert ours["correct"] == theirs["correct"]
+            if ours["metric"] == "bits_per_byte":
+                np.testing.assert_allclose(ours["bits"], theirs["bits"], rtol=1e-5)
 
 
 def test_general_questions_are_limited_by_language(tiny_config, tmp_path):
