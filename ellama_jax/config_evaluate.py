@@ -51,7 +51,10 @@ def check_evaluate(evaluate: EvaluateConfig) -> None:
 
 
 def check_gate(gate: GateConfig, prefix: str = "evaluate.gate.") -> None:
-    """Raises ValueError for rules that cannot hold; `prefix` stands before a key in the message."""
+    """Raises ValueError for rules that cannot hold; `prefix` stands before a key in the message.
+
+    A key is written as an option where the prefix is one's.
+    """
     loss = "must lie in (-1, 0], as -0.01 for a loss of 1 %"
     rules = (
         ("action", gate.action in GATE_ACTIONS, f"must be one of {', '.join(GATE_ACTIONS)}"),
@@ -66,4 +69,5 @@ def check_gate(gate: GateConfig, prefix: str = "evaluate.gate.") -> None:
     )
     for key, holds, rule in rules:
         if not holds:
-            raise ValueError(f"{prefix}{key}: {rule}, got {getattr(gate, key)}.")
+            name = key.replace("_", "-") if prefix.startswith("--") else key
+            raise ValueError(f"{prefix}{name}: {rule}, got {getattr(gate, key)}.")

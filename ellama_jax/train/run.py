@@ -154,6 +154,8 @@ def _find_questions(config: RunConfig) -> tuple[list[dict], list[dict]] | None:
         )
     items = limit_each(items, evaluate.items_per_task, ("task", "language"))
     items += limit_each(general, evaluate.mmlu_per_language, ("language",))
+    if not items and not texts:
+        raise ValueError(f"evaluate.tasks: must give a question, got none for {evaluate.tasks}.")
     return items, limit_each(texts, evaluate.texts_per_source, ("domain", "language"))
 
 

@@ -87,8 +87,10 @@ def test_every_length_and_depth_has_needles_that_fit(model, texts):
         right = item["choices"][item["answer"]]
         assert len(set(item["choices"])) == 8 and said.count(f" {right}.") == 1
         assert not any(f" {c}." in said for c in item["choices"] if c != right)
-        at = said.index(f" {right}.") / len(said.rsplit("\n\n", 1)[0])
-        assert abs(at - item["depth"]) < 0.35
+        hay = said.rsplit("\n\n", 1)[0].rstrip()
+        starts = ("The secret word of the city of", "Das Geheimwort der Stadt")
+        assert hay.startswith(starts) == (item["depth"] == 0)
+        assert hay.endswith(f" {right}.") == (item["depth"] == 1)
         # The needle and the question are about one city, and the answer is not given there.
         asked = said.rsplit("\n\n", 1)[1]
         assert right not in asked and said.endswith((" is", " lautet"))

@@ -178,18 +178,23 @@ def test_general_questions_are_limited_by_language(tiny_config, tmp_path):
         ({"evaluate__split": "test"}, "^evaluate.split: must be a split that .* has items of"),
         ({"evaluate__split": "all"}, "^evaluate.split: must be one of validation, test, got all"),
         ({"evaluate__gate__action": "halt"}, "^evaluate.gate.action: must be one of off, warn"),
+        (
+            {"evaluate__tasks": "bits_per_byte", "evaluate__texts_path": "/no/such.jsonl"},
+            "No such file",
+        ),
         ({"evaluate__window": 0}, "^evaluate.window: must be at least 1, got 0"),
     ],
 )
 def test_what_cannot_be_scored_is_said_before_any_device_is_used(keys, message, scored, tmp_path):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, OSError), match=message):
         prepare_run(scored(**keys), tmp_path / "run")
 
 
 def test_rows_that_a_context_axis_cannot_divide_are_refused(scored, tmp_path):
-    keys = {"mesh__fsdp": 4, "mesh__context": 2, "evaluate__row_length": 66}
-    with pytest.raises(ValueError, match="^evaluate.row_length: must be divisible by 2 x mesh.con"):
-        train(prepare_run(scored(**keys), tmp_path / "run"))
+    run = prepare_run(scored(evaluate__row_length=66), tmp_path / "run")
+    mesh = make_mesh({"data": 1, "fsdp": 4, "context": 2, "tensor": 1})
+    with pytest.raises(ValueError, match=r"^evaluate.row_length: must be .* mesh.context \(4\)"):
+        RunScores(run, mesh, 0)
 
 
 def test_the_verb_exits_with_the_gates_status(tiny_arguments, questions, tmp_path, capsys):
