@@ -128,6 +128,8 @@ def score(
         ValueError: for an empty context or continuation, or a continuation of `max_seq_len` tokens.
     """
     _check_sizes(row_length, rows_per_batch)
+    if not requests:
+        return []
     pieces, truncated = _make_pieces(requests, row_length, config.max_seq_len)
     if any(truncated):
         _log.warning(
