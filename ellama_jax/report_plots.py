@@ -161,8 +161,9 @@ def change_chart(title: str, changes: Sequence[Change]) -> str:
     for change in changes:
         ends += [x for x in (change.value, change.low, change.high, change.mark) if x is not None]
     low, high = _padded(min(ends), max(ends), 0.05)
-    labels = max([128, *(7 * len(change.label) + 8 for change in changes)])
-    axis = _Axis(low, high, labels, _WIDTH - 150)
+    labels = max([80, *(7 * len(change.label) + 8 for change in changes)])
+    # Behind the axis there is room for a change and its interval.
+    axis = _Axis(low, high, labels, _WIDTH - 172)
     parts, y, group = [], 4.0, None
     for change in changes:
         if change.group != group:
