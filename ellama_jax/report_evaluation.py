@@ -187,7 +187,7 @@ def _long_context_section(files: RunFiles) -> dict | None:
         for value in dict.fromkeys(value for one in found for value in one):
             cells = [f"{100 * one[value]:.1f} %" if value in one else "–" for one in found]
             rows.append([f"needles found, {key} {value}", *cells])
-    longest = ", ".join(f"{r['max_length']:,}" for r in results)
+    longest = " and ".join(f"{length:,}" for length in sorted({r["max_length"] for r in results}))
     text = (
         f"Long held-out texts up to {longest} tokens; a needle is a sentence in general text, told "
         "from seven other answers by its log-probability per byte (chance: 12.5 %)."

@@ -88,6 +88,14 @@ def test_one_model_alone_is_not_compared(workdir):
     assert "<h2>Adaptation and forgetting" not in page and "<h2>Long contexts" in page
 
 
+def test_long_contexts_alone_are_a_report(workdir):
+    for path in (workdir / "scores").iterdir():
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"results": []}))
+    page = read_page(workdir)
+    assert "up to 512 tokens" in text_of(section(page, "Long contexts"))
+    assert "<h2>Result" not in page and "<h2>Scorecard" not in page
+
+
 def test_a_change_is_drawn_to_scale_about_zero():
     markup = change_chart("t", [
         Change("g", "a", -0.1, -0.2, 0.0, 0, mark=-0.05), Change("g", "b", 0.1, None, None, 1),
