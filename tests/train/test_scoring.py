@@ -142,6 +142,7 @@ def test_a_resumed_run_is_compared_with_the_first_base(scored, tmp_path):
         train(prepare_run(scored(train__steps=8), run))
 
 
+@pytest.mark.slow
 def test_scores_do_not_depend_on_the_mesh(scored, tmp_path):
     cards = []
     for sizes in ((1, 8, 1, 1), (1, 4, 1, 2), (2, 2, 2, 1)):
