@@ -9,7 +9,16 @@ PACKAGE = Path(__file__).resolve().parent.parent / "ellama_jax"
 # Lower layers first; a module imports from its own layer's package or from below.
 LAYERS = (
     ("settings", "topology"),
-    ("config", "config_evaluate", "tree", "sharding", "xla_flags", "distributed", "progress", "paths"),
+    (
+        "config",
+        "config_evaluate",
+        "tree",
+        "sharding",
+        "xla_flags",
+        "distributed",
+        "progress",
+        "paths",
+    ),
     ("model",),
     ("data",),
     ("weights",),

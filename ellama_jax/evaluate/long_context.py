@@ -229,8 +229,8 @@ def _make_needle(tokenizer, encoded, language, length, depth, prefix, rng) -> di
 def _nearest_boundary(hay: Sequence[Sequence[int]], depth: float) -> int:
     """Returns before which sentence a share `depth` of the tokens is past.
 
-    >>> [_nearest_boundary([[1] * 10, [1] * 30, [1] * 10], depth) for depth in (0, 0.5, 0.9, 1)]
-    [0, 1, 3, 3]
+    >>> [_nearest_boundary([[1] * 10, [1] * 30, [1] * 10], depth) for depth in (0, 0.4, 0.85, 1)]
+    [0, 1, 2, 3]
     """
     past = np.cumsum([0, *map(len, hay)])
     return int(np.argmin(np.abs(past - depth * past[-1])))
