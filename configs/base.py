@@ -126,4 +126,19 @@ def get_config() -> ConfigDict:
     evaluate.row_length = 1024  # tokens a packed scoring row
     evaluate.rows_per_batch = 8  # rows scored at one time
     evaluate.alphas = (0.0, 0.25, 0.5, 0.75, 1.0)  # merges tried: (1 - alpha) base + alpha adapted
+    # Questions scored during training, as `ellama evaluate --tasks` names them: ecommerce, mmlu,
+    # bits_per_byte, comma-separated; "": none. Before the first step they are the base's.
+    evaluate.tasks = ""
+    evaluate.benchmark_dir = ""  # of `ellama build-benchmark`, for e-commerce tasks
+    evaluate.texts_path = ""  # held-out documents, JSONL or of `ellama curate`, for bits_per_byte
+    evaluate.split = "validation"  # or test; what stops or chooses a run should not be reported
+    evaluate.window = 1024  # tokens of context that bits per byte uses at most
+    gate = evaluate.gate = ConfigDict()  # what must be kept of the base, as relative changes
+    gate.action = "warn"  # of a broken rule: off | warn | stop (save, then exit with status 3)
+    gate.general_mean = -0.01  # mean accuracy of general tasks, every task and language alike
+    gate.language = -0.03  # accuracy of general tasks in each language
+    gate.bits_per_byte = 0.03  # bits per byte of general text in each language may rise so much
+    # certain: the whole 95 % interval is beyond the limit; likely: the change itself is; possible:
+    # any of the interval is.
+    gate.fails_when = "certain"
     return config

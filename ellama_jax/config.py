@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ellama_jax.config_evaluate import EvaluateConfig, check_evaluate
 from ellama_jax.settings import build_dataclass
 
 DTYPES = ("float32", "bfloat16")
@@ -128,19 +129,6 @@ class CheckpointConfig:
     keep_every_steps: int
     best_metric: str
     keep_best: int
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    windows_dir: str
-    every_steps: int
-    batches: int
-    items_per_task: int
-    mmlu_per_language: int
-    texts_per_source: int
-    row_length: int
-    rows_per_batch: int
-    alphas: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -306,6 +294,7 @@ def _check(config: RunConfig) -> None:
         "evaluate.texts_per_source": config.evaluate.texts_per_source,
         "evaluate.row_length": config.evaluate.row_length,
         "evaluate.rows_per_batch": config.evaluate.rows_per_batch,
+        "evaluate.window": config.evaluate.window,
     }
     for name, value in at_least_one.items():
         _require(value >= 1, name, "must be at least 1", value)
@@ -333,6 +322,7 @@ def _check(config: RunConfig) -> None:
         _require(name.startswith("xla_"), "train.xla_flags", rule, name)
     _check_checkpoint(config.checkpoint)
     _check_watching(config)
+    check_evaluate(config.evaluate)
 
 
 def batch_sizes(data: DataConfig) -> list[tuple[int, int]]:

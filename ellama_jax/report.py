@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 from ellama_jax.paths import local_path
+from ellama_jax.report_evaluation import EVALUATION_SECTIONS
 from ellama_jax.report_page import render_page
 from ellama_jax.report_sections import SECTIONS, RunFiles, make_section, make_tiles
 from ellama_jax.report_training import TRAINING_SECTIONS
@@ -72,7 +73,8 @@ def build_content(files: RunFiles) -> dict:
         else:
             sections.append(section)
     # What not every run has is not missed.
-    sections += [found for make in TRAINING_SECTIONS if (found := make(files)) is not None]
+    more = (*EVALUATION_SECTIONS, *TRAINING_SECTIONS)
+    sections += [found for make in more if (found := make(files)) is not None]
     if missing:
         words = ["These parts are left out, for the run directory lacks their files:"]
         sections.append(make_section("Left out", words, missing))

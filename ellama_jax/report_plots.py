@@ -50,6 +50,20 @@ class Bar:
 
 
 @dataclass(frozen=True)
+class Change:
+    """One change with its interval (None: not known), a dot on a line; `mark` is a limit."""
+
+    group: str
+    label: str
+    value: float
+    low: float | None
+    high: float | None
+    colour: int
+    mark: float | None = None
+    text: str = ""
+
+
+@dataclass(frozen=True)
 class _Axis:
     """A linear map from data to pixels, with the ticks that are drawn."""
 
@@ -139,6 +153,38 @@ def bar_chart(title: str, bars: Sequence[Bar], high: float | None = None) -> str
         parts += _draw_bar(bar, axis, y)
         y += _ROW
     return _svg(title, y + 6, parts)
+
+
+def change_chart(title: str, changes: Sequence[Change]) -> str:
+    """Draws changes about 0, grouped, each with its interval and its value written behind it."""
+    ends = [0.0]
+    for change in changes:
+        ends += [x for x in (change.value, change.low, change.high, change.mark) if x is not None]
+    low, high = _padded(min(ends), max(ends), 0.05)
+    labels = max([80, *(7 * len(change.label) + 8 for change in changes)])
+    # Behind the axis there is room for a change and its interval.
+    axis = _Axis(low, high, labels, _WIDTH - 172)
+    parts, y, group = [], 4.0, None
+    for change in changes:
+        if change.group != group:
+            group, y = change.group, y + (6 if group is not None else 0)
+            if group:
+                parts.append(_text(0, y + 12, group, "start", "strong"))
+                y += _ROW + 3
+        middle = y + _BAR / 2
+        parts.append(_text(axis.start - 6, y + 10, change.label, "end"))
+        if change.low is not None and change.high is not None:
+            parts.append(_segment(axis(change.low), middle, axis(change.high), middle, "whisker"))
+        if change.mark is not None:
+            at = axis(change.mark)
+            parts.append(_segment(at, y - 2, at, y + _BAR + 2, "mark"))
+        parts.append(
+            f'<circle class="dot c{change.colour}" cx="{axis(change.value)}" cy="{middle}" r="4"/>'
+        )
+        parts.append(_text(axis.end + 6, y + 10, change.text, "start"))
+        y += _ROW
+    zero = _segment(axis(0.0), 2, axis(0.0), y, "axis")
+    return _svg(title, y + 6, [zero, *parts])
 
 
 def _draw_bar(bar: Bar, axis: _Axis, y: float) -> list[str]:

@@ -86,7 +86,7 @@ def _tile(name: str, value: str, note: str, tone: str) -> dict:
 
 def _headline_section(files: RunFiles) -> dict | None:
     """One row a summary, one column a model."""
-    if not files.scorecards:
+    if not any(card["results"] for card in files.scorecards):
         return None
     means = [summary(card) for card in files.scorecards]
     names = [card["model"] for card in files.scorecards]
@@ -148,7 +148,7 @@ def _run_section(files: RunFiles) -> dict | None:
 
 def _scorecard_section(files: RunFiles) -> dict | None:
     """Every task and language with n, standard error and chance."""
-    if not files.scorecards:
+    if not any(card["results"] for card in files.scorecards):
         return None
     names = [card["model"] for card in files.scorecards]
     rows, first = [], files.scorecards[0]

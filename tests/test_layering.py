@@ -9,11 +9,21 @@ PACKAGE = Path(__file__).resolve().parent.parent / "ellama_jax"
 # Lower layers first; a module imports from its own layer's package or from below.
 LAYERS = (
     ("settings", "topology"),
-    ("config", "tree", "sharding", "xla_flags", "distributed", "progress", "paths"),
+    (
+        "config",
+        "config_evaluate",
+        "tree",
+        "sharding",
+        "xla_flags",
+        "distributed",
+        "progress",
+        "paths",
+    ),
     ("model",),
     ("data",),
     ("weights",),
-    ("train", "evaluate"),
+    ("evaluate",),
+    ("train",),
     (
         "plan",
         "plan_compile",
@@ -30,7 +40,14 @@ LAYERS = (
         "plan_hlo_memory",
         "plan_roofline",
     ),  # fmt: skip
-    ("report", "report_page", "report_plots", "report_sections", "report_training"),
+    (
+        "report",
+        "report_evaluation",
+        "report_page",
+        "report_plots",
+        "report_sections",
+        "report_training",
+    ),  # fmt: skip
     ("audit_page", "audit_words", "audit_curation_page", "audit_curation_words"),
     ("demo", "curate", "inspect"),
     ("cli",),

@@ -8,6 +8,8 @@ A scorecard is plain data, one JSON file a model:
     {"model": "base", "checkpoint": ..., "made_with": {...},
      "results": [{"task", "domain", "language", "metric", "value", "stderr", "n", "chance",
                   "higher_is_better", "correct": [0 or 1, ...] or null, "ids": [...]}]}
+
+Results of text have "bits" and "bytes" of every document in place of "correct".
 """
 
 import argparse
@@ -19,7 +21,7 @@ import json
 import math
 import shlex
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import jax
@@ -28,8 +30,14 @@ import numpy as np
 
 from ellama_jax.data.curation_output import curated_files, read_shard
 from ellama_jax.data.tokenizer import Tokenizer, check_fits, load_tokenizer
-from ellama_jax.evaluate import ecommerce, harness, lm_eval_run, scorer
-from ellama_jax.evaluate.comparison import print_table
+from ellama_jax.evaluate import (
+    ecommerce,
+    harness,
+    lm_eval_run,
+    long_context,
+    scorer,
+    side_by_side,
+)
 from ellama_jax.model.presets import LlamaConfig
 from ellama_jax.paths import as_path, write_whole
 from ellama_jax.weights import checkpoint as checkpoints
@@ -71,6 +79,8 @@ def evaluate_checkpoint(
     *,
     model: str | None = None,
     scoring: Scoring = DEFAULT_SCORING,
+    long_texts: Sequence[dict] = (),
+    max_length: int | None = None,
 ) -> dict:
     """Scores a checkpoint: an Orbax root or step, or a Hugging Face directory.
 
@@ -80,15 +90,25 @@ def evaluate_checkpoint(
         texts: documents (dicts of text, domain, language) for bits per byte.
         model: what the scorecard calls it, by default the directory's name.
         scoring: how to run it.
+        long_texts: documents for `long_context.measure`, none for none of it.
+        max_length: tokens of those at most; None is the model's maximum.
 
     Returns:
-        The scorecard.
+        The scorecard, with "long_context" where there were texts for it.
     """
+    if not items and not texts and not long_texts:
+        raise ValueError("evaluate: must have at least one item or text, got none.")
     params, config, tokenizer, origin = load_model(checkpoint, mesh=scoring.mesh)
     model = model or as_path(checkpoint).name
     card = evaluate_params(params, config, tokenizer, items, texts, model=model, scoring=scoring)
     card["checkpoint"] = str(checkpoint)
     card["made_with"].update(origin)
+    if long_texts:
+        card["long_context"] = long_context.measure(
+            params, config, tokenizer, long_texts, max_length=max_length,
+            row_length=scoring.row_length, rows_per_batch=scoring.rows_per_batch,
+            compute_dtype=scoring.compute_dtype, mesh=scoring.mesh, title=f"long context {model}",
+        )  # fmt: skip
     return card
 
 
@@ -117,10 +137,12 @@ def evaluate_params(
     *,
     model: str,
     scoring: Scoring = DEFAULT_SCORING,
+    beat: Callable[[], None] = lambda: None,
 ) -> dict:
-    """Scores parameters in memory; all items and texts share rows and one compiled program."""
-    if not items and not texts:
-        raise ValueError("evaluate: must have at least one item or text, got none.")
+    """Scores parameters in memory; all items and texts share rows and one compiled program.
+
+    `beat` is called after each batch.
+    """
     started = time.monotonic()
     # Models without BOS are given EOS to begin with, as lm-eval does.
     prefix = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
@@ -137,6 +159,7 @@ def evaluate_params(
         compute_dtype=jnp.dtype(scoring.compute_dtype),
         mesh=scoring.mesh,
         title=f"scoring {model}",
+        beat=beat,
     )
     item_scores, rolling_scores = scores[: len(items)], scores[len(items) :]
     nats = scorer.sum_rolling(rolling_scores, owners, len(texts))
@@ -234,18 +257,22 @@ def pick_choice(choices: Sequence[str], log_probs: Sequence[float], normalise: b
 def _text_results(texts: Sequence[dict], nats: np.ndarray) -> list[dict]:
     groups = collections.defaultdict(list)
     for text, nll in zip(texts, nats, strict=True):
-        size = len(text["text"].encode())
-        groups[text["domain"], text["language"]].append((nll / math.log(2), size))
+        raw = text["text"].encode()
+        member = nll / math.log(2), len(raw), hashlib.sha256(raw).hexdigest()[:16]
+        groups[text["domain"], text["language"]].append(member)
     return [
         {
             "task": "bits_per_byte",
             "domain": domain,
             "language": language,
             "metric": "bits_per_byte",
-            **bits_per_byte(*np.array(members).T),
+            **bits_per_byte(*np.array([member[:2] for member in members]).T),
             "chance": None,
             "higher_is_better": False,
             "correct": None,
+            "bits": [float(bits) for bits, _, _ in members],
+            "bytes": [size for _, size, _ in members],
+            "ids": [name for _, _, name in members],
         }
         for (domain, language), members in groups.items()
     ]
@@ -334,28 +361,52 @@ def main_evaluate(argv: list[str]) -> None:
     if lm_eval_run.is_wanted(argv, TASKS):
         return lm_eval_run.main_lm_eval(argv, TASKS)
     args = _parse_arguments(argv)
-    if args.json:
-        check_writable(args.json)
-    items, texts = gather_questions(
-        check_tasks(args.tasks),
-        benchmark_dir=args.benchmark,
-        texts_path=args.texts,
-        split=None if args.split == "all" else args.split,
-        limit=args.limit,
-        mmlu_style=args.mmlu_style,
-        seed=args.seed,
+    gate = side_by_side.gate_of(args)
+    for path in (args.json, args.markdown):
+        if path:
+            check_writable(path)
+    cards = [read_scorecard(path) for path in args.scorecards or [args.base] if path]
+    if args.scorecards:
+        comparisons, gates = side_by_side.lay_side_by_side(cards, gate, markdown_path=args.markdown)
+        if args.json:
+            write_json(args.json, {"comparisons": comparisons, "gates": gates})
+        return side_by_side.leave_if_refused(gates)
+    card = _score_as_asked(args)
+    card["made_with"]["command"] = shlex.join(["ellama", "evaluate", *argv])
+    comparisons, gates = side_by_side.lay_side_by_side(
+        [*cards, card], gate, markdown_path=args.markdown
     )
+    if comparisons:
+        card |= {"against_base": comparisons[0], "gate": gates[0]}
+    if args.json:
+        write_json(args.json, card)
+    side_by_side.leave_if_refused(gates)
+
+
+def _score_as_asked(args: argparse.Namespace) -> dict:
+    items, texts = [], []
+    if args.tasks or not args.long_context:
+        items, texts = gather_questions(
+            check_tasks(args.tasks or ""),
+            benchmark_dir=args.benchmark,
+            texts_path=args.texts,
+            split=None if args.split == "all" else args.split,
+            limit=args.limit,
+            mmlu_style=args.mmlu_style,
+            seed=args.seed,
+        )
+    long_texts = read_texts(args.long_context) if args.long_context else []
     scoring = Scoring(
         row_length=args.row_length,
         rows_per_batch=args.rows_per_batch,
         window=args.window,
         compute_dtype=args.compute_dtype,
     )
-    card = evaluate_checkpoint(args.checkpoint, items, texts, model=args.model, scoring=scoring)
-    card["made_with"]["command"] = shlex.join(["ellama", "evaluate", *argv])
-    if args.json:
-        write_json(args.json, card)
-    print_table([card])
+    return evaluate_checkpoint(
+        args.checkpoint, items, texts, model=args.model, scoring=scoring,
+        long_texts=limit_each(long_texts, args.limit, ("domain", "language")),
+        max_length=args.max_length,
+    )  # fmt: skip
 
 
 def gather_questions(
@@ -388,16 +439,16 @@ def gather_questions(
     return items, texts
 
 
-def check_tasks(text: str) -> list[str]:
-    """Splits "a,b" and refuses names that are no task, with the nearest that is one."""
-    tasks = [name.strip() for name in text.split(",") if name.strip()]
-    for name in tasks:
-        if name not in TASKS:
-            near = difflib.get_close_matches(name, TASKS, n=1)
+def check_tasks(text: str, name: str = "--tasks") -> list[str]:
+    """Splits "a,b", given as `name`, and refuses names of no task, with the nearest one."""
+    tasks = [part.strip() for part in text.split(",") if part.strip()]
+    for task in tasks:
+        if task not in TASKS:
+            near = difflib.get_close_matches(task, TASKS, n=1)
             hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(TASKS)}."
-            raise ValueError(f"--tasks: must be known tasks, got {name}; {hint}")
+            raise ValueError(f"{name}: must be known tasks, got {task}; {hint}")
     if not tasks:
-        raise ValueError(f"--tasks: must name at least one of {', '.join(TASKS)}, got none.")
+        raise ValueError(f"{name}: must name at least one of {', '.join(TASKS)}, got none.")
     return tasks
 
 
@@ -422,14 +473,29 @@ def _parse_arguments(argv: list[str]) -> argparse.Namespace:
             f"tasks: {', '.join(TASKS)}\n"
             "example: ellama evaluate --checkpoint runs/a/checkpoints --tasks ecommerce,mmlu "
             "--benchmark runs/benchmark --json runs/a/scores/adapted.json\n"
+            "         ellama evaluate --scorecards runs/a/scores/base.json "
+            "runs/a/scores/adapted.json --markdown card.md\n"
             "Other names are tasks of lm-eval: ellama evaluate --lm-eval --help"
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--checkpoint", required=True)
-    parser.add_argument("--tasks", required=True, help="comma-separated")
+    parser.add_argument("--checkpoint", help="what to score")
+    parser.add_argument("--tasks", help="comma-separated")
     parser.add_argument("--model", help="the scorecard's name for it, e.g. base")
     parser.add_argument("--split", choices=("test", "validation", "all"), default="test")
     parser.add_argument("--json", help="file to write the scorecard to")
     add_scoring_arguments(parser)
-    return parser.parse_args(argv)
+    parser.add_argument(
+        "--long-context",
+        metavar="TEXTS",
+        help="perplexity by position and needles in long held-out texts, JSONL as --texts",
+    )
+    parser.add_argument("--max-length", type=int, help="tokens of those (default: the model's)")
+    side_by_side.add_arguments(parser)
+    args = parser.parse_args(argv)
+    if bool(args.checkpoint) == bool(args.scorecards):
+        raise ValueError(
+            "--checkpoint: must be given, or --scorecards to compare some, got "
+            f"{'both' if args.checkpoint else 'neither'}."
+        )
+    return args

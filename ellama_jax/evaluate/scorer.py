@@ -19,13 +19,15 @@ import dataclasses
 import functools
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from ellama_jax import sharding
+from ellama_jax.distributed import leads
 from ellama_jax.model import llama
 from ellama_jax.model.presets import LlamaConfig
 from ellama_jax.progress import progress
@@ -100,6 +102,7 @@ def score(
     compute_dtype=jnp.float32,
     mesh: jax.sharding.Mesh | None = None,
     title: str = "scoring",
+    beat: Callable[[], None] = lambda: None,
 ) -> list[Score]:
     """Scores every continuation of every request.
 
@@ -118,6 +121,7 @@ def score(
         mesh: devices the parameters lie on; None for one device. Rows are then spread over its
             data and fsdp axes.
         title: words for the progress bar.
+        beat: called after each batch.
 
     Returns:
         One `Score` a request, in their order.
@@ -128,6 +132,8 @@ def score(
     if batch_tokens is not None:
         rows_per_batch = max(1, batch_tokens // max(1, row_length))
     _check_sizes(row_length, rows_per_batch)
+    if not requests:
+        return []
     pieces, truncated = _make_pieces(requests, row_length, config.max_seq_len)
     if any(truncated):
         _log.warning(
@@ -137,13 +143,16 @@ def score(
     log_probs = [np.zeros(len(r.continuations)) for r in requests]
     greedy = [np.ones(len(r.continuations), bool) for r in requests]
     batches = list(_make_batches(pieces, row_length, rows_per_batch, _row_divisor(mesh)))
-    with progress(title, total=sum(b.num_tokens for b in batches), unit="tokens") as bar:
+    with progress(
+        title, total=sum(b.num_tokens for b in batches), unit="tokens", shown=leads()
+    ) as bar:
         for batch in batches:
             token_scores, token_greedy = _run_batch(params, config, batch, compute_dtype, mesh)
             for place, slot, request, number in batch.owners:
                 log_probs[request][number] += token_scores[place, slot]
                 greedy[request][number] &= token_greedy[place, slot]
             bar.update(batch.num_tokens)
+            beat()
     return [Score(*parts) for parts in zip(log_probs, greedy, truncated, strict=True)]
 
 
@@ -370,6 +379,9 @@ def _run_batch(params, config, batch: _Batch, compute_dtype, mesh) -> tuple[np.n
         }
         with jax.set_mesh(mesh):
             results = _score_rows(params, config, rows, picks, dtype)
+        # Every process reads all of it.
+        whole = NamedSharding(mesh, PartitionSpec())
+        results = jax.device_put(results, whole)
     return jax.tree.map(np.asarray, results)
 
 

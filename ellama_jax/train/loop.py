@@ -35,12 +35,14 @@ from ellama_jax.train.reporting import (
 )
 from ellama_jax.train.run import Run, prepare_run, write_config
 from ellama_jax.train.saving import SoFar, check_room, open_manager, save, start_or_resume
+from ellama_jax.train.scoring import RunScores
 from ellama_jax.train.step import TrainState
 from ellama_jax.train.validation import Validation
 from ellama_jax.train.watchdog import Watchdog
 
 _SECS_BETWEEN_LOOKS = 0.005
 EXIT_TERMINATED = 143  # 128 + SIGTERM, what a scheduler expects of a job it ended
+EXIT_GATE = 3  # the retention gate ended the run: to start it again would not help
 
 
 def main_train(argv: list[str]) -> None:
@@ -127,9 +129,13 @@ def train(run: Run) -> Path:
             on_leader(lambda: write_config(asked))
             if leads():
                 say_what_runs(run, mesh, first)
-            stopped = _steps(
-                run, program, manager, state, so_far, rates, goodput, profiler, terminated
-            )
+            scores = RunScores(run, mesh, first) if run.questions else None
+            stopped = False
+            if scores is None or not scores.refusal:
+                stopped = _steps(
+                    run, program, manager, state, so_far, rates, goodput, profiler, terminated,
+                    scores,
+                )  # fmt: skip
             goodput.enter("checkpoint")
     finally:
         # A disk without room must not hide what went wrong.
@@ -142,12 +148,16 @@ def train(run: Run) -> Path:
             said = "stopped by SIGTERM after a checkpoint; the same command resumes."
             print(said, file=sys.stderr)
         sys.exit(EXIT_TERMINATED)
+    if scores is not None and scores.refusal:
+        if leads():
+            print(scores.refusal, file=sys.stderr)
+        sys.exit(EXIT_GATE)
     return run.workdir / "checkpoints"
 
 
 def _steps(
     run: Run, program: Program, manager, state: TrainState, so_far: SoFar, rates, goodput: Goodput,
-    profiler: Profiler, terminated: Callable[[], bool],
+    profiler: Profiler, terminated: Callable[[], bool], scores: RunScores | None,
 ) -> bool:  # fmt: skip
     """Runs the remaining steps; a step's metrics are read once the next one is under way.
 
@@ -166,7 +176,7 @@ def _steps(
         _watchdog(run, goodput, report) as watchdog,
     ):
         bar.update(first)
-        evaluate = _evaluation(run, program, goodput, watchdog)
+        evaluate = _evaluation(run, program, goodput, watchdog, scores)
         if first == 0 and evaluate is not None:
             report.baseline(evaluate(state))
         goodput.enter(STEP)
@@ -194,6 +204,7 @@ def _steps(
             profiled = profiler.due(step, last=stopping)
             if stopping or due or evaluating or profiled:
                 evaluated = evaluate(state, metrics) if evaluating else {}
+                stopping |= scores is not None and bool(scores.refusal)
                 report.finish(pending, evaluated)
                 pending = None
                 if profiled:
@@ -225,16 +236,23 @@ def _next_batch(
         return batches.get()
 
 
-def _evaluation(run: Run, program: Program, goodput: Goodput, watchdog: Watchdog):
-    """Returns `evaluate(state, after)`, which waits for `after` first; None if nothing is held out."""
-    if run.held_out is None:
+def _evaluation(
+    run: Run, program: Program, goodput: Goodput, watchdog: Watchdog, scores: RunScores | None
+):
+    """Returns `evaluate(state, after)`, which waits for `after` first; None if there is nothing."""
+    if run.held_out is None and scores is None:
         return None
-    validation = Validation(run.config, run.model, program.mesh, run.held_out)
+    validation = None
+    if run.held_out is not None:
+        validation = Validation(run.config, run.model, program.mesh, run.held_out)
 
     def evaluate(state: TrainState, after=()) -> dict[str, float]:
         jax.block_until_ready(after)  # so far it is the step's time
         with goodput.span("evaluation"):
-            return validation.run(state.params, watchdog.beat)
+            found = validation.run(state.params, watchdog.beat) if validation else {}
+            if scores is not None:
+                found |= scores.run(state.params, int(state.step), watchdog.beat)
+            return found
 
     return evaluate
 

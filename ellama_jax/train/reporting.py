@@ -117,7 +117,7 @@ class StepReport:
         """Writes what the model is worth before its first update, as step 0."""
         if self._log is not None:
             self._log.write({"step": 0, "time": self._goodput.now(), **evaluated})
-            print(f"before the first step: {_say_losses(evaluated)}", flush=True)
+            print(f"before the first step: {_say_evaluated(evaluated)}", flush=True)
 
     def finish(self, done: Dispatched, evaluated: Mapping[str, float] | None = None) -> None:
         """Reads one step's metrics (waiting for the step to end) and logs them.
@@ -154,7 +154,7 @@ class StepReport:
             self._log.write(record)
             self._goodput.write(self._run.workdir)
             if evaluated:
-                print(f"after step {step}: {_say_losses(evaluated)}", file=sys.stderr)
+                print(f"after step {step}: {_say_evaluated(evaluated)}", file=sys.stderr)
         self._bar.note(loss=record["loss"], lr=rate, tok_s=int(record["tokens_per_sec"]))
         self._bar.update(1)
         self._check_finite(step, fingerprint, metrics)
@@ -222,9 +222,14 @@ class StepReport:
             self._log.close()
 
 
-def _say_losses(evaluated: Mapping[str, float]) -> str:
-    losses = {n: x for n, x in evaluated.items() if n.startswith("eval_loss")}
-    return " ".join(f"{name}={value:.4g}" for name, value in losses.items())
+def _say_evaluated(evaluated: Mapping[str, float]) -> str:
+    """Says losses and mean scores; those of single tasks are in the records alone."""
+    said = {
+        name: value
+        for name, value in evaluated.items()
+        if name.startswith("eval_loss") or (name.startswith("eval_score") and name.count("/") == 1)
+    }
+    return " ".join(f"{name}={value:.4g}" for name, value in said.items())
 
 
 def say_goodput(goodput: Goodput) -> None:
@@ -265,5 +270,11 @@ def say_what_runs(run: Run, mesh: Mesh, done: int) -> None:
         print(
             f"  every {config.evaluate.every_steps} steps the loss of {run.held_out.num_rows} "
             f"held-out rows of {', '.join(run.held_out.names)}"
+        )
+    if run.questions is not None:
+        items, texts = run.questions
+        print(
+            f"  every {config.evaluate.every_steps} steps the scores of {len(items)} questions and "
+            f"{len(texts)} texts; retention gate: {config.evaluate.gate.action}"
         )
     sys.stdout.flush()

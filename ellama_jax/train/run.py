@@ -15,6 +15,7 @@ from ellama_jax.config import RunConfig, config_to_mapping
 from ellama_jax.data.held_out import HeldOut
 from ellama_jax.data.loader import Loader, open_sources
 from ellama_jax.data.tokenizer import Tokenizer, check_fits, load_tokenizer
+from ellama_jax.evaluate.scorecard import check_tasks, gather_questions, limit_each
 from ellama_jax.model.presets import LlamaConfig, config_to_dict, get_preset
 from ellama_jax.paths import as_path, is_remote, local_path, write_whole
 from ellama_jax.train.metrics import known_metrics
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 class Run:
     """A configuration with everything it names, found and checked before any device is used.
 
-    `held_out` is what is evaluated during the run, `began` when the run started (UNIX time).
+    `held_out` is what is evaluated during the run, `questions` the items and texts that are scored,
+    `began` when the run started (UNIX time).
     """
 
     config: RunConfig
@@ -44,6 +46,7 @@ class Run:
     loader: "Loader | Stream"
     held_out: HeldOut | None
     began: float
+    questions: tuple[list[dict], list[dict]] | None = None
 
 
 def prepare_run(
@@ -73,6 +76,7 @@ def prepare_run(
     check_fits(tokenizer, model.vocab_size)
     loader = _make_loader(config, tokenizer)
     held_out = _find_held_out(config, loader, tokenizer)
+    questions = _find_questions(config)
     _check_best_metric(config, loader, held_out)
     if config.train.wandb_project:
         check_wandb()
@@ -80,8 +84,8 @@ def prepare_run(
         check_verified(base, allow_unverified=allow_unverified)
     _make_workdir(workdir)
     return Run(
-        config, workdir, model, base, tokenizer, tokenizer_dir, loader, held_out, began
-    )  # fmt: skip
+        config, workdir, model, base, tokenizer, tokenizer_dir, loader, held_out, began, questions
+    )
 
 
 def _make_loader(config: RunConfig, tokenizer: Tokenizer) -> "Loader | Stream":
@@ -121,6 +125,38 @@ def _find_held_out(config: RunConfig, loader, tokenizer: Tokenizer) -> HeldOut |
     held_out = HeldOut(directory, seq_len, rows, tokenizer.fingerprint)
     held_out.check_apart(source.windows for source in loader.sources if hasattr(source, "windows"))
     return held_out
+
+
+def _find_questions(config: RunConfig) -> tuple[list[dict], list[dict]] | None:
+    """Returns the items and texts to score during the run, no more than asked for; None if none."""
+    evaluate = config.evaluate
+    if not evaluate.tasks:
+        return None
+    tasks = check_tasks(evaluate.tasks, "evaluate.tasks")
+    needs = (
+        ("benchmark_dir", set(tasks) - {"mmlu", "bits_per_byte"}, "e-commerce tasks"),
+        ("texts_path", "bits_per_byte" in tasks, "bits_per_byte"),
+    )
+    for key, needed, what in needs:
+        if needed and not getattr(evaluate, key):
+            raise ValueError(f"evaluate.{key}: must be given for {what}, got none.")
+    items, texts = gather_questions(
+        tasks, benchmark_dir=evaluate.benchmark_dir, texts_path=evaluate.texts_path,
+        split=evaluate.split, limit=None,
+    )  # fmt: skip
+    items = [item for item in items if "choices" in item]  # others are answered by generating
+    general = [item for item in items if item["task"] == "mmlu"]
+    items = [item for item in items if item["task"] != "mmlu"]
+    if not items and set(tasks) - {"mmlu", "bits_per_byte"}:
+        raise ValueError(
+            f"evaluate.split: must be a split that {evaluate.benchmark_dir} has items of, got "
+            f"{evaluate.split}; build it with --validation-frac, or take evaluate.split=test."
+        )
+    items = limit_each(items, evaluate.items_per_task, ("task", "language"))
+    items += limit_each(general, evaluate.mmlu_per_language, ("language",))
+    if not items and not texts:
+        raise ValueError(f"evaluate.tasks: must give a question, got none for {evaluate.tasks}.")
+    return items, limit_each(texts, evaluate.texts_per_source, ("domain", "language"))
 
 
 def _check_best_metric(config: RunConfig, loader, held_out: HeldOut | None) -> None:

@@ -132,6 +132,30 @@ def assert_same_training(workdir, other):
     )
 
 
+def test_two_processes_score_as_one_does(tiny_arguments, tmp_path):
+    """Scores, changes and the gate are those of one process; a stop ends both at the same step."""
+    texts = tmp_path / "texts.jsonl"
+    records = [{"text": f"QXZ {n} VW", "domain": "general", "language": "en"} for n in range(4)]
+    texts.write_text("".join(json.dumps(record) + "\n" for record in records))
+    keys = {
+        "tasks": "bits_per_byte", "texts_path": texts, "row_length": 64, "every_steps": 2,
+        "gate.action": "stop", "gate.bits_per_byte": 0.0, "gate.fails_when": "likely",
+    }  # fmt: skip
+    arguments = [f"--config.evaluate.{key}={value}" for key, value in keys.items()]
+    workdirs = tmp_path / "one", tmp_path / "two"
+    for workdir, processes in zip(workdirs, (1, 2), strict=True):
+        ends = finish(start([*tiny_arguments, *arguments], workdir, processes, 2 // processes))
+        assert [status for status, _, _ in ends] == [3] * processes, ends
+        assert "by the retention gate: FAILED" in ends[0][2]
+        assert processes == 1 or ends[1][2] == ""
+    assert steady(read_metrics(workdirs[0])) == steady(read_metrics(workdirs[1]))
+    for path in (workdirs[0] / "evaluations").iterdir():
+        ours, theirs = (
+            json.loads((w / "evaluations" / path.name).read_text())["results"] for w in workdirs
+        )
+        assert ours == theirs
+
+
 def test_sigterm_to_one_process_stops_both_at_one_step(tiny_arguments, tmp_path):
     workdir = tmp_path / "run"
     long = ["--config.train.steps=5000", "--config.checkpoint.save_every_steps=5000"]

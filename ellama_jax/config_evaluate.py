@@ -1,0 +1,73 @@
+"""The section `evaluate` of the configuration: its keys, and what must hold of its words.
+
+Sizes are checked in config.py with all others. What a rule of the gate means and when it is broken
+is evaluate/retention.py's.
+"""
+
+from dataclasses import dataclass, field
+
+GATE_ACTIONS = ("off", "warn", "stop")
+SPLITS = ("validation", "test")
+GATE_FAILS_WHEN = ("certain", "likely", "possible")
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """What a model must keep of its base's general ability, as relative changes."""
+
+    action: str = "warn"
+    general_mean: float = -0.01
+    language: float = -0.03
+    bits_per_byte: float = 0.03
+    fails_when: str = "certain"
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    windows_dir: str
+    every_steps: int
+    batches: int
+    items_per_task: int
+    mmlu_per_language: int
+    texts_per_source: int
+    row_length: int
+    rows_per_batch: int
+    alphas: tuple[float, ...]
+    tasks: str = ""
+    benchmark_dir: str = ""
+    texts_path: str = ""
+    split: str = "validation"
+    window: int = 1024
+    gate: GateConfig = field(default_factory=GateConfig)
+
+
+def check_evaluate(evaluate: EvaluateConfig) -> None:
+    """Raises ValueError for words and rules of the section that cannot hold."""
+    if evaluate.split not in SPLITS:
+        raise ValueError(
+            f"evaluate.split: must be one of {', '.join(SPLITS)}, got {evaluate.split}."
+        )
+    check_gate(evaluate.gate)
+
+
+def check_gate(gate: GateConfig, prefix: str = "evaluate.gate.") -> None:
+    """Raises ValueError for rules that cannot hold; `prefix` stands before a key in the message.
+
+    A key is written as an option where the prefix is one's.
+    """
+    loss = "must lie in (-1, 0], as -0.01 for a loss of 1 %"
+    rules = (
+        ("action", gate.action in GATE_ACTIONS, f"must be one of {', '.join(GATE_ACTIONS)}"),
+        ("general_mean", -1 < gate.general_mean <= 0, loss),
+        ("language", -1 < gate.language <= 0, loss),
+        ("bits_per_byte", gate.bits_per_byte >= 0, "must not be negative, as 0.03 for 3 % more"),
+        (
+            "fails_when",
+            gate.fails_when in GATE_FAILS_WHEN,
+            f"must be one of {', '.join(GATE_FAILS_WHEN)}",
+        ),
+    )
+    for key, holds, rule in rules:
+        if not holds:
+            name = key.replace("_", "-") if prefix.startswith("--") else key
+            raise ValueError(f"{prefix}{name}: {rule}, got {getattr(gate, key)}.")

@@ -1,0 +1,88 @@
+"""Owns scorecards laid side by side by the verb `evaluate`: what is printed, written and refused.
+
+Changes and the gate are `retention`'s, their words `card_text`'s.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from ellama_jax.config_evaluate import (
+    GATE_ACTIONS,
+    GATE_FAILS_WHEN,
+    GateConfig,
+    check_gate,
+)
+from ellama_jax.evaluate import retention
+from ellama_jax.evaluate.card_text import format_markdown, say_comparison, say_gate
+from ellama_jax.evaluate.comparison import format_table
+from ellama_jax.evaluate.long_context import format_long_context
+from ellama_jax.paths import as_path, write_whole
+
+EXIT_GATE = 3  # as of `ellama train`
+
+
+def lay_side_by_side(
+    cards: Sequence[dict], gate: GateConfig, *, markdown_path: str | None = None
+) -> tuple[list[dict], list[dict]]:
+    """Prints scorecards, changes against the first and the gate; writes Markdown if asked.
+
+    Returns:
+        The comparison and the gate's verdict of every card but the first.
+    """
+    if any(card["results"] for card in cards):
+        print(format_table(cards))
+    base, others = cards[0], [card for card in cards[1:] if card["results"]]
+    comparisons = [retention.compare(base, card) for card in others] if base["results"] else []
+    gates = [retention.check_gate(comparison, gate) for comparison in comparisons]
+    for comparison, verdict in zip(comparisons, gates, strict=True):
+        print(f"\n{say_comparison(comparison)}")
+        if gate.action != "off":
+            print(say_gate(verdict))
+    if any(card.get("long_context") for card in cards):
+        print(f"\n{format_long_context(cards)}")
+    if markdown_path:
+        write_whole(as_path(markdown_path), format_markdown(cards, comparisons, gates))
+    return comparisons, gates
+
+
+def leave_if_refused(gates: Sequence[dict]) -> None:
+    """Exits with status 3 where a gate that is to stop was not passed."""
+    if any(gate["action"] == "stop" and gate["passed"] is False for gate in gates):
+        print("ellama evaluate: stopped by the retention gate.", file=sys.stderr)
+        sys.exit(EXIT_GATE)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that compare."""
+    rules = GateConfig()
+    parser.add_argument("--base", help="scorecard of the base to compare with")
+    parser.add_argument(
+        "--scorecards",
+        nargs="+",
+        metavar="FILE",
+        help="lay scorecards side by side instead of scoring; the first is the base",
+    )
+    parser.add_argument("--markdown", help="file to write the comparison to, for a model card")
+    parser.add_argument("--gate", choices=GATE_ACTIONS, default=rules.action,
+                        help=f"what a broken rule does; stop: exit status {EXIT_GATE}")  # fmt: skip
+    for key, what in (
+        ("general_mean", "of general accuracy"),
+        ("language", "of general accuracy in each language"),
+        ("bits_per_byte", "of general bits per byte in each language"),
+    ):
+        default = getattr(rules, key)
+        parser.add_argument(f"--gate-{key.replace('_', '-')}", type=float, default=default,
+                            help=f"relative change allowed {what} (default {default:g})")  # fmt: skip
+    parser.add_argument("--gate-fails-when", choices=GATE_FAILS_WHEN, default=rules.fails_when,
+                        help="the interval, the change, or any of the interval is beyond")  # fmt: skip
+
+
+def gate_of(args: argparse.Namespace) -> GateConfig:
+    """Returns the rules that were given."""
+    gate = GateConfig(
+        args.gate, args.gate_general_mean, args.gate_language, args.gate_bits_per_byte,
+        args.gate_fails_when,
+    )  # fmt: skip
+    check_gate(gate, "--gate-")
+    return gate
