@@ -30,14 +30,7 @@ import numpy as np
 
 from ellama_jax.data.curation_output import curated_files, read_shard
 from ellama_jax.data.tokenizer import Tokenizer, check_fits, load_tokenizer
-from ellama_jax.evaluate import (
-    ecommerce,
-    harness,
-    lm_eval_run,
-    long_context,
-    scorer,
-    side_by_side,
-)
+from ellama_jax.evaluate import ecommerce, harness, lm_eval_run, long_context, scorer, side_by_side
 from ellama_jax.model.presets import LlamaConfig
 from ellama_jax.paths import as_path, write_whole
 from ellama_jax.weights import checkpoint as checkpoints
