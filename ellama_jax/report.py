@@ -62,6 +62,10 @@ def read_run(workdir: str | Path) -> RunFiles:
     return files
 
 
+# Behind a section, what not every run has and nobody misses.
+_AFTER = {"scorecard": EVALUATION_SECTIONS, "learning rate and speed": TRAINING_SECTIONS}
+
+
 def build_content(files: RunFiles) -> dict:
     """Builds what `render_page` shows."""
     run = files.run or {}
@@ -72,9 +76,8 @@ def build_content(files: RunFiles) -> dict:
             missing.append(f"{name}: needs {source}")
         else:
             sections.append(section)
-    # What not every run has is not missed.
-    more = (*EVALUATION_SECTIONS, *TRAINING_SECTIONS)
-    sections += [found for make in more if (found := make(files)) is not None]
+        more = _AFTER.get(name, ())
+        sections += [found for make in more if (found := make(files)) is not None]
     if missing:
         words = ["These parts are left out, for the run directory lacks their files:"]
         sections.append(make_section("Left out", words, missing))

@@ -32,7 +32,8 @@ figcaption, .small { font-size: .85rem; }
   gap: 16px; margin: 12px 0; }
 figure { margin: 0; } svg { display: block; width: 100%; max-width: 560px; height: auto; }
 svg text { fill: var(--text); font-size: 11.5px; } svg text.tick { fill: var(--soft); }
-svg text.strong { font-weight: 600; font-size: 12px; }
+svg text.strong { font-weight: 600; font-size: 12px; paint-order: stroke; stroke: var(--card);
+  stroke-width: 5px; }
 .line { fill: none; stroke-width: 1.8; stroke-linejoin: round; } .dot { stroke: var(--card); }
 .path { fill: none; stroke: var(--soft); stroke-dasharray: 3 3; }
 .grid { stroke: var(--rule); } .axis { stroke: var(--soft); } .error { stroke: var(--soft); }
