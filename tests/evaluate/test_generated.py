@@ -51,7 +51,8 @@ def bench(tmp_path_factory):
 def cards(bench, checkpoints, tmp_path_factory):
     """Files of two models' scorecards, and what the second command printed."""
     folder = tmp_path_factory.mktemp("scores")
-    ask = ["--tasks", "ecommerce_generate,category_prediction", "--benchmark", str(bench)]
+    ask = ["--tasks", "ecommerce_generate,category_prediction", "--benchmark", str(bench),
+           "--row-length", "256"]  # fmt: skip
     base, adapted = folder / "base.json", folder / "adapted.json"
     main(["evaluate", "--checkpoint", str(checkpoints["base"]), *ask, "--json", str(base)])
     main(["evaluate", "--checkpoint", str(checkpoints["adapted"]), *ask, "--json", str(adapted),
