@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from ellama_jax.config_evaluate import GateConfig
 from ellama_jax.evaluate.card_text import HEADLINES, say_change, say_gate, write_value
+from ellama_jax.evaluate.comparison import task_label
 from ellama_jax.evaluate.long_context import needle_means, position_means
 from ellama_jax.evaluate.retention import check_gate, compare
 from ellama_jax.report_plots import Change, Line, change_chart, line_chart
@@ -134,7 +135,7 @@ def _cell_table(comparisons) -> dict:
         known = next(row for row in found if row is not None)
         base = write_value(known["base"], key[2])
         says = [_say(row, key[2]) for row in found]
-        rows.append([key[1], key[0], key[3], str(known["n"]), base, *says])
+        rows.append([task_label(*key[1:3]), key[0], key[3], str(known["n"]), base, *says])
     names = [comparison["model"] for comparison in comparisons]
     header = ["task", "domain", "language", "questions", comparisons[0]["base"], *names]
     return _table(header, rows, 3)

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ellama_jax.evaluate.comparison import (
+    is_share,
     mean_of_cells,
     paired_difference,
     relative_gain,
     summary,
     table_groups,
+    task_label,
 )
 from ellama_jax.report_plots import Bar, Line, Point, bar_chart, line_chart, scatter_chart
 
@@ -30,6 +32,7 @@ _HEADLINES = (
     ("bpb_ecommerce", "bits per byte, e-commerce text"),
     ("bpb_general", "bits per byte, general text"),
 )
+_GENERATED = ("ecommerce_generated", "e-commerce, generated answers")  # no part of a sweep
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ def _headline_section(files: RunFiles) -> dict | None:
     means = [summary(card) for card in files.scorecards]
     names = [card["model"] for card in files.scorecards]
     rows = []
-    for key, label in _HEADLINES:
+    for key, label in (*_HEADLINES[:3], _GENERATED, *_HEADLINES[3:]):
         if all(mean[key] is None for mean in means):
             continue
         cells = [_value_cell(mean[key], mean[f"{key}_stderr"], key) for mean in means]
@@ -172,7 +175,7 @@ def _scorecard_section(files: RunFiles) -> dict | None:
 def _scorecard_row(key: tuple, cells: Sequence[dict | None]) -> list[dict]:
     task, domain, metric, language = key
     known = next(cell for cell in cells if cell is not None)
-    name = f"{task} ({domain})" if metric == "bits_per_byte" else task
+    name = f"{task} ({domain})" if metric == "bits_per_byte" else task_label(task, metric)
     chance = "" if known["chance"] is None else _percent(known["chance"], 0)
     values = [
         _cell("–") if cell is None else _value_cell(cell["value"], cell["stderr"], metric)
@@ -399,7 +402,7 @@ def _cell(text: str, small: str = "", tone: str = "") -> dict:
 def _value_cell(value: float | None, stderr: float | None, name: str) -> dict:
     if value is None:
         return _cell("–")
-    if name.startswith(("bpb", "bits_per_byte")):
+    if not is_share(name):
         return _cell(f"{value:.3f}", "" if stderr is None else f"±{stderr:.3f}")
     return _cell(_percent(value), "" if stderr is None else f"±{100 * stderr:.1f}")
 
@@ -408,8 +411,7 @@ def _gain_cell(value: float | None, base: float | None, name: str) -> dict:
     gain = relative_gain(value, base)
     if gain is None:
         return _cell("–")
-    lower_is_better = name.startswith(("bpb", "bits_per_byte"))
-    return _cell(f"{100 * gain:+.1f} %", tone=_tone(-gain if lower_is_better else gain))
+    return _cell(f"{100 * gain:+.1f} %", tone=_tone(gain if is_share(name) else -gain))
 
 
 def _tone(gain: float) -> str:

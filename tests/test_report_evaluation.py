@@ -96,6 +96,37 @@ def test_long_contexts_alone_are_a_report(workdir):
     assert "<h2>Result" not in page and "<h2>Scorecard" not in page
 
 
+def test_generated_answers_and_credit_stand_beside_accuracies(workdir):
+    """Every metric by name, errors without a percent sign, and a fall of an error is good."""
+    for number, path in enumerate(sorted((workdir / "scores").iterdir())):  # adapted, base
+        card = json.loads(path.read_text())
+        for task, metric, values in (
+            ("review_rating", "credit", [0.5, 0.75]),
+            ("title_from_aspects_generate", "rouge_l", [0.25, 0.5 - 0.25 * number]),
+            ("price_prediction_generate", "median_abs_log_error", [0.5, 1.5 + number]),
+        ):
+            card["results"].append({
+                "task": task, "domain": "ecommerce", "language": "en", "metric": metric,
+                "value": sum(values) / 2, "stderr": 0.125, "n": 2, "chance": None,
+                "higher_is_better": metric[0] != "m", "correct": None, "values": values,
+                "ids": [f"{task}/{n}/en" for n in range(2)],
+            })  # fmt: skip
+        path.write_text(json.dumps(card))
+    page = read_page(workdir)
+    assert "e-commerce, generated answers 25.0 % ±12.5 37.5 % ±12.5 +50.0 %" in text_of(
+        section(page, "Result")
+    )
+    scores = section(page, "Scorecard")
+    row = "price_prediction_generate, median abs log error en 2 1.500 ±0.125 1.000 ±0.125 -33.3 %"
+    assert row in text_of(scores)
+    assert "review_rating, credit en 2 62.5 % ±12.5 62.5 % ±12.5 +0.0 %" in text_of(scores)
+    assert re.search(r"good[^>]*>\s*-33\.3 %", scores)
+    changes = text_of(section(page, "Adaptation and forgetting"))
+    assert "title_from_aspects_generate, rouge l ecommerce en 2 25.0 % 37.5 %, +50.0 % [" in changes
+    assert "e-commerce, generated answers 2 25.0 % 37.5 %, +50.0 % [" in changes
+    assert "e-commerce, English 6 50.0 % 83.3 %" in changes  # accuracies alone, as before
+
+
 def test_a_change_is_drawn_to_scale_about_zero():
     markup = change_chart("t", [
         Change("g", "a", -0.1, -0.2, 0.0, 0, mark=-0.05), Change("g", "b", 0.1, None, None, 1),

@@ -5,12 +5,13 @@ The numbers are those of `retention` and `comparison`.
 
 from collections.abc import Mapping, Sequence
 
-from ellama_jax.evaluate.comparison import format_table
+from ellama_jax.evaluate.comparison import format_table, is_share
 
 HEADLINES = {
     "ecommerce_en": "e-commerce, English",
     "ecommerce_other": "e-commerce, other languages",
     "ecommerce": "e-commerce, all languages",
+    "ecommerce_generated": "e-commerce, generated answers",
     "general": "general questions, all languages",
     "bpb_ecommerce": "bits per byte, e-commerce text",
     "bpb_general": "bits per byte, general text",
@@ -154,8 +155,8 @@ def _say_value(row: Mapping, name: str) -> str:
 
 
 def write_value(value: float, name: str) -> str:
-    """Writes an accuracy in percent, bits per byte with three digits."""
-    return f"{value:.3f}" if name.startswith(("bpb", "bits")) else f"{100 * value:.1f} %"
+    """Writes an accuracy in percent, bits per byte and log errors with three digits."""
+    return f"{100 * value:.1f} %" if is_share(name) else f"{value:.3f}"
 
 
 def _markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:

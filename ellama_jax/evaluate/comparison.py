@@ -10,6 +10,19 @@ import numpy as np
 
 _MOST_WITH_GAINS = 3
 _ENGLISH, _OTHERS = "English", "other languages"
+# Overall means: domain, metrics, and whether a language belongs to it. A generated task whose answers
+# are better or worse has just one of the three metrics; its answers are no part of any accuracy.
+OVERALL = {
+    "ecommerce_en": ("ecommerce", ("accuracy",), lambda language: language == "en"),
+    "ecommerce_other": ("ecommerce", ("accuracy",), lambda language: language != "en"),
+    "ecommerce": ("ecommerce", ("accuracy",), lambda language: True),
+    "ecommerce_generated": (
+        "ecommerce", ("exact_match", "recall_at_k", "rouge_l"), lambda language: True,
+    ),
+    "general": ("general", ("accuracy",), lambda language: True),
+    "bpb_ecommerce": ("ecommerce", ("bits_per_byte",), lambda language: True),
+    "bpb_general": ("general", ("bits_per_byte",), lambda language: True),
+}  # fmt: skip
 
 
 def summary(scorecard: dict) -> dict[str, float | None]:
@@ -17,23 +30,16 @@ def summary(scorecard: dict) -> dict[str, float | None]:
 
     Returns:
         Accuracy as ecommerce_en, ecommerce_other (not English), ecommerce and general, bits per
-        byte as bpb_ecommerce and bpb_general, and the standard error of each as `<name>_stderr`;
-        None where nothing was scored.
+        byte as bpb_ecommerce and bpb_general, generated answers (exact match, recall at k or
+        ROUGE-L, by the task) as ecommerce_generated, and the standard error of each as
+        `<name>_stderr`; None where nothing was scored.
     """
-    wanted = {
-        "ecommerce_en": ("ecommerce", "accuracy", lambda language: language == "en"),
-        "ecommerce_other": ("ecommerce", "accuracy", lambda language: language != "en"),
-        "ecommerce": ("ecommerce", "accuracy", lambda language: True),
-        "general": ("general", "accuracy", lambda language: True),
-        "bpb_ecommerce": ("ecommerce", "bits_per_byte", lambda language: True),
-        "bpb_general": ("general", "bits_per_byte", lambda language: True),
-    }
     means = {}
-    for name, (domain, metric, fits) in wanted.items():
+    for name, (domain, metrics, fits) in OVERALL.items():
         cells = [
             row
             for row in scorecard["results"]
-            if (row["domain"], row["metric"]) == (domain, metric) and fits(row["language"])
+            if row["domain"] == domain and row["metric"] in metrics and fits(row["language"])
         ]
         means[name], means[f"{name}_stderr"] = mean_of_cells(cells)
     return means
@@ -101,7 +107,7 @@ def format_table(scorecards: Sequence[dict]) -> str:
     """
     rows = [_header(scorecards)]
     for (task, domain, metric), languages in table_groups(scorecards[0]).items():
-        name = f"{task} ({domain})" if metric == "bits_per_byte" else task
+        name = f"{task} ({domain})" if metric == "bits_per_byte" else task_label(task, metric)
         for label, members in _language_groups(languages):
             cells = [_pick_cells(card, task, domain, metric, members) for card in scorecards]
             rows.append(_table_row(name, label, cells))
@@ -114,7 +120,29 @@ def format_table(scorecards: Sequence[dict]) -> str:
         if all(cells):
             rows.append(_table_row("e-commerce average", label, cells))
     text = _align(rows)
-    return f"{text}\naccuracies in % with standard error; bits per byte: lower is better"
+    lines = [text, "accuracies in % with standard error; bits per byte: lower is better"]
+    if any(task_label("", metric) for _, _, metric in table_groups(scorecards[0])):
+        lines.append("credit and generated answers in % too; median abs log error: lower is better")
+    return "\n".join(lines)
+
+
+def is_share(name: str) -> bool:
+    """Tells whether a metric, or a mean of it, is told in percent, and more of it is better.
+
+    >>> [is_share(name) for name in ("accuracy", "rouge_l", "bpb_general", "median_abs_log_error")]
+    [True, True, False, False]
+    """
+    return not name.startswith(("bpb", "bits_per_byte", "median"))
+
+
+def task_label(task: str, metric: str) -> str:
+    """Names a task, and its metric where it is not the one that goes without saying.
+
+    >>> task_label("mmlu", "accuracy"), task_label("review_rating", "credit")
+    ('mmlu', 'review_rating, credit')
+    """
+    silent = metric in ("accuracy", "bits_per_byte")
+    return task if silent else f"{task}, {metric.replace('_', ' ')}"
 
 
 def table_groups(scorecard: dict) -> dict[tuple[str, str, str], set[str]]:
@@ -167,11 +195,11 @@ def _header(scorecards: Sequence[dict]) -> list[str]:
 
 def _table_row(name: str, label: str, cells: Sequence[list[dict]]) -> list[str]:
     """Writes one line from each model's results, one list a model."""
-    percent = cells[0][0]["metric"] == "accuracy"
+    percent = is_share(cells[0][0]["metric"])
     means = [mean_of_cells(model) for model in cells]
-    chance = np.mean([row["chance"] for row in cells[0]]) if percent else None
+    chances = [row["chance"] for row in cells[0]]
     line = [name, label, str(sum(row["n"] for row in cells[0]))]
-    line.append(f"{100 * chance:.0f}" if percent else "")
+    line.append("" if None in chances else f"{100 * np.mean(chances):.0f}")
     line += [_write_value(value, stderr, percent) for value, stderr in means]
     if len(means) > _MOST_WITH_GAINS:
         return line

@@ -15,25 +15,17 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ellama_jax.config_evaluate import GateConfig
+from ellama_jax.evaluate.comparison import OVERALL
 
 DRAWS, LEVEL = 2000, 0.95
 _DRAWS_AT_ONCE = 200  # of all questions: 200 x 10,000 counts are 16 MB
-# Overall means: domain, metric, and whether a language belongs to it, as in `comparison.summary`.
-OVERALL = {
-    "ecommerce_en": ("ecommerce", "accuracy", lambda language: language == "en"),
-    "ecommerce_other": ("ecommerce", "accuracy", lambda language: language != "en"),
-    "ecommerce": ("ecommerce", "accuracy", lambda language: True),
-    "general": ("general", "accuracy", lambda language: True),
-    "bpb_ecommerce": ("ecommerce", "bits_per_byte", lambda language: True),
-    "bpb_general": ("general", "bits_per_byte", lambda language: True),
-}
 
 
 @dataclasses.dataclass(frozen=True)
 class _Cell:
     """One task and language of two models, over what both were asked.
 
-    `sums` is [2, questions] (correct answers, or bits) of base and model, `sizes` [questions] what
+    `sums` is [2, questions] (values, 1 where an answer is right, or bits) of base and model, `sizes` [questions] what
     they are divided by (1, or bytes), `clusters` names what is drawn together. Without any of them
     (a scorecard that keeps no single answers) `values` is all that is known.
     """
@@ -47,6 +39,11 @@ class _Cell:
     sums: np.ndarray | None = None
     sizes: np.ndarray | None = None
     clusters: Sequence[str] = ()
+
+    @property
+    def is_median(self) -> bool:
+        """Tells whether the cell is the median of its questions, and not a ratio of sums."""
+        return self.metric.startswith("median")
 
 
 def compare(base: dict, model: dict, *, draws: int = DRAWS, seed: int = 0) -> dict:
@@ -88,7 +85,7 @@ def compare(base: dict, model: dict, *, draws: int = DRAWS, seed: int = 0) -> di
         "overall": {name: change for name, change in overall.items() if change is not None},
         "by_language": [
             {"domain": domain, "metric": metric, "language": language}
-            | changes.of(domain, metric, lambda code, language=language: code == language)
+            | changes.of(domain, (metric,), lambda code, language=language: code == language)
             for domain, metric, language in languages
         ],
         "cells": [
@@ -105,7 +102,7 @@ def _rows(card: dict) -> dict[tuple, dict]:
     return {
         (row["task"], row["domain"], row["language"], row["metric"]): row
         for row in card["results"]
-        if row["metric"] in ("accuracy", "bits_per_byte")
+        if row["metric"] != "accuracy_unnormalised"
     }
 
 
@@ -120,7 +117,8 @@ def _pair(key: tuple, ours: dict, theirs: dict) -> _Cell | None:
         return None
     sums = np.array([[found[name][0] for name in shared] for found in answers], float)
     sizes = np.array([answers[0][name][1] for name in shared], float)
-    values = tuple(float(total) for total in sums.sum(axis=1) / sizes.sum())
+    found = np.median(sums, axis=1) if metric.startswith("median") else sums.sum(1) / sizes.sum()
+    values = tuple(float(value) for value in found)
     clusters = [_cluster(name, task, language) for name in shared]
     return _Cell(task, domain, language, metric, values, len(shared), sums, sizes, clusters)
 
@@ -134,7 +132,8 @@ def _answers(row: dict, metric: str) -> dict[str, tuple[float, float]] | None:
             name: (bits, size)
             for name, bits, size in zip(row["ids"], row["bits"], row["bytes"], strict=True)
         }
-    return {name: (value, 1) for name, value in zip(row["ids"], row["correct"], strict=True)}
+    values = row["correct"] if row["correct"] is not None else row["values"]
+    return {name: (value, 1) for name, value in zip(row["ids"], values, strict=True)}
 
 
 def _cluster(name: str, task: str, language: str) -> str:
@@ -163,6 +162,7 @@ def _draw(cells: Sequence[_Cell], draws: int, seed: int) -> np.ndarray:
             np.add.at(sizes[:, number], at, cell.sizes)
             for side in (0, 1):
                 np.add.at(sums[side, :, number], at, cell.sums[side])
+    medians = [n for n, cell in enumerate(cells) if cell.is_median and cell.sums is not None]
     values = np.full((2, draws, len(cells)), np.nan)
     rng = np.random.default_rng(seed)
     for start in range(0, draws if count else 0, _DRAWS_AT_ONCE):
@@ -170,7 +170,29 @@ def _draw(cells: Sequence[_Cell], draws: int, seed: int) -> np.ndarray:
         times = np.stack([np.bincount(row, minlength=count) for row in taken]).astype(float)
         with np.errstate(invalid="ignore"):
             values[:, start : start + len(taken)] = (times @ sums) / (times @ sizes)
+        for number in medians:
+            at = [places[name] for name in cells[number].clusters]
+            for side in (0, 1):
+                drawn = _medians(cells[number].sums[side], times[:, at])
+                values[side, start : start + len(taken), number] = drawn
     return values
+
+
+def _medians(values: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Returns [draws] medians of `values` [questions], each taken `times` [draws, questions] times.
+
+    >>> _medians(np.array([3.0, 1.0, 2.0]), np.array([[1, 1, 0], [0, 2, 1], [0, 0, 0]]))
+    array([ 2.,  1., nan])
+    """
+    order = np.argsort(values)
+    counts = np.cumsum(times[:, order], axis=1)
+    total = counts[:, -1:]
+    # The middle one, or the mean of the two in the middle.
+    low, high = (counts * 2 < total).sum(axis=1), (counts * 2 <= total).sum(axis=1)
+    last = len(values) - 1
+    ordered = values[order]
+    middle = (ordered[np.minimum(low, last)] + ordered[np.minimum(high, last)]) / 2
+    return np.where(total[:, 0] > 0, middle, np.nan)
 
 
 class _Changes:
@@ -179,12 +201,12 @@ class _Changes:
     def __init__(self, cells: Sequence[_Cell], drawn: np.ndarray):
         self._cells, self._drawn = cells, drawn
 
-    def of(self, domain: str, metric: str, fits) -> dict | None:
-        """Returns the change over all cells of a domain, metric and languages; None if none."""
+    def of(self, domain: str, metrics: Sequence[str], fits) -> dict | None:
+        """Returns the change over all cells of a domain, metrics and languages; None if none."""
         chosen = [
             number
             for number, cell in enumerate(self._cells)
-            if (cell.domain, cell.metric) == (domain, metric) and fits(cell.language)
+            if cell.domain == domain and cell.metric in metrics and fits(cell.language)
         ]
         return self.over(chosen) if chosen else None
 
@@ -237,7 +259,8 @@ def check_gate(comparison: Mapping, gate: GateConfig) -> dict:
     if mean is not None and mean["change"] is not None:
         checks.append(_check("general_mean", None, gate.general_mean, mean, gate.fails_when))
     for row in comparison["by_language"]:
-        if row["domain"] != "general" or row["change"] is None:
+        known = row["metric"] in ("accuracy", "bits_per_byte")
+        if row["domain"] != "general" or row["change"] is None or not known:
             continue
         rule = "language" if row["metric"] == "accuracy" else "bits_per_byte"
         checks.append(_check(rule, row["language"], getattr(gate, rule), row, gate.fails_when))

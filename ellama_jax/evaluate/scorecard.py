@@ -1,7 +1,8 @@
 """Owns scorecards: from texts and items to values with n, standard error and chance level.
 
-It turns text into tokens and log-probabilities into metrics; the model's work is `scorer`'s, the
-tasks come from `ecommerce` and `harness`, and `comparison` lays scorecards side by side.
+It turns text into tokens; the model's work is `scorer`'s, what choices and generated answers come to
+`choices`' and `generated`'s, the tasks are from `ecommerce` and `harness`, and `comparison` lays
+scorecards side by side.
 
 A scorecard is plain data, one JSON file a model:
 
@@ -9,7 +10,8 @@ A scorecard is plain data, one JSON file a model:
      "results": [{"task", "domain", "language", "metric", "value", "stderr", "n", "chance",
                   "higher_is_better", "correct": [0 or 1, ...] or null, "ids": [...]}]}
 
-Results of text have "bits" and "bytes" of every document in place of "correct".
+Results of text have "bits" and "bytes" of every document in place of "correct"; credit and generated
+answers have "values" of every item.
 """
 
 import argparse
@@ -21,7 +23,7 @@ import json
 import math
 import shlex
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
 import jax
@@ -30,7 +32,16 @@ import numpy as np
 
 from ellama_jax.data.curation_output import curated_files, read_shard
 from ellama_jax.data.tokenizer import Tokenizer, check_fits, load_tokenizer
-from ellama_jax.evaluate import ecommerce, harness, lm_eval_run, long_context, scorer, side_by_side
+from ellama_jax.evaluate import (
+    ecommerce,
+    generated,
+    harness,
+    lm_eval_run,
+    long_context,
+    scorer,
+    side_by_side,
+)
+from ellama_jax.evaluate.choices import choice_results
 from ellama_jax.model.presets import LlamaConfig
 from ellama_jax.paths import as_path, write_whole
 from ellama_jax.weights import checkpoint as checkpoints
@@ -41,6 +52,10 @@ from ellama_jax.weights.layout import check_writable
 MMLU_VALIDATION_FRAC = 1 / 3
 
 TASKS = ("ecommerce", *ecommerce.TASKS, "mmlu", "bits_per_byte")
+# What is answered by writing takes longer: neither a run nor a sweep asks it.
+ALL_TASKS = (*TASKS, *generated.TASKS)
+# A slot of the cache costs far less memory than a token that is scored.
+_SLOTS_A_TOKEN = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +87,7 @@ def evaluate_checkpoint(
     *,
     model: str | None = None,
     scoring: Scoring = DEFAULT_SCORING,
+    written_items: Sequence[dict] = (),
     long_texts: Sequence[dict] = (),
     max_length: int | None = None,
 ) -> dict:
@@ -83,19 +99,31 @@ def evaluate_checkpoint(
         texts: documents (dicts of text, domain, language) for bits per byte.
         model: what the scorecard calls it, by default the directory's name.
         scoring: how to run it.
+        written_items: items of `ecommerce.read_generated`, which the model answers by writing.
         long_texts: documents for `long_context.measure`, none for none of it.
         max_length: tokens of those at most; None is the model's maximum.
 
     Returns:
         The scorecard, with "long_context" where there were texts for it.
     """
-    if not items and not texts and not long_texts:
+    if not any((items, texts, written_items, long_texts)):
         raise ValueError("evaluate: must have at least one item or text, got none.")
     params, config, tokenizer, origin = load_model(checkpoint, mesh=scoring.mesh)
     model = model or as_path(checkpoint).name
     card = evaluate_params(params, config, tokenizer, items, texts, model=model, scoring=scoring)
     card["checkpoint"] = str(checkpoint)
     card["made_with"].update(origin)
+    if written_items:
+        started = time.monotonic()
+        written = generated.write_answers(
+            params, config, tokenizer, checkpoint, written_items,
+            batch_tokens=_SLOTS_A_TOKEN * scoring.row_length * scoring.rows_per_batch,
+            compute_dtype=scoring.compute_dtype, mesh=scoring.mesh, title=f"generating {model}",
+        )  # fmt: skip
+        card["results"] += generated.answer_results(written_items, written.texts)
+        card["made_with"]["generated_fingerprint"] = fingerprint(written_items)
+        card["made_with"]["truncated_requests"] += written.truncated
+        card["made_with"]["generated_secs"] = round(time.monotonic() - started, 1)
     if long_texts:
         card["long_context"] = long_context.measure(
             params, config, tokenizer, long_texts, max_length=max_length,
@@ -160,7 +188,10 @@ def evaluate_params(
     return {
         "model": model,
         "checkpoint": None,
-        "results": [*_choice_results(items, item_scores), *_text_results(texts, nats)],
+        "results": [
+            *choice_results(items, [score.log_probs for score in item_scores]),
+            *_text_results(texts, nats),
+        ],
         "made_with": {
             "items_fingerprint": fingerprint(items),
             "texts_fingerprint": fingerprint(texts),
@@ -201,50 +232,6 @@ def fingerprint(records: Iterable[dict]) -> str:
     """Returns 16 hex digits that tell whether two scorecards answered the same questions."""
     lines = sorted(json.dumps(record, sort_keys=True) for record in records)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
-
-
-def _choice_results(items, scores) -> list[dict]:
-    groups = collections.defaultdict(list)
-    for item, score in zip(items, scores, strict=True):
-        groups[item["task"], item["domain"], item["language"]].append((item, score.log_probs))
-    results = []
-    for (task, domain, language), members in groups.items():
-        cell = {"task": task, "domain": domain, "language": language}
-        for metric, normalise in (("accuracy", True), ("accuracy_unnormalised", False)):
-            results.append({**cell, "metric": metric, **_accuracy(members, normalise)})
-    return results
-
-
-def _accuracy(members: Sequence[tuple[dict, np.ndarray]], normalise: bool) -> dict:
-    correct = [int(pick_choice(i["choices"], lp, normalise) == i["answer"]) for i, lp in members]
-    value, count = float(np.mean(correct)), len(correct)
-    # The standard error of a mean from its own sample, as lm-eval has it.
-    stderr = math.sqrt(value * (1 - value) / (count - 1)) if count > 1 else None
-    return {
-        "value": value,
-        "stderr": stderr,
-        "n": count,
-        "chance": float(np.mean([1 / len(item["choices"]) for item, _ in members])),
-        "higher_is_better": True,
-        "correct": correct,
-        "ids": [item["id"] for item, _ in members],
-    }
-
-
-def pick_choice(choices: Sequence[str], log_probs: Sequence[float], normalise: bool = True) -> int:
-    """Returns the number of the choice the model prefers.
-
-    Longer answers are less probable only because they are longer, so log-probabilities are
-    divided by the answer's length in UTF-8 bytes (lm-eval's acc_norm divides by characters, which
-    would treat languages differently).
-
-    >>> pick_choice([" no", " certainly not"], [-4.0, -6.0])
-    1
-    >>> pick_choice([" no", " certainly not"], [-4.0, -6.0], normalise=False)
-    0
-    """
-    lengths = [len(choice.strip().encode()) if normalise else 1 for choice in choices]
-    return int(np.argmax(np.asarray(log_probs) / np.maximum(lengths, 1)))
 
 
 def _text_results(texts: Sequence[dict], nats: np.ndarray) -> list[dict]:
@@ -351,8 +338,8 @@ def write_json(path: str | Path, content: dict) -> None:
 
 def main_evaluate(argv: list[str]) -> None:
     """Runs `ellama evaluate`."""
-    if lm_eval_run.is_wanted(argv, TASKS):
-        return lm_eval_run.main_lm_eval(argv, TASKS)
+    if lm_eval_run.is_wanted(argv, ALL_TASKS):
+        return lm_eval_run.main_lm_eval(argv, ALL_TASKS)
     args = _parse_arguments(argv)
     gate = side_by_side.gate_of(args)
     for path in (args.json, args.markdown):
@@ -377,13 +364,16 @@ def main_evaluate(argv: list[str]) -> None:
 
 
 def _score_as_asked(args: argparse.Namespace) -> dict:
-    items, texts = [], []
+    items, texts, written = [], [], []
+    split = None if args.split == "all" else args.split
     if args.tasks or not args.long_context:
+        tasks = check_tasks(args.tasks or "", known=ALL_TASKS)
+        written = generated.gather_items(tasks, args.benchmark, split)
         items, texts = gather_questions(
-            check_tasks(args.tasks or ""),
+            tasks,
             benchmark_dir=args.benchmark,
             texts_path=args.texts,
-            split=None if args.split == "all" else args.split,
+            split=split,
             limit=args.limit,
             mmlu_style=args.mmlu_style,
             seed=args.seed,
@@ -397,6 +387,7 @@ def _score_as_asked(args: argparse.Namespace) -> dict:
     )
     return evaluate_checkpoint(
         args.checkpoint, items, texts, model=args.model, scoring=scoring,
+        written_items=limit_each(written, args.limit, ("task", "language")),
         long_texts=limit_each(long_texts, args.limit, ("domain", "language")),
         max_length=args.max_length,
     )  # fmt: skip
@@ -432,16 +423,19 @@ def gather_questions(
     return items, texts
 
 
-def check_tasks(text: str, name: str = "--tasks") -> list[str]:
+def check_tasks(text: str, name: str = "--tasks", *, known: Collection[str] = TASKS) -> list[str]:
     """Splits "a,b", given as `name`, and refuses names of no task, with the nearest one."""
     tasks = [part.strip() for part in text.split(",") if part.strip()]
     for task in tasks:
-        if task not in TASKS:
-            near = difflib.get_close_matches(task, TASKS, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(TASKS)}."
+        if task in generated.TASKS and task not in known:
+            raise ValueError(f"{name}: must be tasks with choices, got {task}; it is answered by "
+                             "writing, which `ellama evaluate` alone scores.")  # fmt: skip
+        if task not in known:
+            near = difflib.get_close_matches(task, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}."
             raise ValueError(f"{name}: must be known tasks, got {task}; {hint}")
     if not tasks:
-        raise ValueError(f"{name}: must name at least one of {', '.join(TASKS)}, got none.")
+        raise ValueError(f"{name}: must name at least one of {', '.join(known)}, got none.")
     return tasks
 
 
@@ -463,7 +457,7 @@ def _parse_arguments(argv: list[str]) -> argparse.Namespace:
         prog="ellama evaluate",
         description="Score a checkpoint (an Orbax root or step, or a Hugging Face directory).",
         epilog=(
-            f"tasks: {', '.join(TASKS)}\n"
+            f"tasks: {', '.join(ALL_TASKS)}\n"
             "example: ellama evaluate --checkpoint runs/a/checkpoints --tasks ecommerce,mmlu "
             "--benchmark runs/benchmark --json runs/a/scores/adapted.json\n"
             "         ellama evaluate --scorecards runs/a/scores/base.json "

@@ -55,14 +55,6 @@ def test_a_choice_that_would_melt_into_its_context_is_encoded_alone(tiny_tokeniz
     assert request.continuations[0] == tiny_tokenizer.encode(word[2:])
 
 
-def test_choices_are_compared_by_log_probability_per_byte():
-    choices = [" ab", " abcdefgh"]
-    assert scorecard.pick_choice(choices, [-2.0, -6.0]) == 1  # -1.0 a byte against -0.75
-    assert scorecard.pick_choice(choices, [-2.0, -6.0], normalise=False) == 0
-    # "é" is two bytes: -0.75 a byte beats -1.0.
-    assert scorecard.pick_choice([" aé", " abc"], [-2.25, -3.0]) == 0
-
-
 def test_bits_per_byte_and_its_error_by_hand():
     found = scorecard.bits_per_byte(np.array([4.0, 9.0, 5.0]), np.array([2.0, 4.0, 3.0]))
     # Ratio 18/9; residuals 0, 1, -1; error sqrt(2 / 2 / 3) / 3.
@@ -79,6 +71,7 @@ def test_a_scorecard_has_every_task_language_and_metric(card, items, texts):
         for language in ("en", "de")
         for metric in ("accuracy", "accuracy_unnormalised")
     }
+    expected |= {("category_prediction", language, "credit") for language in ("en", "de")}
     texts_in = {("bits_per_byte", text["language"], "bits_per_byte") for text in texts}
     assert cells == expected | texts_in
     for row in card["results"]:
