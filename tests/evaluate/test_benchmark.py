@@ -293,6 +293,7 @@ def test_few_shot_examples_are_validation_items(bench, tmp_path, monkeypatch):
     manager = lm_eval.tasks.TaskManager(include_path=str(bench[0]), include_defaults=False)
     names = ["ellama_aspect_prediction_de", "ellama_common_aspects_generate_de"]
     for name, task in manager.load_task_or_group(names).items():
+        assert task.get_config("num_fewshot") is None  # 0 would make lm-eval ignore --num_fewshot
         task.set_config(key="num_fewshot", value=1)
         task.set_fewshot_seed(0)
         shown = [task.fewshot_context(doc, 1) for doc in task.test_docs()]
