@@ -11,6 +11,7 @@ import importlib.resources
 import json
 import logging
 import os
+import re
 import shlex
 import shutil
 import tempfile
@@ -39,6 +40,7 @@ DEFAULT_HELDOUT_FRAC = 0.2
 # So many items show such a difference between two models (`ecommerce.visible_difference`).
 DEFAULT_ITEMS, SOUGHT_DIFFERENCE = 900, 0.03
 MAX_BAD_REVIEWS_FRAC = 0.01
+_SUMMARY = "benchmark.json"
 
 
 def write_benchmark(
@@ -65,8 +67,7 @@ def write_benchmark(
         The content of benchmark.json.
     """
     dst = Path(dst)
-    if dst.exists() and not overwrite:
-        raise ValueError(f"DST: must not exist yet, got {dst}; pass --overwrite to replace it.")
+    _check_replaceable(dst, overwrite)
     train_ids, heldout_ids = ({r["product_id"] for r in part} for part in (train, heldout))
     assert not train_ids & heldout_ids, f"products on both sides: {sorted(train_ids & heldout_ids)}"
     present = {record["language"] for record in (*heldout, *heldout_reviews)}
@@ -80,7 +81,11 @@ def write_benchmark(
         tasks=(*CHOICE_TASKS, *GENERATED_TASKS),
     )
     if not built.items:
-        raise ValueError(f"CATALOGUE: must give at least one item, dropped all: {built.dropped}.")
+        raise ValueError(
+            f"CATALOGUE: must give at least one item, got none of {len(heldout_ids)} products held "
+            f"out: {_join_reasons(built.dropped.values())}; give more listings, or a larger "
+            "--heldout-frac."
+        )
     items = assign_splits(built.items, validation_frac=validation_frac, seed=seed)
     summary = {
         "items": _count_items(items),
@@ -101,6 +106,19 @@ def write_benchmark(
     return summary
 
 
+def _check_replaceable(dst: Path, overwrite: bool) -> None:
+    """Refuses a place that is taken; only an earlier benchmark is ever replaced."""
+    if not dst.exists():
+        return
+    if not overwrite:
+        raise ValueError(f"DST: must not exist yet, got {dst}; pass --overwrite to replace it.")
+    if not dst.is_dir() or (any(dst.iterdir()) and not (dst / _SUMMARY).is_file()):
+        raise ValueError(
+            f"DST: must be a built benchmark to be replaced, got {dst}, which holds no {_SUMMARY}; "
+            "name another directory."
+        )
+
+
 def _explain_missing(built, has_reviews: bool) -> dict[str, str]:
     """Says of each task without items what the catalogue lacks for it."""
     made = {item["task"] for item in built.items}
@@ -111,9 +129,15 @@ def _explain_missing(built, has_reviews: bool) -> dict[str, str]:
         if task == "review_rating" and not has_reviews:
             missing[task] = "no reviews held out"
         else:
-            ranked = sorted(reasons.items(), key=lambda reason: (-reason[1], reason[0]))
-            missing[task] = "; ".join(f"{why} ({count})" for why, count in ranked) or "no records"
+            missing[task] = _join_reasons([reasons])
     return missing
+
+
+def _join_reasons(dropped: Iterable[dict[str, int]]) -> str:
+    """Says why records gave no item, the most frequent reason first."""
+    total = sum((collections.Counter(reasons) for reasons in dropped), collections.Counter())
+    ranked = sorted(total.items(), key=lambda reason: (-reason[1], reason[0]))
+    return "; ".join(f"{why} ({count})" for why, count in ranked) or "no records"
 
 
 def _count_items(items: Iterable[dict]) -> dict[str, dict[str, int]]:
@@ -135,7 +159,7 @@ def _write_directory(dst: Path, items, parts, summary) -> None:
             _write_jsonl(partial / f"{name}.jsonl", records)
         _write_lm_eval_tasks(partial / "lm_eval", items)
         text = json.dumps(summary, indent=2, ensure_ascii=False)
-        (partial / "benchmark.json").write_text(text + "\n", encoding="utf-8")
+        (partial / _SUMMARY).write_text(text + "\n", encoding="utf-8")
         partial.chmod(0o755)
         if dst.exists():
             shutil.rmtree(dst)
@@ -197,6 +221,7 @@ def _task_yaml(name: str, task: str, language: str, members: Sequence[dict], tol
 def main_build_benchmark(argv: list[str]) -> None:
     """Runs `ellama build-benchmark`."""
     args = _parse_arguments(argv)
+    _check_arguments(args)
     train, heldout, digest = _split_catalogue(args)
     train_reviews, heldout_reviews = _split_reviews(args, train, heldout)
     summary = write_benchmark(
@@ -218,6 +243,24 @@ def main_build_benchmark(argv: list[str]) -> None:
         heldout_reviews=heldout_reviews,
     )
     _print_summary(summary)
+
+
+def _check_arguments(args: argparse.Namespace) -> None:
+    """Refuses what cannot hold before anything is read."""
+    frac = args.heldout_frac
+    if frac is not None and not 0 < frac <= 1:
+        raise ValueError(f"--heldout-frac: must be above 0 and at most 1, got {frac}.")
+    if not 0 <= args.validation_frac < 1:
+        raise ValueError(f"--validation-frac: must be in [0, 1), got {args.validation_frac}.")
+    if args.items_per_task < 1:
+        raise ValueError(f"--items-per-task: must be at least 1, got {args.items_per_task}.")
+    try:
+        re.compile(args.product_pattern or "")
+    except re.error as error:
+        raise ValueError(
+            f"--product-pattern: must be a regular expression, got {args.product_pattern!r}: {error}."
+        ) from error
+    _check_replaceable(Path(args.dst), args.overwrite)
 
 
 def _print_summary(summary: dict) -> None:

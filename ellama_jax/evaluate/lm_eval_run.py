@@ -16,6 +16,7 @@ from ellama_jax.paths import as_path, is_remote, write_whole
 from ellama_jax.weights.layout import check_writable
 
 _NEAREST = 3
+_BUILT = "ellama_"  # begins the names of a built benchmark's tasks
 
 
 def is_wanted(argv: list[str], own_tasks: Collection[str]) -> bool:
@@ -27,12 +28,17 @@ def is_wanted(argv: list[str], own_tasks: Collection[str]) -> bool:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--tasks", default="")
     parser.add_argument("--lm-eval", action="store_true")
+    parser.add_argument("--include-path")
     found, _ = parser.parse_known_args(argv)
     names = _split(found.tasks)
-    near_ours = any(difflib.get_close_matches(name, own_tasks, n=1) for name in names)
     strangers = [name for name in names if name not in own_tasks]
+    if found.lm_eval or not strangers:
+        return found.lm_eval
+    if found.include_path or any(name.startswith(_BUILT) for name in strangers):
+        return True
     # A slip in one of our names is said by `scorecard`, unless lm-eval knows the name.
-    return found.lm_eval or bool(strangers and (not near_ours or _known_to_lm_eval(strangers)))
+    near_ours = any(difflib.get_close_matches(name, own_tasks, n=1) for name in names)
+    return not near_ours or _known_to_lm_eval(strangers)
 
 
 def main_lm_eval(argv: list[str], own_tasks: Collection[str]) -> None:
@@ -73,9 +79,11 @@ def find_tasks(names: list[str], manager) -> list[str | dict]:
         found = manager.match_tasks([name])
         if not found:
             near = difflib.get_close_matches(name, manager.all_tasks, n=_NEAREST)
-            hint = (
-                f"did you mean {' or '.join(near)}?" if near else "`lm_eval ls tasks` lists them."
-            )
+            hint = "`lm_eval ls tasks` lists them."
+            if name.startswith(_BUILT) and not any(other.startswith(_BUILT) for other in near):
+                hint = "those of a built benchmark need --include-path BENCHMARK."
+            elif near:
+                hint = f"did you mean {' or '.join(near)}?"
             raise ValueError(f"--tasks: must be tasks of lm-eval or our own, got {name}; {hint}")
         chosen += [task for task in found if task not in chosen]
     if not chosen:
@@ -229,8 +237,15 @@ def _split(text: str) -> list[str]:
 
 def _number(text: str) -> int | float:
     """Reads a limit: a count of questions, or a share below 1."""
-    value = float(text)
-    return value if value < 1 else int(value)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if 0 < value < 1:
+        return value
+    if value >= 1 and value.is_integer():
+        return int(value)
+    raise argparse.ArgumentTypeError(f"must be a count, or a share between 0 and 1, got {text}")
 
 
 def add_lm_eval_arguments(add: Callable) -> None:

@@ -154,6 +154,33 @@ def test_a_file_of_broken_reviews_is_refused(tmp_path):
         build(tmp_path, LISTINGS, "--reviews", path)
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--heldout-frac", "0"), ("--heldout-frac", "nan"), ("--validation-frac", "1"),
+     ("--items-per-task", "0"), ("--product-pattern", "(")],
+)  # fmt: skip
+def test_what_cannot_hold_is_refused_by_its_option(tmp_path, option, value):
+    with pytest.raises(ValueError, match=f"^{option}: must"):
+        build(tmp_path, LISTINGS, option, value)
+    assert not (tmp_path / "bench").exists()
+
+
+def test_only_an_earlier_benchmark_is_replaced(tmp_path):
+    (tmp_path / "bench").mkdir()
+    build(tmp_path, LISTINGS[:100], "--items-per-task", "2")  # an empty directory, and then itself
+    build(tmp_path, LISTINGS[:100], "--items-per-task", "2")
+    (tmp_path / "bench" / "benchmark.json").unlink()
+    with pytest.raises(ValueError, match=r"must be a built benchmark to be replaced, got .*bench"):
+        build(tmp_path, LISTINGS[:100], "--items-per-task", "2")
+    assert (tmp_path / "bench" / "items.jsonl").is_file()
+
+
+def test_a_catalogue_that_gives_nothing_says_why_in_words(tmp_path):
+    bare = [{"title": "Oak", "language": "en", "product_id": "1"}]
+    with pytest.raises(ValueError, match=r"got none of 1 products held out: .*no price \(\d\)"):
+        build(tmp_path, bare, "--heldout-frac", "1")
+
+
 def test_markup_is_cleaned_out_of_a_file(tmp_path):
     shop = [record | {"title": f"<b>{record['title']}</b> &amp; more"} for record in LISTINGS]
     dst, _ = build(tmp_path, shop, "--items-per-task", "2")
@@ -266,6 +293,7 @@ def test_few_shot_examples_are_validation_items(bench, tmp_path, monkeypatch):
     manager = lm_eval.tasks.TaskManager(include_path=str(bench[0]), include_defaults=False)
     names = ["ellama_aspect_prediction_de", "ellama_common_aspects_generate_de"]
     for name, task in manager.load_task_or_group(names).items():
+        assert task.get_config("num_fewshot") is None  # 0 would make lm-eval ignore --num_fewshot
         task.set_config(key="num_fewshot", value=1)
         task.set_fewshot_seed(0)
         shown = [task.fewshot_context(doc, 1) for doc in task.test_docs()]

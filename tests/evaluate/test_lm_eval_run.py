@@ -1,5 +1,6 @@
 """`ellama evaluate` with tasks of lm-eval: the same results from both forms of a checkpoint."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -206,6 +207,21 @@ def test_names_of_ours_go_to_lm_eval_only_when_asked():
     assert not lm_eval_run.is_wanted(["--tasks", "mmlu,bits_per_byte"], scorecard.TASKS)
     assert lm_eval_run.is_wanted(["--tasks", "mmlu", "--lm-eval"], scorecard.TASKS)
     assert lm_eval_run.is_wanted(["--checkpoint", "a", "--tasks=hellaswag"], scorecard.TASKS)
+
+
+def test_tasks_of_a_built_benchmark_are_lm_evals_though_their_names_are_near_ours(places, capsys):
+    wanted = ["--tasks", "ellama_price_prediction_de"]
+    assert lm_eval_run.is_wanted(wanted, scorecard.TASKS)
+    assert lm_eval_run.is_wanted(["--tasks", "mnlu", "--include-path", "a"], scorecard.TASKS)
+    line = said(capsys, "--checkpoint", places / "hf", *wanted)
+    assert line.endswith("; those of a built benchmark need --include-path BENCHMARK.")
+
+
+def test_a_limit_is_a_count_or_a_share():
+    assert [lm_eval_run._number(text) for text in ("7", "0.25", "2.0")] == [7, 0.25, 2]
+    for text in ("0", "-2", "1.5", "nan", "inf", "x"):
+        with pytest.raises(argparse.ArgumentTypeError, match="must be a count, or a share"):
+            lm_eval_run._number(text)
 
 
 def test_the_help_of_lm_evals_tasks_is_its_own(capsys):
