@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from test_retention import ADAPTED, BASE, make_card, make_result
+from test_retention_gate import ADAPTED, BASE, make_card, make_result
 
 from ellama_jax.cli import main
 from ellama_jax.evaluate import retention, scorecard
