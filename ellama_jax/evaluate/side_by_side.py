@@ -85,4 +85,8 @@ def gate_of(args: argparse.Namespace) -> GateConfig:
         args.gate_fails_when,
     )  # fmt: skip
     check_gate(gate, "--gate-")
+    if gate.action == "stop" and not (args.base or args.scorecards):
+        raise ValueError(
+            "--gate: stop needs a base to compare with, got none; give --base or --scorecards."
+        )
     return gate

@@ -93,6 +93,10 @@ def test_a_checkpoint_is_compared_with_the_base_while_it_is_scored(checkpoints, 
             ["--checkpoint", "a", "--tasks", "mmlu", "--base", "/no/base.json"],
             "/no/base.json: must",
         ),
+        (
+            ["--checkpoint", "a", "--tasks", "mmlu", "--gate", "stop"],
+            "--gate: stop needs a base to compare with, got none",
+        ),
         (["--checkpoint", "a", "--long-context", "/no/long.jsonl"], "/no/long.jsonl: must exist"),
     ],
 )
