@@ -48,6 +48,13 @@ def check_evaluate(evaluate: EvaluateConfig) -> None:
             f"evaluate.split: must be one of {', '.join(SPLITS)}, got {evaluate.split}."
         )
     check_gate(evaluate.gate)
+    tasks = evaluate.tasks.split(",") if evaluate.tasks else []
+    general = {"mmlu", "bits_per_byte"} & {task.strip() for task in tasks}
+    if evaluate.gate.action == "stop" and not general:
+        raise ValueError(
+            "evaluate.gate.action: stop must have mmlu or bits_per_byte among evaluate.tasks to "
+            f"judge by, got {evaluate.tasks or 'none'}."
+        )
 
 
 def check_gate(gate: GateConfig, prefix: str = "evaluate.gate.") -> None:

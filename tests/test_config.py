@@ -291,3 +291,12 @@ def test_a_wrong_key_touches_no_device():
     argv = [sys.executable, "-c", code, BASE, "--config.model.prest=x"]
     done = subprocess.run(argv, capture_output=True, text=True, check=True)
     assert "prest" in done.stdout and done.stdout.splitlines()[-1] == "False"
+
+
+def test_a_gate_that_is_to_stop_a_run_must_have_something_to_judge_by():
+    stop = "--config.evaluate.gate.action=stop"
+    message = "^evaluate.gate.action: stop must have mmlu or bits_per_byte among evaluate.tasks"
+    for more in ([], ["--config.evaluate.tasks=ecommerce"]):
+        with pytest.raises(ValueError, match=message):
+            load_config([BASE, stop, *more], "train")
+    load_config([BASE, stop, "--config.evaluate.tasks=ecommerce, mmlu"], "train")

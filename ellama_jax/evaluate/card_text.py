@@ -6,6 +6,7 @@ The numbers are those of `retention` and `comparison`.
 from collections.abc import Mapping, Sequence
 
 from ellama_jax.evaluate.comparison import format_table, is_share
+from ellama_jax.evaluate.long_context import format_long_context
 
 HEADLINES = {
     "ecommerce_en": "e-commerce, English",
@@ -119,7 +120,10 @@ def format_markdown(
             said = say_gate(gate).removeprefix("retention gate: ")
             parts.append(f"- `{comparison['model']}`: {said} ({_EVIDENCE[gate['fails_when']]})")
         parts.append("")
-    parts += ["### All tasks", "", "```", format_table(cards), "```", ""]
+    if any(card["results"] for card in cards):
+        parts += ["### All tasks", "", "```", format_table(cards), "```", ""]
+    if any(card.get("long_context") for card in cards):
+        parts += ["### Long contexts", "", "```", format_long_context(cards), "```", ""]
     return "\n".join(parts)
 
 

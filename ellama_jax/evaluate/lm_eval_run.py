@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from ellama_jax.paths import as_path, is_remote, write_whole
-from ellama_jax.weights.layout import check_writable
+from ellama_jax.weights.layout import check_file
 
 _NEAREST = 3
 _BUILT = "ellama_"  # begins the names of a built benchmark's tasks
@@ -51,7 +51,7 @@ def main_lm_eval(argv: list[str], own_tasks: Collection[str]) -> None:
             "apart, or add --lm-eval if lm-eval's tasks of these names are meant."
         )
     if args.json:
-        check_writable(args.json)
+        check_file(args.json, "--json")
     # What stands in the way of a task shows before any weight is read.
     manager = _open_tasks(args.include_path)
     results = run(args, load_tasks(find_tasks(names, manager), manager), manager)

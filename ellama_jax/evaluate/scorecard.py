@@ -46,7 +46,7 @@ from ellama_jax.model.presets import LlamaConfig
 from ellama_jax.paths import as_path, write_whole
 from ellama_jax.weights import checkpoint as checkpoints
 from ellama_jax.weights import huggingface
-from ellama_jax.weights.layout import check_writable
+from ellama_jax.weights.layout import check_file
 
 # Share of the general questions that only choose alpha (merge-sweep) and are never reported.
 MMLU_VALIDATION_FRAC = 1 / 3
@@ -324,7 +324,9 @@ def read_scorecard(path: str | Path) -> dict:
         card = json.loads(as_path(path).read_text(encoding="utf-8"))
         card["model"], card["results"], card["made_with"]
     except (ValueError, LookupError, TypeError) as error:
-        raise ValueError(f"{path}: must be a scorecard, got {error}.") from error
+        raise ValueError(
+            f"{path}: must be a scorecard, as `ellama evaluate --json` writes one, got other content."
+        ) from error
     return card
 
 
@@ -342,15 +344,15 @@ def main_evaluate(argv: list[str]) -> None:
         return lm_eval_run.main_lm_eval(argv, ALL_TASKS)
     args = _parse_arguments(argv)
     gate = side_by_side.gate_of(args)
-    for path in (args.json, args.markdown):
-        if path:
-            check_writable(path)
+    for name in ("json", "markdown"):
+        if path := getattr(args, name):
+            check_file(path, f"--{name}")
     cards = [read_scorecard(path) for path in args.scorecards or [args.base] if path]
     if args.scorecards:
         comparisons, gates = side_by_side.lay_side_by_side(cards, gate, markdown_path=args.markdown)
         if args.json:
             write_json(args.json, {"comparisons": comparisons, "gates": gates})
-        return side_by_side.leave_if_refused(gates)
+        return side_by_side.leave_if_refused(gates, gate)
     card = _score_as_asked(args)
     card["made_with"]["command"] = shlex.join(["ellama", "evaluate", *argv])
     comparisons, gates = side_by_side.lay_side_by_side(
@@ -360,7 +362,7 @@ def main_evaluate(argv: list[str]) -> None:
         card |= {"against_base": comparisons[0], "gate": gates[0]}
     if args.json:
         write_json(args.json, card)
-    side_by_side.leave_if_refused(gates)
+    side_by_side.leave_if_refused(gates, gate)
 
 
 def _score_as_asked(args: argparse.Namespace) -> dict:
@@ -410,6 +412,12 @@ def gather_questions(
         if benchmark_dir is None:
             raise ValueError("--benchmark: must name the built benchmark for e-commerce, got none.")
         found = ecommerce.read_items(benchmark_dir, split)
+        for name in wanted:
+            if name in tasks and not any(item["task"] == name for item in found):
+                raise ValueError(
+                    f"--tasks: must have items in {benchmark_dir} ({split or 'all'} split), got "
+                    f"{name}, which has none; its benchmark.json says why."
+                )
         items += limit_each([i for i in found if i["task"] in wanted], limit, ("task", "language"))
     if "mmlu" in tasks:
         found = harness.load_mmlu(limit=None, seed=seed, style=mmlu_style)
@@ -480,9 +488,5 @@ def _parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--max-length", type=int, help="tokens of those (default: the model's)")
     side_by_side.add_arguments(parser)
     args = parser.parse_args(argv)
-    if bool(args.checkpoint) == bool(args.scorecards):
-        raise ValueError(
-            "--checkpoint: must be given, or --scorecards to compare some, got "
-            f"{'both' if args.checkpoint else 'neither'}."
-        )
+    side_by_side.check_arguments(args)
     return args

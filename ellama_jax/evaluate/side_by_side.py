@@ -30,13 +30,18 @@ def lay_side_by_side(
     Returns:
         The comparison and the gate's verdict of every card but the first.
     """
-    if any(card["results"] for card in cards):
-        print(format_table(cards))
     base, others = cards[0], [card for card in cards[1:] if card["results"]]
     comparisons = [retention.compare(base, card) for card in others] if base["results"] else []
     gates = [retention.check_gate(comparison, gate) for comparison in comparisons]
+    if any(card["results"] for card in cards):
+        print(format_table(cards))
     for comparison, verdict in zip(comparisons, gates, strict=True):
         print(f"\n{say_comparison(comparison)}")
+        if comparison["left_out"]:
+            print(
+                f"{comparison['left_out']} results stand on one side only and are not compared; "
+                "gains in the table above are of all that each model was asked."
+            )
         if gate.action != "off":
             print(say_gate(verdict))
     if any(card.get("long_context") for card in cards):
@@ -46,11 +51,22 @@ def lay_side_by_side(
     return comparisons, gates
 
 
-def leave_if_refused(gates: Sequence[dict]) -> None:
-    """Exits with status 3 where a gate that is to stop was not passed."""
-    if any(gate["action"] == "stop" and gate["passed"] is False for gate in gates):
+def leave_if_refused(verdicts: Sequence[dict], gate: GateConfig) -> None:
+    """Exits with status 3 where a gate that is to stop was not passed.
+
+    Raises:
+        ValueError: if it could not check anything, which is no pass.
+    """
+    if gate.action != "stop":
+        return
+    if any(verdict["passed"] is False for verdict in verdicts):
         print("ellama evaluate: stopped by the retention gate.", file=sys.stderr)
         sys.exit(EXIT_GATE)
+    if not verdicts or any(verdict["passed"] is None for verdict in verdicts):
+        raise ValueError(
+            "--gate: stop must have general questions or texts that both models were asked, got "
+            "none; score mmlu or bits_per_byte."
+        )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,6 +92,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                             help=f"relative change allowed {what} (default {default:g})")  # fmt: skip
     parser.add_argument("--gate-fails-when", choices=GATE_FAILS_WHEN, default=rules.fails_when,
                         help="the interval, the change, or any of the interval is beyond")  # fmt: skip
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Raises a ValueError for options that cannot stand together, or alone."""
+    if args.limit is not None and args.limit < 1:
+        raise ValueError(f"--limit: must be at least 1, got {args.limit}.")
+    scoring = {"base": args.base, "tasks": args.tasks, "long-context": args.long_context}
+    for name, given in scoring.items():
+        if args.scorecards and given:
+            raise ValueError(
+                f"--{name}: must not stand beside --scorecards, which scores nothing, got {given}."
+            )
+    if args.max_length is not None and not args.long_context:
+        raise ValueError(
+            f"--max-length: must stand beside --long-context, got {args.max_length} alone."
+        )
+    if bool(args.checkpoint) == bool(args.scorecards):
+        raise ValueError(
+            "--checkpoint: must be given, or --scorecards to compare some, got "
+            f"{'both' if args.checkpoint else 'neither'}."
+        )
 
 
 def gate_of(args: argparse.Namespace) -> GateConfig:

@@ -381,6 +381,13 @@ def check_writable(dst: str | os.PathLike) -> Path:
         ) from error
 
 
+def check_file(dst: str | os.PathLike, name: str) -> None:
+    """Raises a ValueError if no file can be written at `dst`, given as option `name`."""
+    if not is_remote(dst) and as_path(dst).is_dir():
+        raise ValueError(f"{name}: must be a file, got the directory {dst}.")
+    check_writable(dst)
+
+
 def _check_bucket_writable(dst: Path) -> Path:
     probe = dst.with_name(f".{dst.name}.writable-{os.getpid()}")
     try:

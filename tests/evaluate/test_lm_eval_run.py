@@ -247,6 +247,18 @@ def test_ours_is_known_to_lm_evals_own_command_line(places, tmp_path):
     assert found["config"]["model"] == "ellama"
 
 
+@pytest.mark.slow
+def test_a_mistake_in_lm_evals_own_command_line_is_one_line(places):
+    ran = subprocess.run(
+        [sys.executable, "-m", "ellama_jax.evaluate", "--model", "ellama", "--model_args",
+         "checkpoint=/no/such", "--include_path", str(places / "tasks"), "--tasks", "local_choice"],
+        env={**os.environ, "XLA_FLAGS": ""}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert ran.returncode == 2
+    said = "ellama_jax.evaluate: error: checkpoint /no/such: must be a directory, got nothing."
+    assert ran.stderr.splitlines()[-1] == said and "Traceback" not in ran.stderr
+
+
 def test_lm_eval_is_imported_only_where_it_is_needed():
     code = (
         "import sys; from ellama_jax.evaluate import scorecard, generation;"

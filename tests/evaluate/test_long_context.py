@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ellama_jax.data import catalogue
-from ellama_jax.evaluate import long_context, scorecard
+from ellama_jax.evaluate import card_text, long_context, scorecard
 from ellama_jax.model import llama
 
 LENGTH = 300
@@ -137,6 +137,13 @@ def test_the_most_probable_word_per_byte_is_the_answer(measured, model, texts):
         correct.append(int(np.argmax(scores) == item["answer"]))
     assert row["correct"] == correct and row["chance"] == 1 / 8
     assert row["value"] == np.mean(correct)
+
+
+def test_a_model_card_tells_long_contexts_too(measured):
+    card = {"model": "base", "results": [], "long_context": measured}
+    text = card_text.format_markdown([card], [], [])
+    assert "### Long contexts" in text and "### All tasks" not in text
+    assert long_context.format_long_context([card]) in text
 
 
 def test_five_languages_have_sentences_words_and_cities():

@@ -206,6 +206,10 @@ def test_the_verb_scores_prints_and_writes(tmp_path, checkpoints, capsys):
     ])  # fmt: skip
     said = capsys.readouterr().out
     assert "price_prediction" in said and "mmlu" in said and "aspect" not in said
+    with pytest.raises(
+        ValueError, match="^--tasks: must have items in .* got review_rating, which"
+    ):
+        gather(["review_rating", "mmlu"], benchmark_dir=str(tmp_path / "bench"), split="test")
     card = scorecard.read_scorecard(out)
     assert {row["task"] for row in card["results"]} == {"price_prediction", "mmlu"}
     assert {row["n"] for row in card["results"]} == {1}

@@ -97,6 +97,16 @@ def test_a_checkpoint_is_compared_with_the_base_while_it_is_scored(checkpoints, 
             ["--checkpoint", "a", "--tasks", "mmlu", "--gate", "stop"],
             "--gate: stop needs a base to compare with, got none",
         ),
+        (["--scorecards", "a", "--tasks", "mmlu"], "--tasks: must not stand beside --scorecards"),
+        (["--scorecards", "a", "--base", "b"], "--base: must not stand beside --scorecards"),
+        (["--checkpoint", "a", "--tasks", "mmlu", "--limit", "0"], "--limit: must be at least 1"),
+        (
+            ["--checkpoint", "a", "--tasks", "mmlu", "--max-length", "512"],
+            "--max-length: must stand beside --long-context, got 512 alone.",
+        ),
+        (["--checkpoint", "a", "--tasks", "mmlu", "--json", "."], "--json: must be a file"),
+        (["--checkpoint", "a", "--tasks", "mmlu", "--markdown", "."], "--markdown: must be a file"),
+        (["--scorecards", "pyproject.toml"], "pyproject.toml: must be a scorecard, as `ellama"),
         (["--checkpoint", "a", "--long-context", "/no/long.jsonl"], "/no/long.jsonl: must exist"),
     ],
 )
@@ -106,3 +116,33 @@ def test_what_cannot_be_compared_is_one_line(arguments, message, capsys):
     assert left.value.code == 2
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
+
+
+def test_a_gate_that_could_check_nothing_is_no_pass(tmp_path, capsys):
+    paths = []
+    for name, answers in (("base", [0, 1] * 20), ("adapted", [1, 1] * 20)):
+        card = make_card(name, make_result("price", "en", answers, "ecommerce"))
+        paths.append(str(tmp_path / f"{name}.json"))
+        scorecard.write_json(paths[-1], card)
+    main(["evaluate", "--scorecards", *paths])
+    assert "nothing general was scored" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as left:
+        main(["evaluate", "--scorecards", *paths, "--gate", "stop"])
+    assert left.value.code == 2
+    assert "--gate: stop must have general questions or texts" in capsys.readouterr().err
+
+
+def test_what_only_one_was_asked_is_said_and_what_shares_nothing_prints_no_table(tmp_path, capsys):
+    mine = make_result("price", "en", [0, 1] * 20, "ecommerce")
+    only = make_result("mmlu", "en", [1, 0] * 20)
+    files = {"base": [mine], "more": [mine, only], "other": [only]}
+    paths = {}
+    for name, results in files.items():
+        paths[name] = str(tmp_path / f"{name}.json")
+        scorecard.write_json(paths[name], make_card(name, *results))
+    main(["evaluate", "--scorecards", paths["base"], paths["more"]])
+    assert "1 results stand on one side only and are not compared" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--scorecards", paths["base"], paths["other"]])
+    said = capsys.readouterr()
+    assert said.out == "" and "must share a question" in said.err
