@@ -7,7 +7,7 @@ computed anew here but averages and differences of numbers that the run wrote do
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -248,29 +248,40 @@ def _tradeoff_point(point: dict, key: str, scale: int, chosen: float) -> Point:
 
 
 def _loss_section(files: RunFiles) -> dict | None:
-    """One plot a domain, one line a language."""
+    languages, plots = loss_plots(files.metrics, "loss", "training loss", smooth=True)
+    if not plots:
+        return None
+    text = "Loss on each training batch, in nats per token, smoothed over a fiftieth of the run."
+    return make_section("Loss by domain and language", [text], legend=languages, plots=plots)
+
+
+def loss_plots(
+    metrics: Sequence[Mapping], prefix: str, what: str, *, smooth: bool
+) -> tuple[list[str], list[dict]]:
+    """Draws `<prefix>/<domain>/<language>` of a run's metrics: a plot a domain, a line a language.
+
+    Returns:
+        The languages, in the order of the lines' colours, and the plots, titled `what`.
+    """
     curves: dict[str, dict[str, list]] = {}
-    for record in files.metrics:
+    for record in metrics:
         for name, value in record.items():
-            found = re.fullmatch(r"loss/(\w+)/(\w+)", name)
+            found = re.fullmatch(rf"{prefix}/(\w+)/(\w+)", name)
             if found:
                 domain, language = found.groups()
                 points = curves.setdefault(domain, {}).setdefault(language, [])
                 points.append((record["step"], value))
-    if not curves:
-        return None
     languages = sorted({code for lines in curves.values() for code in lines}, key=language_order)
     plots = []
     for domain in sorted(curves):
         lines = [
-            smooth_line(code, curves[domain][code], languages.index(code) % 5)
+            smooth_line(code, curves[domain][code], languages.index(code) % 5, smooth=smooth)
             for code in languages
             if code in curves[domain]
         ]
-        svg = line_chart(f"training loss, {domain}", lines, "step", "nats per token")
-        plots.append({"title": f"Training loss, {domain}", "svg": svg, "caption": ""})
-    text = "Loss on each training batch, in nats per token, smoothed over a fiftieth of the run."
-    return make_section("Loss by domain and language", [text], legend=languages, plots=plots)
+        svg = line_chart(f"{what}, {domain}", lines, "step", "nats per token")
+        plots.append({"title": f"{what.capitalize()}, {domain}", "svg": svg, "caption": ""})
+    return languages, plots
 
 
 def smooth_line(

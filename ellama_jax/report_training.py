@@ -1,34 +1,14 @@
 """Owns what the report says of a run's training beside its curves: held-out losses, and its time."""
 
-import re
-
-from ellama_jax.report_plots import Bar, bar_chart, line_chart
-from ellama_jax.report_sections import RunFiles, language_order, make_section, smooth_line
+from ellama_jax.report_plots import Bar, bar_chart
+from ellama_jax.report_sections import RunFiles, loss_plots, make_section
 from ellama_jax.train.goodput import CATEGORIES, describe_goodput, summarize
 
 
 def _evaluation_section(files: RunFiles) -> dict | None:
-    """One plot a domain, one line a language, of the loss that was taken during training."""
-    curves: dict[str, dict[str, list]] = {}
-    for record in files.metrics:
-        for name, value in record.items():
-            found = re.fullmatch(r"eval_loss/(\w+)/(\w+)", name)
-            if found:
-                domain, language = found.groups()
-                points = curves.setdefault(domain, {}).setdefault(language, [])
-                points.append((record["step"], value))
-    if not curves:
+    languages, plots = loss_plots(files.metrics, "eval_loss", "held-out loss", smooth=False)
+    if not plots:
         return None
-    languages = sorted({code for lines in curves.values() for code in lines}, key=language_order)
-    plots = []
-    for domain in sorted(curves):
-        lines = [
-            smooth_line(code, curves[domain][code], languages.index(code) % 5, smooth=False)
-            for code in languages
-            if code in curves[domain]
-        ]
-        svg = line_chart(f"held-out loss, {domain}", lines, "step", "nats per token")
-        plots.append({"title": f"Held-out loss, {domain}", "svg": svg, "caption": ""})
     text = "Loss during training on the same held-out text each time; step 0 is the base model."
     return make_section("Loss on held-out text", [text], legend=languages, plots=plots)
 

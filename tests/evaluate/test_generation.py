@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from transposed import params_of_transformers
 
 from ellama_jax.evaluate import decoding, generation
 from ellama_jax.evaluate.generation import Prompt
@@ -84,7 +85,7 @@ def test_greedy_tokens_equal_those_of_transformers():
             rope_theta=10000.0, rms_norm_eps=1e-5, tie_word_embeddings=True, initializer_range=0.2,
         )
     ).eval()  # fmt: skip
-    params = params_of_transformers(reference)
+    params = params_of_transformers(reference, CONFIG.num_layers)
     prompts = [
         dataclasses.replace(p, ids=[i % 101 for i in p.ids]) for p in random_prompts(1, 6, most=40)
     ]
@@ -98,35 +99,6 @@ def test_greedy_tokens_equal_those_of_transformers():
             )  # fmt: skip
         theirs = theirs[0, len(prompt.ids) :].tolist()
         assert ours.ids == (theirs[:-1] if theirs[-1] == END else theirs)
-
-
-def params_of_transformers(model):
-    """Transposes a tied Hugging Face Llama of CONFIG's sizes into our tree, by hand."""
-    state = {k: v.detach().numpy() for k, v in model.state_dict().items()}
-
-    def stack(name, shape=None):
-        layers = [state[f"model.layers.{i}.{name}.weight"].T for i in range(CONFIG.num_layers)]
-        return jnp.stack([x if shape is None else x.reshape(shape) for x in layers])
-
-    return {
-        "embed": {"table": jnp.asarray(state["model.embed_tokens.weight"])},
-        "layers": {
-            "attn_norm": {"scale": stack("input_layernorm")},
-            "attn": {
-                "wq": stack("self_attn.q_proj", (64, 4, 16)),
-                "wk": stack("self_attn.k_proj", (64, 2, 16)),
-                "wv": stack("self_attn.v_proj", (64, 2, 16)),
-                "wo": stack("self_attn.o_proj", (4, 16, 64)),
-            },
-            "mlp_norm": {"scale": stack("post_attention_layernorm")},
-            "mlp": {
-                "w_gate": stack("mlp.gate_proj"),
-                "w_up": stack("mlp.up_proj"),
-                "w_down": stack("mlp.down_proj"),
-            },
-        },
-        "final_norm": {"scale": jnp.asarray(state["model.norm.weight"])},
-    }
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from transposed import params_of_transformers
 
 from ellama_jax.evaluate import scorer
 from ellama_jax.evaluate.scorer import Request
@@ -123,7 +124,7 @@ def test_scores_equal_those_of_transformers():
             tie_word_embeddings=True, initializer_range=0.2,
         )
     ).eval()  # fmt: skip
-    params = params_of_transformers(reference)
+    params = params_of_transformers(reference, CONFIG.num_layers)
     requests = random_requests(seed=5, count=10)
     scores = scorer.score(params, CONFIG, requests, row_length=80, rows_per_batch=2)
     for request, found in zip(requests, scores, strict=True):
@@ -133,35 +134,6 @@ def test_scores_equal_those_of_transformers():
                 predicted = reference(ids).logits[0, :-1].log_softmax(-1)
             each = predicted.gather(1, ids[0, 1:, None])[len(request.context_ids) - 1 :]
             np.testing.assert_allclose(value, each.sum().item(), rtol=1e-4, atol=1e-4)
-
-
-def params_of_transformers(model):
-    """Transposes a tied Hugging Face Llama of CONFIG's sizes into our tree, by hand."""
-    state = {k: v.detach().numpy() for k, v in model.state_dict().items()}
-
-    def stack(name, shape=None):
-        layers = [state[f"model.layers.{i}.{name}.weight"].T for i in range(CONFIG.num_layers)]
-        return jnp.stack([x if shape is None else x.reshape(shape) for x in layers])
-
-    return {
-        "embed": {"table": jnp.asarray(state["model.embed_tokens.weight"])},
-        "layers": {
-            "attn_norm": {"scale": stack("input_layernorm")},
-            "attn": {
-                "wq": stack("self_attn.q_proj", (64, 4, 16)),
-                "wk": stack("self_attn.k_proj", (64, 2, 16)),
-                "wv": stack("self_attn.v_proj", (64, 2, 16)),
-                "wo": stack("self_attn.o_proj", (4, 16, 64)),
-            },
-            "mlp_norm": {"scale": stack("post_attention_layernorm")},
-            "mlp": {
-                "w_gate": stack("mlp.gate_proj"),
-                "w_up": stack("mlp.up_proj"),
-                "w_down": stack("mlp.down_proj"),
-            },
-        },
-        "final_norm": {"scale": jnp.asarray(state["model.norm.weight"])},
-    }
 
 
 def test_a_mesh_of_eight_devices_gives_the_same_scores(params):
