@@ -58,6 +58,20 @@ def windows_dir(tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="session")
+def held_out(tmp_path_factory, windows_dir):
+    """Two held-out sets of the tokenizer that the training windows have."""
+    root, tokenizer = tmp_path_factory.mktemp("held"), load_tokenizer(windows_dir / "tokenizer")
+    for domain, language, text in (
+        ("general", "en", "table red price"), ("ecommerce", "de", "Tisch rote Eiche"),
+    ):  # fmt: skip
+        write_windows(
+            root / f"{domain}-{language}", tokenizer.encode_batch([text] * 90), tokenizer=tokenizer,
+            window_length=32, domain=domain, language=language, seed=0, sources=[], command="test",
+        )  # fmt: skip
+    return root
+
+
 @pytest.fixture
 def tiny_arguments(windows_dir):
     """Command-line arguments of a six-step run of the tiny model from random weights."""

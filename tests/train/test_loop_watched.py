@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from test_loop import assert_same_state, steady
 
-from ellama_jax.data.windows import write_windows
 from ellama_jax.train import loop as loop_module
 from ellama_jax.train.goodput import read_goodput, summarize
 from ellama_jax.train.loop import prepare_run, train
@@ -36,22 +35,6 @@ def compiled_once(tmp_path_factory):
     for name, value in before.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
-
-
-@pytest.fixture(scope="module")
-def held_out(tmp_path_factory, windows_dir):
-    """Two held-out sets of the tokenizer that the training windows have."""
-    from ellama_jax.data.tokenizer import load_tokenizer
-
-    root, tokenizer = tmp_path_factory.mktemp("held"), load_tokenizer(windows_dir / "tokenizer")
-    for domain, language, text in (
-        ("general", "en", "table red price"), ("ecommerce", "de", "Tisch rote Eiche"),
-    ):  # fmt: skip
-        write_windows(
-            root / f"{domain}-{language}", tokenizer.encode_batch([text] * 90), tokenizer=tokenizer,
-            window_length=32, domain=domain, language=language, seed=0, sources=[], command="test",
-        )  # fmt: skip
-    return root
 
 
 @pytest.fixture(scope="module")
