@@ -303,7 +303,9 @@ def test_a_single_point_can_be_drawn_and_labels_are_escaped():
 
 
 def test_held_out_losses_and_time_are_shown_where_the_run_has_them(workdir):
-    assert "Loss on held-out text" not in read_page(workdir)
+    page = read_page(workdir)
+    assert "Loss on held-out text" not in page
+    trained = section(page, "Loss by domain and language")
     records = [
         {"step": step, "eval_loss": 2.0, "eval_loss/general/de": 3.0 - step / 10} for step in (0, 4)
     ]
@@ -318,6 +320,7 @@ def test_held_out_losses_and_time_are_shown_where_the_run_has_them(workdir):
     (workdir / "goodput.json").write_text(json.dumps({"starts": starts}))
     page = read_page(workdir)
     assert "Held-out loss, general" in section(page, "Loss on held-out text")
+    assert section(page, "Loss by domain and language") == trained  # of its own curves alone
     said = text_of(section(page, "Where the time went"))
     assert "55.0% of 1 min 40 s in steps" in said and "between starts 30.0%" in said
     assert "2 starts, 1 steps done twice" in said
