@@ -6,6 +6,7 @@ is evaluate/retention.py's.
 
 from dataclasses import dataclass, field
 
+EXIT_GATE = 3  # exit status of what the retention gate ended: to start it again would not help
 GATE_ACTIONS = ("off", "warn", "stop")
 SPLITS = ("validation", "test")
 GATE_FAILS_WHEN = ("certain", "likely", "possible")

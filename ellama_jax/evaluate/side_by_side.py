@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from ellama_jax.config_evaluate import (
+    EXIT_GATE,
     GATE_ACTIONS,
     GATE_FAILS_WHEN,
     GateConfig,
@@ -18,8 +19,6 @@ from ellama_jax.evaluate.card_text import format_markdown, say_comparison, say_g
 from ellama_jax.evaluate.comparison import format_table
 from ellama_jax.evaluate.long_context import format_long_context
 from ellama_jax.paths import as_path, write_whole
-
-EXIT_GATE = 3  # as of `ellama train`
 
 
 def lay_side_by_side(

@@ -16,6 +16,7 @@ from pathlib import Path
 import jax
 
 from ellama_jax.config import load_config
+from ellama_jax.config_evaluate import EXIT_GATE
 from ellama_jax.distributed import leads, on_leader, start_processes
 from ellama_jax.progress import progress
 from ellama_jax.sharding import make_mesh, place_batch, row_parts
@@ -42,7 +43,6 @@ from ellama_jax.train.watchdog import Watchdog
 
 _SECS_BETWEEN_LOOKS = 0.005
 EXIT_TERMINATED = 143  # 128 + SIGTERM, what a scheduler expects of a job it ended
-EXIT_GATE = 3  # the retention gate ended the run: to start it again would not help
 
 
 def main_train(argv: list[str]) -> None:
