@@ -2,9 +2,8 @@
 
 import hashlib
 import json
-import os
 import random
-import signal
+import shutil
 import subprocess
 import sys
 import time
@@ -204,25 +203,35 @@ def test_killed_at_any_moment_and_run_again_it_writes_the_same_bytes(raw, curate
     target = tmp_path / "again"
     command = [sys.executable, "-m", "ellama_jax.cli", "curate", f"--config={raw}/recipe.py:{raw}",
                f"--out={target}"]  # fmt: skip
+    started = time.monotonic()
+    subprocess.run([*command[:-1], f"--out={tmp_path / 'whole'}"], check=True, capture_output=True)
+    whole_secs = time.monotonic() - started
+    shutil.rmtree(tmp_path / "whole")
+
     rng = random.Random(0)
     killed = 0
-    for _ in range(6):
+    for attempt in range(20):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         started = time.monotonic()
-        # Most of the time goes by before the first record: waiting for the first file to be
-        # written lets some kills fall among the last ones.
-        late = rng.random() < 0.5
-        while late and process.poll() is None and not list(tmp_path.glob(".again.partial/*/*")):
-            time.sleep(0.02)
-        wait = rng.uniform(0, 1 if late else 8)
-        while process.poll() is None and time.monotonic() - started < wait:
-            time.sleep(0.02)
+        # Most of the time goes by before the first record: every other kill waits for the first
+        # file, so that it falls among the last ones.
+        while attempt % 2 and process.poll() is None and not list(tmp_path.glob(".*.partial/*/*")):
+            time.sleep(0.002)
+        wait = whole_secs * rng.uniform(0, 0.1 if attempt % 2 else 0.8)
+        begun = time.monotonic() if attempt % 2 else started
+        while process.poll() is None and time.monotonic() - begun < wait:
+            time.sleep(0.002)
         if process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
+            process.kill()
             killed += 1
         process.wait()
         assert not target.exists() or (target / "curation.json").is_file()
-    assert killed >= 3
+        if killed == 6:
+            break
+        if target.exists():  # it was faster than the kill
+            assert digest(target) == digest(out)
+            shutil.rmtree(target)
+    assert killed == 6
     if not target.exists():
         subprocess.run(command, check=True, capture_output=True)
     assert digest(target) == digest(out)
