@@ -157,13 +157,39 @@ def make_tracers(params: dict, compute_dtype) -> dict:
 _SUMMED = ("embed/table",)
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Blend:
+    """A parameter between two models, made where it is used: (1 - alpha) base + alpha adapted.
+
+    In float32, then in `base`'s dtype. Layers are made one at a time, so a third model never exists
+    as a whole; and alpha is an argument of the compiled program, not a part of it.
+
+    Attributes:
+        base, adapted: arrays of one shape.
+        alpha: float32, a number; [L] where the arrays are stacked [L, ...].
+    """
+
+    base: jax.Array
+    adapted: jax.Array
+    alpha: jax.Array
+
+    def read(self) -> jax.Array:
+        """Returns the parameter."""
+        alpha = self.alpha.reshape(self.alpha.shape + (1,) * (self.base.ndim - self.alpha.ndim))
+        base, adapted = self.base.astype(jnp.float32), self.adapted.astype(jnp.float32)
+        return ((1 - alpha) * base + alpha * adapted).astype(self.base.dtype)
+
+
 def read_params(tree):
-    """Returns `tree` with each `Tracked` leaf in its place's compute dtype; other leaves stay."""
+    """Returns `tree` with `Tracked` leaves in their compute dtype and `Blend`s made; others stay."""
 
     def read(leaf):
-        return _read_tracked(leaf.param, leaf.tracer) if isinstance(leaf, Tracked) else leaf
+        if isinstance(leaf, Tracked):
+            return _read_tracked(leaf.param, leaf.tracer)
+        return leaf.read() if isinstance(leaf, Blend) else leaf
 
-    return jax.tree.map(read, tree, is_leaf=lambda leaf: isinstance(leaf, Tracked))
+    return jax.tree.map(read, tree, is_leaf=lambda leaf: isinstance(leaf, Tracked | Blend))
 
 
 @jax.custom_vjp
