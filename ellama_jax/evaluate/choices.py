@@ -4,6 +4,8 @@ Log-probabilities are `scorer`'s; the results are cells of a `scorecard`.
 """
 
 import collections
+import hashlib
+import json
 import math
 from collections.abc import Sequence
 
@@ -47,6 +49,7 @@ def _accuracy(members: Sequence[tuple[dict, Sequence[float]]], normalise: bool) 
         "higher_is_better": True,
         "correct": correct,
         "ids": [item["id"] for item, _ in members],
+        "asked": [question_print(item) for item, _ in members],
     }
 
 
@@ -59,7 +62,17 @@ def _credit(members: Sequence[tuple[dict, Sequence[float]]]) -> dict:
         "correct": None,
         "values": [float(value) for value in worth],
         "ids": [item["id"] for item, _ in members],
+        "asked": [question_print(item) for item, _ in members],
     }
+
+
+def question_print(item: dict) -> str:
+    """Returns 8 hex digits of what an item asks and accepts, whatever its name.
+
+    A benchmark built anew from another seed gives other questions the same names.
+    """
+    asked = [item.get(key) for key in ("context", "choices", "answer", "references")]
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def mean_of_items(values: Sequence[float]) -> dict:

@@ -74,23 +74,40 @@ def paired_difference(
     Raises:
         ValueError: if they share no item.
     """
-    ours, theirs = (_correct_by_id(card, domain) for card in (a, b))
-    shared = sorted(ours.keys() & theirs.keys())
-    if not shared:
+    ours, theirs = (_accuracies(card, domain) for card in (a, b))
+    differences = []
+    for key in ours.keys() & theirs.keys():
+        before, after = (
+            dict(zip(row["ids"], row["correct"], strict=True)) for row in (ours[key], theirs[key])
+        )
+        shared = shared_questions(ours[key], theirs[key])
+        differences += [after[name] - before[name] for name in shared]
+    if not differences:
         raise ValueError(f"scorecards {a['model']} and {b['model']}: must share an item, got none.")
-    differences = np.array([theirs[key] - ours[key] for key in shared], float)
-    count = len(shared)
+    differences, count = np.array(differences, float), len(differences)
     stderr = float(differences.std(ddof=1) / math.sqrt(count)) if count > 1 else None
     return float(differences.mean()), stderr, count
 
 
-def _correct_by_id(scorecard: dict, domain: str | None) -> dict[str, int]:
+def _accuracies(scorecard: dict, domain: str | None) -> dict[tuple, dict]:
     return {
-        key: correct
+        (row["task"], row["domain"], row["language"]): row
         for row in scorecard["results"]
         if row["metric"] == "accuracy" and domain in (None, row["domain"])
-        for key, correct in zip(row["ids"], row["correct"], strict=True)
     }
+
+
+def shared_questions(ours: dict, theirs: dict) -> list[str]:
+    """Returns the ids of what two results were both asked, in the first one's order.
+
+    Questions of one name that are worded otherwise, or accept another answer, are not the same.
+    Results without `asked` (texts, whose ids are their content) go by the ids alone.
+    """
+    asked = dict(zip(theirs["ids"], theirs.get("asked", theirs["ids"]), strict=True))
+    if "asked" not in ours or "asked" not in theirs:
+        return [name for name in ours["ids"] if name in asked]
+    pairs = zip(ours["ids"], ours["asked"], strict=True)
+    return [name for name, printed in pairs if asked.get(name) == printed]
 
 
 def print_table(scorecards: Sequence[dict]) -> None:

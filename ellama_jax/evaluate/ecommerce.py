@@ -334,7 +334,7 @@ def read_items(benchmark_dir: str | Path, split: str | None = None) -> list[dict
     Raises:
         ValueError: if the directory holds no benchmark, or a line of it is broken.
     """
-    return _read(benchmark_dir, "items.jsonl", split, lambda item: item["choices"][item["answer"]])
+    return _read(benchmark_dir, "items.jsonl", split, _check_choices)
 
 
 def read_generated(benchmark_dir: str | Path, split: str | None = None) -> list[dict]:
@@ -343,7 +343,17 @@ def read_generated(benchmark_dir: str | Path, split: str | None = None) -> list[
     Raises:
         ValueError: if the directory holds none, or a line of it is broken.
     """
-    return _read(benchmark_dir, "generated.jsonl", split, lambda item: item["references"][0])
+    return _read(benchmark_dir, "generated.jsonl", split, _check_references)
+
+
+def _check_choices(item: dict) -> None:
+    if not all(item["choices"]) or not 0 <= item["answer"] < len(item["choices"]):
+        raise ValueError(f"answer {item['answer']} of the choices {item['choices']}")
+
+
+def _check_references(item: dict) -> None:
+    if not item["references"]:
+        raise ValueError("no references")
 
 
 def _read(benchmark_dir, name: str, split: str | None, check: Callable) -> list[dict]:

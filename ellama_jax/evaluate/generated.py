@@ -16,7 +16,7 @@ import numpy as np
 
 from ellama_jax.data.tokenizer import Tokenizer
 from ellama_jax.evaluate import answers, ecommerce, generation
-from ellama_jax.evaluate.choices import mean_of_items
+from ellama_jax.evaluate.choices import mean_of_items, question_print
 from ellama_jax.evaluate.prompt_tokenizer import PromptTokenizer
 from ellama_jax.model.presets import LlamaConfig
 from ellama_jax.paths import as_path
@@ -131,6 +131,7 @@ def answer_results(items: Sequence[dict], texts: Sequence[str]) -> list[dict]:
         texts: what a model wrote for each.
     """
     groups: dict[tuple, dict[str, float]] = collections.defaultdict(dict)
+    asked = {item["id"]: question_print(item) for item in items}
     for item, text in zip(items, texts, strict=True):
         for metric, value in answers.score_answer(item, text).items():
             key = item["task"], item["domain"], item["language"], metric
@@ -150,6 +151,7 @@ def answer_results(items: Sequence[dict], texts: Sequence[str]) -> list[dict]:
             "correct": None,
             "values": values,
             "ids": list(by_id),
+            "asked": [asked[name] for name in by_id],
         })  # fmt: skip
     return results
 

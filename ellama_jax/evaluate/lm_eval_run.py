@@ -235,6 +235,13 @@ def _split(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
+def _count(text: str) -> int:
+    """Reads how many worked examples."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a count, 0 or more, got {text}")
+    return int(text)
+
+
 def _number(text: str) -> int | float:
     """Reads a limit: a count of questions, or a share below 1."""
     try:
@@ -251,7 +258,7 @@ def _number(text: str) -> int | float:
 def add_lm_eval_arguments(add: Callable) -> None:
     """Adds what lm-eval's tasks know; `add` is `add_argument` of a parser or a group."""
     add("--lm-eval", action="store_true", help="mean lm-eval's tasks, where a name is ours as well")
-    add("--num-fewshot", type=int, help="worked examples before each question")
+    add("--num-fewshot", type=_count, help="worked examples before each question")
     add("--apply-chat-template", action="store_true", help="lay prompts out as the model's chats")
     add("--fewshot-as-multiturn", action="store_true", help="worked examples as turns of the chat")
     add("--system-instruction", help="the chat's system message")

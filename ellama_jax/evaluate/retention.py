@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ellama_jax.config_evaluate import GateConfig
-from ellama_jax.evaluate.comparison import OVERALL
+from ellama_jax.evaluate.comparison import OVERALL, shared_questions
 
 DRAWS, LEVEL = 2000, 0.95
 _DRAWS_AT_ONCE = 200  # of all questions: 200 x 10,000 counts are 16 MB
@@ -70,7 +70,7 @@ def compare(base: dict, model: dict, *, draws: int = DRAWS, seed: int = 0) -> di
     cells = [cell for key in shared if (cell := _pair(key, ours[key], theirs[key])) is not None]
     if not cells:
         raise ValueError(
-            f"scorecards {base['model']} and {model['model']}: must share a question, got none."
+            f"scorecards {base['model']} and {model['model']}: must share a question, word for word, got none."
         )
     drawn = _draw(cells, draws, seed)
     changes = _Changes(cells, drawn)
@@ -112,7 +112,7 @@ def _pair(key: tuple, ours: dict, theirs: dict) -> _Cell | None:
     if None in answers:
         values = ours["value"], theirs["value"]
         return _Cell(task, domain, language, metric, values, min(ours["n"], theirs["n"]))
-    shared = [name for name in answers[0] if name in answers[1]]
+    shared = shared_questions(ours, theirs)
     if not shared:
         return None
     sums = np.array([[found[name][0] for name in shared] for found in answers], float)

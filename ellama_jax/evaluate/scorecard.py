@@ -298,12 +298,15 @@ def read_texts(path: str | Path) -> list[dict]:
         for number, line in enumerate(lines, start=1):
             try:
                 record = json.loads(line)
-                texts.append({key: record[key] for key in ("text", "domain", "language")})
+                texts.append({key: str(record[key]) for key in ("text", "domain", "language")})
             except (ValueError, LookupError, TypeError) as error:
                 raise ValueError(
                     f"{path}: line {number} must have text, domain and language, got {error}."
                 ) from error
-    return [text for text in texts if text["text"].strip()]
+    texts = [text for text in texts if text["text"].strip()]
+    if not texts:
+        raise ValueError(f"{path}: must hold a document with text, got none.")
+    return texts
 
 
 def limit_each(records: Sequence[dict], limit: int | None, keys: Sequence[str]) -> list[dict]:

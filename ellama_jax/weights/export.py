@@ -59,6 +59,7 @@ def export_checkpoint(
     shard_bytes: int = SHARD_BYTES,
     overwrite: bool = False,
     allow_unverified: bool = False,
+    results: str = "",
 ) -> Path:
     """Writes a checkpoint as a Hugging Face directory.
 
@@ -71,6 +72,7 @@ def export_checkpoint(
         shard_bytes: the most bytes of tensors in one file; a larger tensor has a file of its own.
         overwrite: replace an earlier export at `dst`; anything else is never replaced.
         allow_unverified: export a checkpoint that failed the conversion gate all the same.
+        results: Markdown for the model card, as `ellama evaluate --markdown` writes it.
 
     Returns:
         `dst`.
@@ -94,7 +96,7 @@ def export_checkpoint(
         partial.mkdir(parents=True)
         with progress(f"writing {dst.name}", mebibytes(size), "MiB") as bar:
             write_tensors(partial, tensors, shard_bytes, bar)
-        _write_companions(partial, info, tokenizer, tensors)
+        _write_companions(partial, info, tokenizer, tensors, results)
         if partial != dst:
             replace_directory(partial, dst)
     except BaseException:
@@ -224,7 +226,11 @@ def _write_box(file, start: int, shape: tuple[int, ...], box: Box, piece: np.nda
 
 
 def _write_companions(
-    directory: Path, info: CheckpointInfo, tokenizer: Tokenizer, tensors: Mapping[str, LazyArray]
+    directory: Path,
+    info: CheckpointInfo,
+    tokenizer: Tokenizer,
+    tensors: Mapping[str, LazyArray],
+    results: str,
 ) -> None:
     kept = {entry.name: entry for entry in sorted(info.tokenizer_dir.iterdir())}
     source = read_json(kept.pop(CONFIG_FILE)) if CONFIG_FILE in kept else {}
@@ -235,7 +241,7 @@ def _write_companions(
     generation = read_json(directory / GENERATION_FILE) if GENERATION_FILE in kept else {}
     named = {key: value for key, value in ids.items() if value is not None}
     _write_json(directory / GENERATION_FILE, {**generation, **named})
-    write_card(directory / CARD_FILE, info)
+    write_card(directory / CARD_FILE, info, results)
     _write_json(directory / CONFIG_FILE, make_config(info.config, dtype, ids))
 
 
@@ -318,6 +324,11 @@ def main_export(argv: list[str]) -> None:
         default=SHARD_BYTES,
         help="most bytes a file (default %(default)s)",
     )
+    parser.add_argument(
+        "--results",
+        metavar="FILE",
+        help="Markdown for the model card, as `ellama evaluate --markdown FILE` writes it",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the export at DST")
     parser.add_argument(
         "--allow-unverified", action="store_true", help="export what failed `ellama verify`"
@@ -325,6 +336,7 @@ def main_export(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     if args.shard_bytes < 1:
         raise ValueError(f"--shard-bytes: must be at least 1, got {args.shard_bytes}.")
+    results = _read_markdown(args.results) if args.results else ""
     dst = export_checkpoint(
         args.checkpoint,
         args.dst,
@@ -332,8 +344,16 @@ def main_export(argv: list[str]) -> None:
         shard_bytes=args.shard_bytes,
         overwrite=args.overwrite,
         allow_unverified=args.allow_unverified,
+        results=results,
     )
     files = sorted(dst.glob("*.safetensors"))
     size = mebibytes(sum(map(file_bytes, files)))
     count = "1 file" if len(files) == 1 else f"{len(files)} files"
     print(f"Exported {args.checkpoint} to {dst}: {count} of weights, {size:,} MiB")
+
+
+def _read_markdown(path: str) -> str:
+    try:
+        return as_path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--results: must be Markdown in UTF-8, got {path}: {error}.") from error

@@ -20,8 +20,13 @@ _TITLES = {
 _ALL_DIGITS = 64
 
 
-def make_card(info: CheckpointInfo) -> str:
-    """Returns the card: sizes, provenance down to the first files, data, verification, versions."""
+def make_card(info: CheckpointInfo, results: str = "") -> str:
+    """Returns the card: sizes, results, provenance down to the first files, verification, versions.
+
+    Args:
+        info: the checkpoint.
+        results: Markdown, as `ellama evaluate --markdown` writes it; empty for none.
+    """
     config, meta = info.config, info.meta
     # Only trained steps have a data item.
     data = read_json_item(info.path, "data") if (info.path / "data").is_dir() else None
@@ -33,6 +38,7 @@ def make_card(info: CheckpointInfo) -> str:
         f"{count_params(config):,} parameters, {config.num_layers} layers, vocabulary "
         f"{config.vocab_size:,}, context {config.max_seq_len:,}. Written by ellama_jax from step "
         f"{info.step} of a checkpoint; the licence of the base model applies.", "",
+        *(["## Results", "", results.strip(), ""] if results.strip() else []),
         "## Provenance", "", "```",
         *describe_provenance(meta["provenance"], data, _ALL_DIGITS), "```", "",
         "## Conversion against the source", "", "```", *describe_verification(checked), "```", "",
@@ -43,6 +49,6 @@ def make_card(info: CheckpointInfo) -> str:
     ])  # fmt: skip
 
 
-def write_card(path: Path, info: CheckpointInfo) -> None:
-    """Writes the card of a checkpoint's export."""
-    path.write_text(make_card(info), encoding="utf-8")
+def write_card(path: Path, info: CheckpointInfo, results: str = "") -> None:
+    """Writes the card of a checkpoint's export, with `results` as `make_card` takes them."""
+    path.write_text(make_card(info, results), encoding="utf-8")

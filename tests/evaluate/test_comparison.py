@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from ellama_jax.evaluate import comparison
+from ellama_jax.evaluate import comparison, retention
+from ellama_jax.evaluate.choices import question_print
 
 
 def make_result(task, language, correct, domain="ecommerce", **changes):
@@ -80,6 +81,25 @@ def test_a_paired_difference_is_that_of_the_shared_items():
     assert comparison.paired_difference(BASE, ADAPTED, domain="general")[:1] == (-0.5,)
     fewer = make_card("fewer", make_result("price", "en", [0]))
     assert comparison.paired_difference(BASE, fewer) == (-1.0, None, 1)
+
+
+def test_questions_of_one_name_that_ask_something_else_are_not_paired():
+    """As those of a benchmark that was built anew from another seed."""
+    before = make_card("a", make_result("price", "en", [1, 0, 0], asked=["p", "q", "r"]))
+    after = make_card("b", make_result("price", "en", [0, 1, 1], asked=["p", "q", "other"]))
+    assert comparison.paired_difference(before, after)[::2] == (0.0, 2)
+    cell = retention.compare(before, after)["cells"][0]
+    assert (cell["n"], cell["base"], cell["value"]) == (2, 0.5, 0.5)
+    unnamed = make_card("c", make_result("price", "en", [0, 1, 1]))  # as older scorecards are
+    assert comparison.paired_difference(before, unnamed)[2] == 3
+
+
+def test_what_an_item_asks_tells_questions_apart():
+    item = {"id": "x", "context": "Price:", "choices": [" 1", " 2"], "answer": 0}
+    printed = question_print(item)
+    assert printed == question_print({**item, "id": "y", "split": "test"})
+    for change in ({"context": "Cost:"}, {"choices": [" 2", " 1"]}, {"answer": 1}):
+        assert question_print({**item, **change}) != printed
 
 
 def test_models_without_shared_items_cannot_be_paired():

@@ -266,6 +266,16 @@ def test_reading_names_what_is_no_benchmark(tmp_path):
     (tmp_path / "items.jsonl").write_text('{"choices": ["a"], "answer": 0}\n{"choices": ["a"]}\n')
     with pytest.raises(ValueError, match="line 2 must be an item, got 'answer'"):
         ecommerce.read_items(tmp_path)
+    for item, why in (
+        ('{"choices": ["a"], "answer": 1}', "answer 1 of the choices"),
+        ('{"choices": ["a", ""], "answer": 0}', "answer 0 of the choices"),
+    ):
+        (tmp_path / "items.jsonl").write_text(item + "\n")
+        with pytest.raises(ValueError, match=f"line 1 must be an item, got {why}"):
+            ecommerce.read_items(tmp_path)
+    (tmp_path / "generated.jsonl").write_text('{"references": []}\n')
+    with pytest.raises(ValueError, match="line 1 must be an item, got no references"):
+        ecommerce.read_generated(tmp_path)
 
 
 @pytest.mark.slow

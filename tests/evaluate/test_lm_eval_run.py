@@ -179,6 +179,15 @@ def test_mistakes_are_said_in_one_line(places, capsys, arguments, line):
     assert found == line
 
 
+@pytest.mark.parametrize("count", ["-1", "1.5", "many"])
+def test_worked_examples_are_counted(capsys, count):
+    with pytest.raises(SystemExit, match="2"):
+        lm_eval_run.main_lm_eval(
+            ["--checkpoint", "c", "--tasks", "arc_easy", f"--num-fewshot={count}"], ()
+        )
+    assert f"--num-fewshot: must be a count, 0 or more, got {count}" in capsys.readouterr().err
+
+
 def test_an_empty_choice_is_said_with_its_context(places, tmp_path, capsys):
     cases.write_tasks(tmp_path / "tasks")
     path = tmp_path / "tasks" / "docs.jsonl"

@@ -145,7 +145,9 @@ def test_only_what_both_were_asked_counts():
     assert found["overall"]["general"]["n"] == 2
     assert found["overall"]["general"]["base"] == 0.5  # answers 1 and 3 of the base: right, wrong
     assert found["left_out"] == 6
-    with pytest.raises(ValueError, match="base and x: must share a question, got none"):
+    with pytest.raises(
+        ValueError, match="base and x: must share a question, word for word, got none"
+    ):
         retention.compare(BASE, make_card("x", make_result("arc", "en", [1])))
 
 

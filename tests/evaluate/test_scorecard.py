@@ -145,6 +145,9 @@ def test_texts_name_their_broken_line(tmp_path):
     path.write_text(json.dumps(good) + "\n{}\n")
     with pytest.raises(ValueError, match="texts.jsonl: line 2 must have text, domain and language"):
         scorecard.read_texts(path)
+    path.write_text(json.dumps({**good, "text": " "}) + "\n")
+    with pytest.raises(ValueError, match="texts.jsonl: must hold a document with text, got none"):
+        scorecard.read_texts(path)
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path):

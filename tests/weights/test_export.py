@@ -261,6 +261,21 @@ def test_the_card_names_everything_a_merged_model_was_made_of(
     assert "# Adapted Llama model: tiny" in card and "1,234 tokens read, 100.0%" in card
 
 
+def test_results_stand_in_the_card(tmp_path, tiny, make_checkpoint, capsys):
+    make_checkpoint(tmp_path / "c", tiny)
+    (tmp_path / "card.md").write_text("| task | base |\n|---|---|\n| prix en € | 40 |\n")
+    main_export([str(tmp_path / "c"), str(tmp_path / "hf"), f"--results={tmp_path}/card.md"])
+    card = (tmp_path / "hf" / "README.md").read_text(encoding="utf-8")
+    results, provenance = card.index("## Results\n\n| task | base |"), card.index("## Provenance")
+    assert results < card.index("| prix en € | 40 |\n\n") < provenance
+    (tmp_path / "card.md").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="--results: must be Markdown in UTF-8, got .*card.md"):
+        main_export([str(tmp_path / "c"), str(tmp_path / "no"), f"--results={tmp_path}/card.md"])
+    with pytest.raises(OSError, match="absent.md"):
+        main_export([str(tmp_path / "c"), str(tmp_path / "no"), f"--results={tmp_path}/absent.md"])
+    assert not (tmp_path / "no").exists()
+
+
 def train(root, config, params, tokenizer_dir):
     """Saves step 7 of a run as the training loop does."""
     source = {
