@@ -108,6 +108,17 @@ class Difference:
         return max(-1.0, min(1.0, self.ab / (self.norm_a * self.norm_b)))
 
     @property
+    def cosine_with_a(self) -> float:
+        """The cosine of the angle between B - A and A; NaN where one of them is zero.
+
+        Below 0 the change shrinks A, above 0 it makes A longer, near 0 it is something new.
+        """
+        if not (self.aa and self.dd):
+            return math.nan
+        cosine = (self.ab - self.aa) / (self.norm_a * self.norm_difference)
+        return max(-1.0, min(1.0, cosine))
+
+    @property
     def changed_frac(self) -> float:
         """The share of elements whose value differs."""
         return self.changed / self.size if self.size else 0.0
@@ -135,6 +146,12 @@ class Comparison:
     def total(self) -> Difference:
         """The difference of all parameters together."""
         return sum(self.leaves.values(), Difference())
+
+    @property
+    def layers(self) -> list[Difference]:
+        """The difference of each layer, all its parameters together."""
+        layers = zip(*self.stacked.values(), strict=True)
+        return [sum(parts, Difference()) for parts in layers]
 
     @property
     def stacked(self) -> dict[str, Sequence[Difference]]:

@@ -77,6 +77,7 @@ def difference_to_data(found: Comparison) -> dict:
         "same_tokenizer": found.a.fingerprint == found.b.fingerprint,
         "constants_that_differ": constants_that_differ(found.a.config, found.b.config),
         "total": _numbers(found.total),
+        "layers": [_numbers(layer) for layer in found.layers],
         "leaves": leaves,
     }
 
@@ -89,6 +90,7 @@ def _numbers(found: Difference) -> dict:
         "norm_difference": found.norm_difference,
         "relative_change": found.relative,
         "cosine": found.cosine,
+        "cosine_of_change_with_a": found.cosine_with_a,
         "max_abs_difference": found.max_abs,
         "changed": found.changed,
         "changed_frac": found.changed_frac,

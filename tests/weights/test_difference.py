@@ -88,6 +88,30 @@ def test_norms_cosine_and_change_equal_numpy_s(shape, dtype):
     assert_equals_numpy(difference(a, b), a, b)
 
 
+def test_the_angle_between_a_change_and_what_was_there_equals_numpys():
+    rng = np.random.default_rng(5)
+    a = rng.normal(size=(40, 9)).astype(np.float32)
+    b = (0.9 * a + 0.1 * rng.normal(size=a.shape)).astype(np.float32)
+    change, before = (b.astype(np.float64) - a).ravel(), a.astype(np.float64).ravel()
+    expected = change @ before / np.linalg.norm(change) / np.linalg.norm(before)
+    assert difference(a, b).cosine_with_a == pytest.approx(expected, rel=1e-9)
+    assert difference(a, 2 * a).cosine_with_a == pytest.approx(1)
+    assert difference(a, a / 2).cosine_with_a == pytest.approx(-1)
+    assert math.isnan(difference(a, a).cosine_with_a)
+
+
+def test_a_layer_is_all_its_parameters_together(base, change):
+    found = compare(base, change({"layers/mlp/w_up": lambda x: 1.5 * x}))
+    assert len(found.layers) == found.a.config.num_layers
+    for layer, whole in enumerate(found.layers):
+        parts = [found.parts[path][layer] for path in found.stacked]
+        assert whole.dd == pytest.approx(sum(part.dd for part in parts))
+        assert whole.size == sum(part.size for part in parts)
+        assert whole.dd == pytest.approx(found.parts["layers/mlp/w_up"][layer].dd) and whole.dd > 0
+    told = difference_to_data(found)["layers"]
+    assert [row["norm_difference"] for row in told] == [p.norm_difference for p in found.layers]
+
+
 def test_sums_do_not_depend_on_how_the_arrays_are_cut(monkeypatch):
     rng = np.random.default_rng(1)
     a, b = rng.normal(size=(2, 6, 50, 40)).astype(np.float32)
