@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ellama_jax.paths import local_path
 from ellama_jax.report_evaluation import EVALUATION_SECTIONS
+from ellama_jax.report_moved import MOVED_SECTIONS
 from ellama_jax.report_page import render_page
 from ellama_jax.report_sections import SECTIONS, RunFiles, make_section, make_tiles
 from ellama_jax.report_training import TRAINING_SECTIONS
@@ -53,17 +54,23 @@ def read_run(workdir: str | Path) -> RunFiles:
         sorted(map(_read_json, workdir.glob("scores/*.json")), key=_model_order),
         _read_json(workdir / "sweep.json"),
         _read_json(workdir / "goodput.json"),
+        _read_json(workdir / "moved.json"),
     )
-    if not any((files.run, files.config, files.metrics, files.scorecards, files.sweep)):
+    parts = (files.run, files.config, files.metrics, files.scorecards, files.sweep, files.moved)
+    if not any(parts):
         raise ValueError(
             f"report: {workdir} must be a run directory (with run.json, config.json, metrics.jsonl,"
-            " scores/ or sweep.json), got none of these."
+            " scores/, sweep.json or moved.json), got none of these."
         )
     return files
 
 
 # Behind a section, what not every run has and nobody misses.
-_AFTER = {"scorecard": EVALUATION_SECTIONS, "learning rate and speed": TRAINING_SECTIONS}
+_AFTER = {
+    "scorecard": EVALUATION_SECTIONS,
+    "trade-off over alpha": MOVED_SECTIONS,
+    "learning rate and speed": TRAINING_SECTIONS,
+}
 
 
 def build_content(files: RunFiles) -> dict:

@@ -46,6 +46,7 @@ class RunFiles:
     scorecards: list[dict]
     sweep: dict | None
     goodput: dict | None = None
+    moved: dict | None = None
 
 
 def make_section(

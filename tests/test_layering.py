@@ -43,6 +43,7 @@ LAYERS = (
     (
         "report",
         "report_evaluation",
+        "report_moved",
         "report_page",
         "report_plots",
         "report_sections",

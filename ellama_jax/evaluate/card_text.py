@@ -22,6 +22,7 @@ _RULES = {
     "language": "general",
     "bits_per_byte": "bits per byte",
 }
+_TOLD_AS_FACTOR = 10.0  # relative changes from here on
 _EVIDENCE = {
     "certain": "fails where the whole interval is beyond the limit",
     "likely": "fails where the change itself is beyond the limit",
@@ -55,9 +56,17 @@ def say_change(row: Mapping) -> str:
     '-1.2 % [-3.0, +0.4]'
     >>> say_change({"change": None, "low": None, "high": None})
     '–'
+
+    What began near nothing is told as a factor:
+
+    >>> say_change({"change": 94.4, "low": 38.4, "high": 701.8})
+    'x 95.4 [39.4, 703]'
     """
     if row["change"] is None:
         return "–"
+    if row["change"] >= _TOLD_AS_FACTOR:
+        ends = [] if row["low"] is None else [f"{1 + row[end]:.3g}" for end in ("low", "high")]
+        return f"x {1 + row['change']:.3g}" + (f" [{', '.join(ends)}]" if ends else "")
     interval = ""
     if row["low"] is not None:
         interval = f" [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"

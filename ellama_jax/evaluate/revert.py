@@ -49,6 +49,9 @@ class Limits:
         return None in bits or bits[1] <= bits[0] * (1 + self.bpb_rise) + 1e-12
 
 
+DEFAULT_LIMITS = Limits()
+
+
 def parts_of(num_layers: int, *, tied: bool, layers_a_part: int = 1) -> list[str]:
     """Returns the parts that are tried: the embedding, groups of layers, the head.
 
@@ -81,7 +84,7 @@ def study_reverts(
     parts: Sequence[str],
     *,
     alpha: float = 1.0,
-    limits: Limits = Limits(),
+    limits: Limits = DEFAULT_LIMITS,
 ) -> dict:
     """Finds parts that can go back to base together within `limits`.
 
