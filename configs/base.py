@@ -125,7 +125,13 @@ def get_config() -> ConfigDict:
     evaluate.texts_per_source = 50  # held-out documents a domain and language, for bits per byte
     evaluate.row_length = 1024  # tokens a packed scoring row
     evaluate.rows_per_batch = 8  # rows scored at one time
-    evaluate.alphas = (0.0, 0.25, 0.5, 0.75, 1.0)  # merges tried: (1 - alpha) base + alpha adapted
+    evaluate.alphas = (
+        0.0,
+        0.25,
+        0.5,
+        0.75,
+        1.0,
+    )  # a sweep's first: (1 - alpha) base + alpha adapted
     # Questions scored during training, as `ellama evaluate --tasks` names them: ecommerce, mmlu,
     # bits_per_byte, comma-separated; "": none. Before the first step they are the base's.
     evaluate.tasks = ""
@@ -141,4 +147,11 @@ def get_config() -> ConfigDict:
     # certain: the whole 95 % interval is beyond the limit; likely: the change itself is; possible:
     # any of the interval is.
     gate.fails_when = "certain"
+    # The rule of `ellama merge-sweep`: best e-commerce of the alphas that keep general ability.
+    sweep = evaluate.sweep = ConfigDict()
+    sweep.max_points = 9  # alphas of a curve; beyond evaluate.alphas they go where it bends
+    sweep.best_by = "accuracy"  # or bits_per_byte: what is best at e-commerce
+    sweep.general_mean = -0.01  # mean accuracy of general tasks, as a relative change ...
+    sweep.standard_errors = 1.0  # ... or so many standard errors of it, if that is more
+    sweep.bits_per_byte = 0.01  # mean bits per byte of general text may rise so much
     return config

@@ -25,6 +25,8 @@ def get_config(variant: str = "smollm2-135m"):
     config.checkpoint.keep_last = 1
     config.evaluate.row_length = 512
     config.evaluate.rows_per_batch = 2
+    config.evaluate.alphas = (0.0, 0.5, 1.0)
+    config.evaluate.sweep.max_points = 5
     if variant == "tiny":
         return _tiny(config)
     config.data.global_batch_size = 2

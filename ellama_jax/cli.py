@@ -22,7 +22,7 @@ VERBS = {
     "build-classifier": ("ellama_jax.data.classifier", "the e-commerce classifier from labelled documents"),
     "merge": ("ellama_jax.weights.merge", "interpolate two checkpoints into a third"),
     "average": ("ellama_jax.weights.average", "the mean of a run's steps, or its moving average"),
-    "merge-sweep": ("ellama_jax.evaluate.tradeoff", "the trade-off curve between base and adapted"),
+    "merge-sweep": ("ellama_jax.evaluate.tradeoff_verb", "the trade-off curve between base and adapted"),
     "plan": ("ellama_jax.plan", "does a run fit on chips that are not here, how fast, what does it cost"),
     "report": ("ellama_jax.report", "the HTML page of a run"),
 }  # fmt: skip

@@ -132,10 +132,12 @@ class Demo:
             adapted = self.workdir / "checkpoints"
             adapted_card = self._evaluate("adapted", adapted, test, config)
         with self._phase("sweep the merge"):
-            alpha = self._sweep(validation, config)
+            found = self._sweep(validation, config)
+            alpha = found["chosen"]
         with self._phase("merge and evaluate"):
             known = {0.0: base_card, 1.0: adapted_card}
             merged_card = self._merge(alpha, known, test, config)
+            self._close_sweep(found, [base_card, merged_card, adapted_card], config)
         self._write_run(corpus)
         self._close(base_card, adapted_card, merged_card, alpha)
 
@@ -227,7 +229,7 @@ class Demo:
         for split, records in _split_texts(corpus.heldout_texts, sizes.texts_per_source).items():
             texts[split] = records
         test = [item for item in items if item["split"] == "test"]
-        # Five alphas are scored on these: fewer of each kind, or the sweep outlasts the training.
+        # Some alphas are scored on these: fewer of each kind, or the sweep outlasts the training.
         validation = [item for item in items if item["split"] == "validation"]
         validation = limit_each(validation, VALIDATION_ITEMS, ("task", "language"))
         return (test, texts["test"]), (validation, texts["validation"])
@@ -254,15 +256,27 @@ class Demo:
     def _train(self) -> None:
         self._run_verb("train", *self.train_arguments, f"--workdir={self.workdir}")
 
-    def _sweep(self, questions: tuple, config: RunConfig) -> float:
-        from ellama_jax.evaluate.tradeoff import sweep_alphas
+    def _sweep(self, questions: tuple, config: RunConfig) -> dict:
+        from ellama_jax.evaluate.tradeoff import SweepPlan, sweep
 
-        sweep = sweep_alphas(
-            self.workdir / "base", self.workdir / "checkpoints", config.evaluate.alphas, *questions,
-            self.workdir, scoring=self._scoring(config), command=self.command,
+        evaluate = config.evaluate
+        plan = SweepPlan(alphas=tuple(evaluate.alphas), rule=evaluate.sweep)
+        return sweep(
+            self.workdir / "base", self.workdir / "checkpoints", questions, self.workdir, plan,
+            scoring=self._scoring(config), command=self.command,
         )  # fmt: skip
-        print(f"chosen: alpha {sweep['chosen']:g}")
-        return sweep["chosen"]
+
+    def _close_sweep(self, found: dict, cards: list[dict], config: RunConfig) -> None:
+        """Adds to the sweep what the test questions said, which were asked of all three models."""
+        from ellama_jax.evaluate.scorecard import write_json
+        from ellama_jax.evaluate.tradeoff import FILE, add_test
+        from ellama_jax.evaluate.tradeoff_verb import write_words_and_plot
+
+        found = add_test(found, cards, config.evaluate.gate)
+        found["checkpoint"] = str(self.workdir / "merged")
+        write_json(self.workdir / FILE, found)
+        write_words_and_plot(found, self.workdir)
+        print(found["sentence"])
 
     def _merge(self, alpha: float, known: dict, questions: tuple, config: RunConfig) -> dict:
         from ellama_jax.evaluate.scorecard import write_json

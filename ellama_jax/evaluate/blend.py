@@ -1,0 +1,180 @@
+"""Owns the scoring of models between two: both loaded once, each blend made where it is used.
+
+A blend is no third model: its parameters are `model.llama.Blend` leaves, and another alpha compiles
+nothing. Which alphas are worth scoring is tradeoff.py's; writing one of them, weights/merge.py's.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import jax.numpy as jnp
+
+from ellama_jax.data.tokenizer import Tokenizer, load_tokenizer
+from ellama_jax.evaluate.scorecard import DEFAULT_SCORING, Scoring, evaluate_params, load_model
+from ellama_jax.model.llama import Blend
+from ellama_jax.model.presets import LlamaConfig, config_to_dict
+from ellama_jax.paths import as_path, file_bytes
+from ellama_jax.tree import flatten_paths, map_paths
+from ellama_jax.weights import huggingface
+from ellama_jax.weights.alphas import Alphas
+from ellama_jax.weights.checkpoint import find_checkpoint
+from ellama_jax.weights.verdict import check_verified
+
+# What may differ between two models that can be merged.
+_NOT_COMPARED = ("name", "base_peak_learning_rate", "max_seq_len")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One model on disk, known without its weights.
+
+    Attributes:
+        path: a Hugging Face directory or `ROOT/<step>`.
+        config, tokenizer: what it is.
+        step: of a run; None of a Hugging Face directory.
+        identity: 16 hex digits that change whenever the model is written anew.
+    """
+
+    path: Path
+    config: LlamaConfig
+    tokenizer: Tokenizer
+    step: int | None
+    identity: str
+
+
+def find_source(path: str | Path, *, allow_unverified: bool = False) -> Source:
+    """Describes the model at `path` without reading a weight.
+
+    Raises:
+        ValueError: if there is none, or it failed the conversion gate and is not let through.
+    """
+    path = as_path(path)
+    if (path / "config.json").is_file():  # a Hugging Face directory needs no gate
+        files = huggingface.weight_files(path)
+        sizes = [(file.name, file_bytes(file), _written_at(file)) for file in files]
+        config, tokenizer = huggingface.read_config(path), load_tokenizer(path)
+        said = [sizes, (path / "config.json").read_text(encoding="utf-8")]
+        return Source(path, config, tokenizer, None, _digest(said))
+    info = find_checkpoint(path)
+    check_verified(info, allow_unverified=allow_unverified)
+    said = [
+        (info.path / "_CHECKPOINT_METADATA").read_text(),
+        {key: value for key, value in info.meta.items() if key != "verification"},
+    ]
+    tokenizer = load_tokenizer(info.tokenizer_dir)
+    return Source(info.path, info.config, tokenizer, info.step, _digest(said))
+
+
+def _written_at(file: Path) -> int:
+    stat = file.stat()
+    return getattr(stat, "st_mtime_ns", None) or int(stat.mtime)
+
+
+def _digest(said) -> str:
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def check_fit(base: Source, adapted: Source, title: str = "merge-sweep") -> None:
+    """Refuses two models of other tokenizers, sizes or constants; reads no weight.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    if base.tokenizer.fingerprint != adapted.tokenizer.fingerprint:
+        raise ValueError(
+            f"{title}: base and adapted must share a tokenizer, got fingerprints"
+            f" {base.tokenizer.fingerprint[:16]} and {adapted.tokenizer.fingerprint[:16]}."
+        )
+    ours, theirs = config_to_dict(base.config), config_to_dict(adapted.config)
+    for name in ours:
+        if name not in _NOT_COMPARED and ours[name] != theirs[name]:
+            raise ValueError(
+                f"{title}: {name} must be equal, got {ours[name]} and {theirs[name]}; were both "
+                "made from one base?"
+            )
+
+
+def load_pair(base: Source, adapted: Source, *, mesh=None) -> tuple[dict, dict]:
+    """Loads the parameters of two models, each leaf in the wider dtype of its two.
+
+    So a blend is what `merge_checkpoints` writes. `replace_adapted` loads another beside the same
+    base.
+
+    Returns:
+        Nested dicts of arrays (DESIGN section 3).
+    """
+    base_params = load_model(base.path, mesh=mesh)[0]
+    return replace_adapted(base_params, adapted, mesh=mesh)
+
+
+def replace_adapted(base_params: Mapping, adapted: Source, *, mesh=None) -> tuple[dict, dict]:
+    """Loads an adapted model beside a base that is loaded already; see `load_pair`."""
+    adapted_params = load_model(adapted.path, mesh=mesh)[0]
+    ours, theirs = flatten_paths(base_params), flatten_paths(adapted_params)
+
+    def widen(path, leaf):
+        return leaf.astype(_wider(ours[path].dtype, theirs[path].dtype))
+
+    return map_paths(widen, base_params), map_paths(widen, adapted_params)
+
+
+def _wider(a, b):
+    # bfloat16 and float16 hold different numbers; only float32 holds both.
+    return a if a == b else jnp.dtype(jnp.float32)
+
+
+def blend_params(
+    base_params: Mapping, adapted_params: Mapping, alphas: Alphas, config: LlamaConfig
+) -> dict:
+    """Returns the model between two, as parameters that `score` and `hidden_states` take.
+
+    Args:
+        base_params, adapted_params: nested dicts of arrays of one shape and dtype.
+        alphas: how far each parameter goes from base to adapted.
+        config: the sizes of both.
+    """
+    theirs = flatten_paths(adapted_params)
+
+    def blend(path, leaf):
+        alpha = jnp.asarray(alphas.of(path, config.num_layers), jnp.float32)
+        return Blend(leaf, theirs[path], alpha)
+
+    return map_paths(blend, base_params)
+
+
+def score_blend(
+    base_params: Mapping,
+    adapted_params: Mapping,
+    alphas: Alphas,
+    config: LlamaConfig,
+    tokenizer: Tokenizer,
+    items: Sequence[dict],
+    texts: Sequence[dict],
+    *,
+    model: str,
+    scoring: Scoring = DEFAULT_SCORING,
+    beat: Callable[[], None] = lambda: None,
+) -> dict:
+    """Scores the model between two without making it.
+
+    Args:
+        base_params, adapted_params: as `load_pair` gives them, on `scoring.mesh` if there is one.
+        alphas: how far each parameter goes from base to adapted.
+        config, tokenizer: of both models.
+        items, texts: questions and documents, as of `scorecard.evaluate_params`.
+        model: what the scorecard calls it.
+        scoring: how to run it.
+        beat: called after each batch.
+
+    Returns:
+        The scorecard, with `made_with.alphas`.
+    """
+    params = blend_params(base_params, adapted_params, alphas, config)
+    card = evaluate_params(
+        params, config, tokenizer, items, texts, model=model, scoring=scoring, beat=beat
+    )
+    card["made_with"]["alphas"] = alphas.to_dict()
+    return card
