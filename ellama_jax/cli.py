@@ -23,6 +23,7 @@ VERBS = {
     "merge": ("ellama_jax.weights.merge", "interpolate two checkpoints into a third"),
     "average": ("ellama_jax.weights.average", "the mean of a run's steps, or its moving average"),
     "merge-sweep": ("ellama_jax.evaluate.tradeoff_verb", "the trade-off curve between base and adapted"),
+    "moved": ("ellama_jax.evaluate.moved", "where training moved the weights, and what can go back to base"),
     "plan": ("ellama_jax.plan", "does a run fit on chips that are not here, how fast, what does it cost"),
     "report": ("ellama_jax.report", "the HTML page of a run"),
 }  # fmt: skip

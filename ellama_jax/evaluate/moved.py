@@ -25,7 +25,6 @@ from ellama_jax.evaluate.revert import (
 from ellama_jax.evaluate.scorecard import (
     DEFAULT_SCORING,
     Scoring,
-    add_scoring_arguments,
     write_json,
 )
 from ellama_jax.evaluate.tradeoff_store import PointStore, point_key
@@ -189,5 +188,4 @@ def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         help="relative, of e-commerce bits per byte in all (default %(default)g)")  # fmt: skip
     add("--allow-unverified", action="store_true", help="take models that failed `ellama verify`")
     add_question_arguments(parser, tasks=None)
-    add_scoring_arguments(parser)
     return parser.parse_args(argv)

@@ -52,7 +52,7 @@ def main_merge_sweep(argv: list[str]) -> None:
     args = _parse_arguments(argv, scoring)
     plan = _plan_of(args, defaults)
     adapted = _find_steps(args)
-    questions, test = _gather(args)
+    questions, test = gather_splits(args)
     found = sweep(
         args.base,
         adapted,
@@ -65,7 +65,7 @@ def main_merge_sweep(argv: list[str]) -> None:
             rows_per_batch=args.rows_per_batch,
             window=args.window,
             compute_dtype=args.compute_dtype,
-            mesh=_mesh_of(args.mesh),
+            mesh=mesh_of(args.mesh),
         ),
         command=shlex.join(["ellama", "merge-sweep", *given]),
         write_merged=not args.no_checkpoint,
@@ -162,7 +162,7 @@ def _find_steps(args: argparse.Namespace) -> list[str | Path]:
     return [root / str(step) for step in steps]
 
 
-def _gather(args: argparse.Namespace) -> tuple[Questions, Questions | None]:
+def gather_splits(args: argparse.Namespace) -> tuple[Questions, Questions | None]:
     """Returns the questions that choose and those that report."""
     tasks = check_tasks(args.tasks)
     if args.limit is not None and args.limit < 1:
@@ -228,7 +228,7 @@ def parse_alphas(text: str) -> list[float]:
         raise ValueError(f"--alphas: must be numbers and commas, got {text}.") from None
 
 
-def _mesh_of(text: str | None):
+def mesh_of(text: str | None):
     """Reads "fsdp=4,tensor=2"; None is one device."""
     if text is None:
         return None
@@ -261,7 +261,6 @@ def _parse_arguments(argv: list[str], scoring: dict) -> argparse.Namespace:
     )
     add("--steps", help="of one --adapted: all, or numbers and commas; makes a heat map")
     add("--workdir", required=True, help="where sweep.json, the plot and `merged` go")
-    add("--tasks", default="ecommerce,mmlu", help="comma-separated")
     first = ",".join(f"{alpha:g}" for alpha in DEFAULT_ALPHAS)
     add("--alphas", help=f"exactly these; by default {first} and more where the curve bends")
     add("--max-points", type=int, help=f"of the curve, at most (default {rule.max_points})")
@@ -276,12 +275,25 @@ def _parse_arguments(argv: list[str], scoring: dict) -> argparse.Namespace:
         help=f"or so many standard errors, if more (default {rule.standard_errors:g})")  # fmt: skip
     add("--bits-per-byte", type=float,
         help=f"relative rise of general bits per byte allowed (default {rule.bits_per_byte:g})")  # fmt: skip
-    add("--test-texts", help="documents that report; by default half of --texts do")
-    add("--no-test", action="store_true", help="ask no test question")
     add("--no-checkpoint", action="store_true", help="do not write the chosen model")
     add("--overwrite", action="store_true", help=f"replace WORKDIR/{MERGED}")
     add("--allow-unverified", action="store_true", help="take models that failed `ellama verify`")
-    add("--mesh", help="devices to divide the models over, as fsdp=4,tensor=2")
-    add_scoring_arguments(parser)
+    add_question_arguments(parser, tasks="ecommerce,mmlu")
     parser.set_defaults(**scoring)
     return parser.parse_args(argv)
+
+
+def add_question_arguments(parser: argparse.ArgumentParser, tasks: str | None) -> None:
+    """Adds the options of what chooses and what reports, and of how models are run.
+
+    Args:
+        parser: of a verb that scores models between two.
+        tasks: asked where none are named.
+    """
+    add = parser.add_argument
+    default = f" (default {tasks})" if tasks else ""
+    add("--tasks", default=tasks, help=f"comma-separated{default}")
+    add("--test-texts", help="documents that report; by default half of --texts do")
+    add("--no-test", action="store_true", help="ask no test question")
+    add("--mesh", help="devices to divide the models over, as fsdp=4,tensor=2")
+    add_scoring_arguments(parser)
