@@ -53,6 +53,7 @@ def study_models(
     alpha: float = 1.0,
     layers_a_part: int = 1,
     limits: Limits = DEFAULT_LIMITS,
+    extrapolate: bool = False,
     scoring: Scoring = DEFAULT_SCORING,
     allow_unverified: bool = False,
 ) -> dict:
@@ -69,6 +70,7 @@ def study_models(
         alpha: of the model studied; 1 is adapted.
         layers_a_part: how many neighbouring layers go back together.
         limits: what may be lost of e-commerce in all.
+        extrapolate: whether alpha may lie outside [0, 1].
         scoring: how to run the models, and the mesh they lie on.
         allow_unverified: take checkpoints that failed the conversion gate all the same.
 
@@ -81,7 +83,7 @@ def study_models(
     """
     ours, theirs = (find_source(p, allow_unverified=allow_unverified) for p in (base, adapted))
     check_fit(ours, theirs, "moved")
-    Alphas((alpha,)).check(ours.config.num_layers)
+    Alphas((alpha,)).check(ours.config.num_layers, extrapolate=extrapolate)
     if alpha == 0:
         raise ValueError("--alpha: must be above 0, got 0, which is the base itself.")
     parts = parts_of(
@@ -152,7 +154,7 @@ def main_moved(argv: list[str]) -> None:
     if questions is not None:
         content["revert"] = study_models(
             args.base, args.adapted, questions[0], workdir, test=questions[1], alpha=args.alpha,
-            layers_a_part=args.layers_a_part, limits=limits,
+            layers_a_part=args.layers_a_part, limits=limits, extrapolate=args.extrapolate,
             scoring=Scoring(
                 row_length=args.row_length, rows_per_batch=args.rows_per_batch, window=args.window,
                 compute_dtype=args.compute_dtype, mesh=mesh_of(args.mesh),
@@ -181,6 +183,7 @@ def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--adapted", required=True, help="checkpoint after training")
     add("--workdir", required=True, help=f"where {FILE} goes")
     add("--alpha", type=float, default=1.0, help="start from this merge (default 1: adapted)")
+    add("--extrapolate", action="store_true", help="allow an alpha outside [0, 1]")
     add("--layers-a-part", type=int, default=1, help="neighbouring layers that go back together")
     add("--max-accuracy-loss", type=float, default=MAX_ACCURACY_LOSS,
         help="of e-commerce accuracy in all (default %(default)g)")  # fmt: skip
