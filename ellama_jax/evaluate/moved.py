@@ -15,7 +15,7 @@ from ellama_jax.evaluate.retention import compare as compare_cards
 from ellama_jax.evaluate.revert import (
     DEFAULT_LIMITS,
     MAX_ACCURACY_LOSS,
-    MAX_BPB_RISE,
+    MAX_GAIN_LOSS,
     Limits,
     parts_of,
     revert,
@@ -142,7 +142,7 @@ def main_moved(argv: list[str]) -> None:
     args = _parse_arguments(argv)
     workdir = as_path(args.workdir)
     check_writable(workdir / FILE)
-    limits = Limits(args.max_accuracy_loss, args.max_bpb_rise)
+    limits = Limits(args.max_gain_loss, args.max_accuracy_loss)
     questions = gather_splits(args) if args.tasks else None
     found = compare(args.base, args.adapted)
     content = {
@@ -186,9 +186,9 @@ def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--extrapolate", action="store_true", help="allow an alpha outside [0, 1]")
     add("--layers-a-part", type=int, default=1, help="neighbouring layers that go back together")
     add("--max-accuracy-loss", type=float, default=MAX_ACCURACY_LOSS,
-        help="of e-commerce accuracy in all (default %(default)g)")  # fmt: skip
-    add("--max-bpb-rise", type=float, default=MAX_BPB_RISE,
-        help="relative, of e-commerce bits per byte in all (default %(default)g)")  # fmt: skip
+        help="of e-commerce accuracy, or a standard error (default %(default)g)")  # fmt: skip
+    add("--max-gain-loss", type=float, default=MAX_GAIN_LOSS,
+        help="share of the e-commerce gain, in bits per byte (default %(default)g)")  # fmt: skip
     add("--allow-unverified", action="store_true", help="take models that failed `ellama verify`")
     add_question_arguments(parser, tasks=None)
     return parser.parse_args(argv)

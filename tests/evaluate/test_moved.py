@@ -132,7 +132,7 @@ def test_the_report_shows_the_study(study, models, tmp_path, capsys):
         (["--alpha=0"], "--alpha: must be above 0, got 0, which is the base itself."),
         (["--alpha=2"], "alpha: must be from 0 (base) to 1 (adapted), got 2;"),
         (["--layers-a-part=3"], "--layers-a-part: must be from 1 to the model's 2 layers, got 3."),
-        (["--max-bpb-rise=-1"], "--max-bpb-rise: must be from 0 to below 1, got -1."),
+        (["--max-gain-loss=-1"], "--max-gain-loss: must be from 0 to below 1, got -1."),
         (["--tasks=prices"], "--tasks: must be known tasks, got prices;"),
     ],
 )
