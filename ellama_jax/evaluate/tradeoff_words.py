@@ -148,7 +148,7 @@ def _closing(found: Mapping) -> list[str]:
     if found["line"]:
         said += say_line(found["line"])
     if found["test"]:
-        said.append(f"On test questions, {say_gate(found['test']['gate'])}")
+        said.append(f"On test questions the {say_gate(found['test']['gate'])}")
     return [*said, found["sentence"]]
 
 
