@@ -50,10 +50,12 @@ def tradeoff_section(files: RunFiles) -> dict | None:
         bullets += [f"{name}: {PROFILES[name].says}." for name in (UNIFORM, *found["profiles"])]
     if found["test"]:
         bullets.append(f"On test questions the {say_gate(found['test']['gate'])}")
-    plots = [_pair_plot(found, *pair) for pair in _PAIRS if all(_known(found, n) for n in pair)]
+    pairs = [pair for pair in _PAIRS if all(_known(found, name) for name in pair)][:_MOST_PAIRS]
+    plots = [_pair_plot(found, *pair) for pair in pairs]
+    plots += [*(_profile_plots(found, pairs) if pairs else ()), *_heat_maps(found)]
     tables = [_test_table(found["test"])] if found["test"] else []
     return make_section(
-        "Trade-off", paragraphs, bullets, plots=[*plots[:_MOST_PAIRS], *_heat_maps(found)],
+        "Trade-off", paragraphs, bullets, plots=plots,
         tables=[*tables, _table(curve_rows(found), 2)],
     )  # fmt: skip
 
@@ -65,26 +67,38 @@ def _known(found: Mapping, name: str) -> bool:
 
 def _pair_plot(found: Mapping, x: str, y: str) -> dict:
     chosen = find_chosen(found)
-    main = found["alphas"]
-    curves = [Curve([_point(p, x, y, chosen) for p in main], 0, "")]
-    for number, (name, points) in enumerate(found["profiles"].items(), start=1):
-        drawn = [_point(p, x, y, chosen, bare=True) for p in (main[0], *points)]
-        curves.append(Curve(drawn, _other_colour(number), name))
-    for number, entry in enumerate(found["steps"][:-1], start=1 + len(found["profiles"])):
-        drawn = [_point(p, x, y, chosen, bare=True) for p in entry["points"]]
-        curves.append(Curve(drawn, _other_colour(number), f"step {entry['step']}"))
-    rule = found["rule_settings"]
-    limit = {"general": rule["general_mean"], "bpb_general": rule["bits_per_byte"]}[x]
+    curve = Curve([_point(p, x, y, chosen) for p in found["alphas"]], 0)
     title = f"{'E-commerce' if y == 'ecommerce' else 'E-commerce text'} against general "
     title += "ability" if x == "general" else "text"
-    svg = curve_chart(title, curves, _AXES[x], _AXES[y], x_limit=100 * limit)
-    allowed = "right" if x == "general" else "left"
+    svg = curve_chart(title, [curve], _AXES[x], _AXES[y], x_limit=_limit(found, x))
+    allowed = "Right" if x == "general" else "Left"
+    elsewhere = "" if chosen in found["alphas"] else " (it lies on another curve)"
     caption = (
         "Numbers are alphas, bars 95 % intervals of the change on validation questions; the large "
-        f"orange point was chosen. {allowed.capitalize()} of the dashed line is what the rule "
-        "allows without looking at noise."
+        f"orange point was chosen{elsewhere}. {allowed} of the dashed line is what the rule allows "
+        "without looking at noise."
     )
     return {"title": title, "svg": svg, "caption": caption}
+
+
+def _profile_plots(found: Mapping, pairs: Sequence[tuple[str, str]]) -> list[dict]:
+    """The curves of other profiles beside the uniform one; intervals would hide them."""
+    if not found["profiles"]:
+        return []
+    chosen, (x, y) = find_chosen(found), pairs[0]
+    curves = [Curve([_point(p, x, y, chosen, bare=True) for p in found["alphas"]], 0, UNIFORM)]
+    for number, (name, points) in enumerate(found["profiles"].items(), start=1):
+        drawn = [_point(p, x, y, chosen, bare=True) for p in (found["alphas"][0], *points)]
+        curves.append(Curve(drawn, _other_colour(number), name))
+    title = "Profiles over depth and parts"
+    svg = curve_chart(title, curves, _AXES[x], _AXES[y], x_limit=_limit(found, x))
+    caption = "Each curve goes from the base to alpha 1; names stand at the largest alpha."
+    return [{"title": title, "svg": svg, "caption": caption}]
+
+
+def _limit(found: Mapping, x: str) -> float:
+    rule = found["rule_settings"]
+    return 100 * {"general": rule["general_mean"], "bpb_general": rule["bits_per_byte"]}[x]
 
 
 def _other_colour(number: int) -> int:

@@ -39,7 +39,7 @@ def test_the_curve_labels_every_alpha_marks_the_chosen_and_what_the_rule_allows(
         assert figure.count('r="6"') == 1 and figure.count('class="mark"') == 1
         assert figure.count('class="error"') == 4  # both ways, of all but the base
     assert "general questions right, change from the base in %" in drawn[0]
-    assert "0.5 uniform" in text_of(found) and "chosen" in text_of(found)
+    assert "0.5 chosen 42.5" in text_of(found) and "1 forgets 55.0" in text_of(found)
 
 
 def test_the_sentence_stands_first_and_the_test_result_in_a_table(tmp_path):
@@ -60,7 +60,8 @@ def test_without_test_questions_there_is_no_test_table(tmp_path):
 def test_profiles_are_curves_with_their_names(tmp_path):
     sweep = make_sweep(profiles=("early", "base-norms"))
     found = section(page_of(sweep, tmp_path), "Trade-off")
-    assert figures(found)[0].count('class="path"') == 3
+    drawn = figures(found)
+    assert len(drawn) == 3 and drawn[2].count('class="path"') == 3
     assert ">early</text>" in found and ">base-norms</text>" in found
     assert "early: most at the first layers, none at the last." in text_of(found)
 
