@@ -14,6 +14,7 @@ from ellama_jax.report_evaluation import EVALUATION_SECTIONS
 from ellama_jax.report_moved import MOVED_SECTIONS
 from ellama_jax.report_page import render_page
 from ellama_jax.report_sections import SECTIONS, RunFiles, make_section, make_tiles
+from ellama_jax.report_tradeoff import TRADEOFF_SECTIONS, tradeoff_section
 from ellama_jax.report_training import TRAINING_SECTIONS
 
 _FIRST_MODELS = ("base", "adapted", "merged")
@@ -65,10 +66,11 @@ def read_run(workdir: str | Path) -> RunFiles:
     return files
 
 
+_TRADEOFF = ("sweep.json (ellama merge-sweep)", "trade-off over alpha", tradeoff_section)
 # Behind a section, what not every run has and nobody misses.
 _AFTER = {
     "scorecard": EVALUATION_SECTIONS,
-    "trade-off over alpha": MOVED_SECTIONS,
+    "trade-off over alpha": (*TRADEOFF_SECTIONS, *MOVED_SECTIONS),
     "learning rate and speed": TRAINING_SECTIONS,
 }
 
@@ -77,7 +79,8 @@ def build_content(files: RunFiles) -> dict:
     """Builds what `render_page` shows."""
     run = files.run or {}
     sections, missing = [], []
-    for source, name, make in SECTIONS:
+    at = [name for _, name, _ in SECTIONS].index("scorecard") + 1
+    for source, name, make in (*SECTIONS[:at], _TRADEOFF, *SECTIONS[at:]):
         section = make(files)
         if section is None:
             missing.append(f"{name}: needs {source}")

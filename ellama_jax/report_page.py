@@ -35,6 +35,9 @@ svg text { fill: var(--text); font-size: 11.5px; } svg text.tick { fill: var(--s
 svg text.strong { font-weight: 600; font-size: 12px; paint-order: stroke; stroke: var(--card);
   stroke-width: 5px; }
 .line { fill: none; stroke-width: 1.8; stroke-linejoin: round; } .dot { stroke: var(--card); }
+.outline { fill: none; stroke: var(--text); stroke-width: 2.5; }
+.band { opacity: .18; } .band.c0 { fill: var(--c0); } .band.c1 { fill: var(--c1); }
+.band.c2 { fill: var(--c2); } .band.c3 { fill: var(--c3); } .band.c4 { fill: var(--c4); }
 .path { fill: none; stroke: var(--soft); stroke-dasharray: 3 3; }
 .grid { stroke: var(--rule); } .axis { stroke: var(--soft); } .error { stroke: var(--soft); }
 .whisker { stroke: var(--text); opacity: .75; } .mark { stroke: var(--text); stroke-width: 1.5;

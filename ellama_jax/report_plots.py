@@ -26,14 +26,33 @@ class Line:
 
 @dataclass(frozen=True)
 class Point:
-    """One labelled point with standard errors (None: not known); `chosen` sets it off."""
+    """One labelled point with the ends of its intervals (None: not known); `chosen` sets it off."""
 
     label: str
     x: float
     y: float
-    x_error: float | None = None
-    y_error: float | None = None
+    x_ends: tuple[float, float] | None = None
+    y_ends: tuple[float, float] | None = None
     chosen: bool = False
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Points in their order, joined by a thin line; a named one has its name at its last point."""
+
+    points: Sequence[Point]
+    colour: int
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Band:
+    """The stretch between two curves over the same places, as an interval: `colour` as a line's."""
+
+    xs: Sequence[float]
+    lows: Sequence[float]
+    highs: Sequence[float]
+    colour: int
 
 
 @dataclass(frozen=True)
@@ -96,8 +115,23 @@ def nice_ticks(low: float, high: float, most: int = 6) -> list[float]:
     return [float(f"{number * step:.10g}") for number in range(first, last + 1)]
 
 
-def line_chart(title: str, lines: Sequence[Line], x_label: str, y_label: str) -> str:
-    """Draws curves over one axis; points that are not finite are left out."""
+def line_chart(
+    title: str,
+    lines: Sequence[Line],
+    x_label: str,
+    y_label: str,
+    *,
+    bands: Sequence[Band] = (),
+    dashed: Sequence[Line] = (),
+    marks: Sequence[float] = (),
+) -> str:
+    """Draws curves over one axis; points that are not finite are left out.
+
+    Args:
+        bands: intervals, below the curves.
+        dashed: curves to compare with.
+        marks: places along x, drawn as upright dashed lines.
+    """
     finite = [
         [(x, y) for x, y in zip(line.xs, line.ys, strict=True) if math.isfinite(y)]
         for line in lines
@@ -105,8 +139,19 @@ def line_chart(title: str, lines: Sequence[Line], x_label: str, y_label: str) ->
     everything = [point for points in finite for point in points]
     if not everything:
         return _svg(title, _HEIGHT, [_text(_WIDTH / 2, _HEIGHT / 2, "no finite values", "middle")])
-    x_axis, y_axis = _plane([x for x, _ in everything], [y for _, y in everything])
+    ends = [y for band in bands for y in (*band.lows, *band.highs)]
+    x_axis, y_axis = _plane([x for x, _ in everything], [*(y for _, y in everything), *ends])
     parts = _frame(x_axis, y_axis, x_label, y_label)
+    for band in bands:
+        there = [f"{x_axis(x)},{y_axis(y)}" for x, y in zip(band.xs, band.highs, strict=True)]
+        back = [f"{x_axis(x)},{y_axis(y)}" for x, y in zip(band.xs, band.lows, strict=True)]
+        around = " ".join([*there, *reversed(back)])
+        parts.append(f'<polygon class="band c{band.colour}" points="{around}"/>')
+    for x in marks:
+        parts.append(_segment(x_axis(x), y_axis.start, x_axis(x), y_axis.end, "mark"))
+    for line in dashed:
+        pixels = " ".join(f"{x_axis(x)},{y_axis(y)}" for x, y in zip(line.xs, line.ys, strict=True))
+        parts.append(f'<polyline class="path" points="{pixels}"/>')
     for line, points in zip(lines, finite, strict=True):
         pixels = " ".join(f"{x_axis(x)},{y_axis(y)}" for x, y in points)
         parts.append(f'<polyline class="line c{line.colour}" points="{pixels}"/>')
@@ -115,26 +160,88 @@ def line_chart(title: str, lines: Sequence[Line], x_label: str, y_label: str) ->
     return _svg(title, _HEIGHT, parts)
 
 
-def scatter_chart(title: str, points: Sequence[Point], x_label: str, y_label: str) -> str:
-    """Draws points in their order, joined by a thin line, with error bars and labels."""
-    xs = [p.x + sign * (p.x_error or 0) for p in points for sign in (-1, 1)]
-    ys = [p.y + sign * (p.y_error or 0) for p in points for sign in (-1, 1)]
-    x_axis, y_axis = _plane(xs, ys)
+def curve_chart(
+    title: str,
+    curves: Sequence[Curve],
+    x_label: str,
+    y_label: str,
+    *,
+    x_limit: float | None = None,
+) -> str:
+    """Draws curves through labelled points with intervals; `x_limit` is an upright dashed line."""
+    points = [point for curve in curves for point in curve.points]
+    xs = [x for p in points for x in (p.x, *(p.x_ends or ()))]
+    ys = [y for p in points for y in (p.y, *(p.y_ends or ()))]
+    x_axis, y_axis = _plane([*xs, *(() if x_limit is None else (x_limit,))], ys)
     parts = _frame(x_axis, y_axis, x_label, y_label)
-    path = " ".join(f"{x_axis(p.x)},{y_axis(p.y)}" for p in points)
-    parts.append(f'<polyline class="path" points="{path}"/>')
-    for p in points:
-        parts += _error_bars(p, x_axis, y_axis)
-    for number, p in enumerate(points):
-        x, y = x_axis(p.x), y_axis(p.y)
-        colour, radius = ("c1", 6) if p.chosen else ("c0", 4)
-        parts.append(_circle(p.x, p.y, x_axis, y_axis, radius, colour))
-        # Neighbours lie close together: labels go above and below in turn, and turn inwards near
-        # the right edge, so that none is cut off.
-        flip, rise = x > _WIDTH - 90, 17 if number % 2 else -8
-        label_x, anchor = (x - 9, "end") if flip else (x + 9, "start")
-        parts.append(_text(label_x, y + rise, p.label, anchor))
+    if x_limit is not None:
+        parts.append(_segment(x_axis(x_limit), y_axis.start, x_axis(x_limit), y_axis.end, "mark"))
+    for curve in curves:
+        path = " ".join(f"{x_axis(p.x)},{y_axis(p.y)}" for p in curve.points)
+        parts.append(f'<polyline class="path" points="{path}"/>')
+    for point in points:
+        parts += _error_bars(point, x_axis, y_axis)
+    for curve in curves:
+        for number, p in enumerate(curve.points):
+            colour, radius = ("c1", 6) if p.chosen else (f"c{curve.colour}", 4)
+            parts.append(_circle(p.x, p.y, x_axis, y_axis, radius, colour))
+            last = number == len(curve.points) - 1
+            label = f"{p.label} {curve.name}".strip() if last and curve.name else p.label
+            # Neighbours lie close together: labels go above and below in turn, and turn inwards
+            # near the right edge, so that none is cut off.
+            flip, rise = x_axis(p.x) > _WIDTH - 20 - 7 * len(label), 17 if number % 2 else -8
+            label_x, anchor = (x_axis(p.x) - 9, "end") if flip else (x_axis(p.x) + 9, "start")
+            if label:
+                parts.append(_text(label_x, y_axis(p.y) + rise, label, anchor))
     return _svg(title, _HEIGHT, parts)
+
+
+@dataclass(frozen=True)
+class Square:
+    """One place of a heat map: `value` colours it, above 0 and below in two colours."""
+
+    value: float | None
+    text: str
+    chosen: bool = False
+
+
+def heat_map(
+    title: str,
+    squares: Sequence[Sequence[Square]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    x_label: str,
+    y_label: str,
+) -> str:
+    """Draws a table of coloured squares, row after row, each with its text."""
+    height = 26
+    left, top = 24 + max(24, *(7 * len(row) for row in rows)), 8
+    width = (_WIDTH - _RIGHT - left) / len(columns)
+    known = [abs(square.value) for row in squares for square in row if square.value is not None]
+    strongest = max(known, default=0.0) or 1.0
+    parts, outlines = [], []
+    for number, (name, row) in enumerate(zip(rows, squares, strict=True)):
+        y = top + number * height
+        parts.append(_text(left - 6, y + 17, name, "end", "tick"))
+        for place, square in enumerate(row):
+            x = round(left + place * width, 1)
+            box = f'x="{x}" y="{y}" width="{width - 2:.1f}" height="{height - 2}" rx="3"'
+            value = square.value or 0.0
+            share = 0.08 + 0.62 * abs(value) / strongest
+            colour = "c2" if value >= 0 else "c3"
+            parts.append(f'<rect class="bar {colour}" fill-opacity="{share:.2f}" {box}/>')
+            parts.append(_text(round(x + width / 2 - 1, 1), y + 17, square.text, "middle"))
+            if square.chosen:
+                outlines.append(f'<rect class="outline" {box}/>')
+    bottom = top + len(rows) * height
+    for place, name in enumerate(columns):
+        x = round(left + (place + 0.5) * width - 1, 1)
+        parts.append(_text(x, bottom + 14, name, "middle", "tick"))
+    parts.append(_text((left + _WIDTH - _RIGHT) / 2, bottom + 34, x_label, "middle"))
+    middle = (top + bottom) / 2
+    turned = _text(12, middle, y_label, "middle")
+    parts.append(f'<g transform="rotate(-90 12 {middle})">{turned}</g>')
+    return _svg(title, bottom + 44, [*parts, *outlines])
 
 
 def bar_chart(title: str, bars: Sequence[Bar], high: float | None = None) -> str:
@@ -207,12 +314,12 @@ def _draw_bar(bar: Bar, axis: _Axis, y: float) -> list[str]:
 def _error_bars(point: Point, x_axis: _Axis, y_axis: _Axis) -> list[str]:
     x, y = x_axis(point.x), y_axis(point.y)
     parts = []
-    if point.x_error:
-        ends = (x_axis(point.x - point.x_error), x_axis(point.x + point.x_error))
-        parts.append(_segment(ends[0], y, ends[1], y, "error"))
-    if point.y_error:
-        ends = (y_axis(point.y - point.y_error), y_axis(point.y + point.y_error))
-        parts.append(_segment(x, ends[0], x, ends[1], "error"))
+    if point.x_ends:
+        low, high = map(x_axis, point.x_ends)
+        parts.append(_segment(low, y, high, y, "error"))
+    if point.y_ends:
+        low, high = map(y_axis, point.y_ends)
+        parts.append(_segment(x, low, x, high, "error"))
     return parts
 
 

@@ -20,7 +20,7 @@ from ellama_jax.evaluate.comparison import (
     table_groups,
     task_label,
 )
-from ellama_jax.report_plots import Bar, Line, Point, bar_chart, line_chart, scatter_chart
+from ellama_jax.report_plots import Bar, Line, bar_chart, line_chart
 
 _LANGUAGES = ("en", "de", "fr", "it", "es")
 _MOST_POINTS = 600  # of one curve; more would only make the page heavy
@@ -208,44 +208,6 @@ def _score_plots(cards: Sequence[dict]) -> list[dict]:
             svg = bar_chart(f"accuracy by task, {title}", bars, high=1.0)
             plots.append({"title": title, "svg": svg, "caption": ""})
     return plots
-
-
-def _tradeoff_section(files: RunFiles) -> dict | None:
-    """E-commerce against general ability, one point an alpha."""
-    if files.sweep is None:
-        return None
-    chosen, points = files.sweep["chosen"], files.sweep["alphas"]
-    axes = (("general", "general accuracy, %", 100), ("bpb_general", "general bits per byte", 1))
-    plots = []
-    for key, label, scale in axes:
-        known = [point for point in points if point.get(key) is not None]
-        if known:
-            drawn = [_tradeoff_point(point, key, scale, chosen) for point in known]
-            svg = scatter_chart(f"trade-off: {label}", drawn, label, "e-commerce accuracy, %")
-            caption = "Right is better." if scale == 100 else "Left is better."
-            plots.append({"title": f"E-commerce against {label}", "svg": svg, "caption": caption})
-    rows = [
-        [
-            _cell(f"{point['alpha']:g}", "chosen" if point["alpha"] == chosen else ""),
-            *(_value_cell(point.get(k), point.get(f"{k}_stderr"), k) for k, _ in _HEADLINES),
-        ]
-        for point in points
-    ]
-    header = ["alpha", *(label.replace(", all languages", "") for _, label in _HEADLINES)]
-    text = f"(1 - alpha) base + alpha adapted, chosen: {chosen:g}. {files.sweep['rule']}"
-    return make_section("Trade-off", [text], plots=plots, tables=[_table(header, rows, 1)])
-
-
-def _tradeoff_point(point: dict, key: str, scale: int, chosen: float) -> Point:
-    x_error, y_error = point.get(f"{key}_stderr"), point.get("ecommerce_stderr")
-    return Point(
-        label=f"{point['alpha']:g}",
-        x=scale * point[key],
-        y=100 * point["ecommerce"],
-        x_error=None if x_error is None else scale * x_error,
-        y_error=None if y_error is None else 100 * y_error,
-        chosen=point["alpha"] == chosen,
-    )
 
 
 def _loss_section(files: RunFiles) -> dict | None:
@@ -456,7 +418,6 @@ SECTIONS = (
     ("scores/*.json (ellama evaluate)", "result", _headline_section),
     ("run.json", "what ran", _run_section),
     ("scores/*.json (ellama evaluate)", "scorecard", _scorecard_section),
-    ("sweep.json (ellama merge-sweep)", "trade-off over alpha", _tradeoff_section),
     ("metrics.jsonl (ellama train)", "loss curves", _loss_section),
     ("metrics.jsonl (ellama train)", "mixture consumed", _mixture_section),
     ("metrics.jsonl (ellama train)", "learning rate and speed", _schedule_section),

@@ -47,6 +47,7 @@ LAYERS = (
         "report_page",
         "report_plots",
         "report_sections",
+        "report_tradeoff",
         "report_training",
     ),  # fmt: skip
     ("audit_page", "audit_words", "audit_curation_page", "audit_curation_words"),

@@ -20,8 +20,7 @@ from ellama_jax.paths import as_path, file_bytes
 from ellama_jax.tree import flatten_paths, map_paths
 from ellama_jax.weights import huggingface
 from ellama_jax.weights.alphas import Alphas
-from ellama_jax.weights.checkpoint import find_checkpoint
-from ellama_jax.weights.verdict import check_verified
+from ellama_jax.weights.checkpoint import CheckpointInfo, find_checkpoint
 
 # What may differ between two models that can be merged.
 _NOT_COMPARED = ("name", "base_peak_learning_rate", "max_seq_len")
@@ -34,38 +33,42 @@ class Source:
     Attributes:
         path: a Hugging Face directory or `ROOT/<step>`.
         config, tokenizer: what it is.
-        step: of a run; None of a Hugging Face directory.
         identity: 16 hex digits that change whenever the model is written anew.
+        info: the checkpoint; None of a Hugging Face directory, which needs no conversion gate.
     """
 
     path: Path
     config: LlamaConfig
     tokenizer: Tokenizer
-    step: int | None
     identity: str
+    info: CheckpointInfo | None = None
+
+    @property
+    def step(self) -> int | None:
+        """The step of a run; None of a Hugging Face directory."""
+        return None if self.info is None else self.info.step
 
 
-def find_source(path: str | Path, *, allow_unverified: bool = False) -> Source:
+def find_source(path: str | Path) -> Source:
     """Describes the model at `path` without reading a weight.
 
     Raises:
-        ValueError: if there is none, or it failed the conversion gate and is not let through.
+        ValueError: if there is none.
     """
     path = as_path(path)
-    if (path / "config.json").is_file():  # a Hugging Face directory needs no gate
+    if (path / "config.json").is_file():
         files = huggingface.weight_files(path)
         sizes = [(file.name, file_bytes(file), _written_at(file)) for file in files]
         config, tokenizer = huggingface.read_config(path), load_tokenizer(path)
         said = [sizes, (path / "config.json").read_text(encoding="utf-8")]
-        return Source(path, config, tokenizer, None, _digest(said))
+        return Source(path, config, tokenizer, _digest(said))
     info = find_checkpoint(path)
-    check_verified(info, allow_unverified=allow_unverified)
     said = [
         (info.path / "_CHECKPOINT_METADATA").read_text(),
         {key: value for key, value in info.meta.items() if key != "verification"},
     ]
     tokenizer = load_tokenizer(info.tokenizer_dir)
-    return Source(info.path, info.config, tokenizer, info.step, _digest(said))
+    return Source(info.path, info.config, tokenizer, _digest(said), info)
 
 
 def _written_at(file: Path) -> int:

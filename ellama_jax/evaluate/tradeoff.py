@@ -39,6 +39,7 @@ from ellama_jax.weights.alphas import Alphas
 from ellama_jax.weights.checkpoint import find_checkpoint
 from ellama_jax.weights.layout import check_destination, check_writable
 from ellama_jax.weights.merge import merge_checkpoints
+from ellama_jax.weights.verdict import check_verified
 
 FILE, MERGED = "sweep.json", "merged"
 DEFAULT_ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -120,13 +121,15 @@ def sweep(
     check_sweep(plan.rule, "--")
     _check_questions(questions, test, plan)
     check_writable(workdir / FILE)
-    ours = find_source(base, allow_unverified=allow_unverified)
-    theirs = [find_source(path, allow_unverified=allow_unverified) for path in adapted]
+    ours, theirs = find_source(base), [find_source(path) for path in adapted]
     for source in theirs:
         check_fit(ours, source)
     alphas = check_alphas(plan, ours.config.num_layers)
     if write_merged:
         check_destination(workdir / MERGED, 0, overwrite=overwrite)
+    for source in (ours, *theirs):
+        if source.info is not None:
+            check_verified(source.info, allow_unverified=allow_unverified)
     models = _Models(ours, PointStore(workdir), scoring)
     curves = _score_curves(models, theirs, alphas, questions, plan)
     chosen = choose([point for curve in curves.all for point in curve], plan.rule)

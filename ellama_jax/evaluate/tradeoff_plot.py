@@ -16,6 +16,7 @@ _PANELS = (
     ("bpb_general", "ecommerce"),
     ("bpb_general", "bpb_ecommerce"),
 )
+_MOST = 2
 AXES = {
     "general": "general ability: right answers, change from the base in %",
     "ecommerce": "e-commerce: right answers,\nchange from the base in %",
@@ -35,7 +36,7 @@ def draw_sweep(found: Mapping, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    panels = [pair for pair in _PANELS if all(_known(found, name) for name in pair)]
+    panels = [pair for pair in _PANELS if all(_known(found, name) for name in pair)][:_MOST]
     if not panels:  # one domain alone was scored
         panels = [("alpha", next(n for n in ("ecommerce", "bpb_ecommerce") if _known(found, n)))]
     figure = Figure(figsize=(8.5, 5.2 * len(panels)), layout="constrained")

@@ -5,7 +5,7 @@ It reads what tradeoff.py found.
 
 from collections.abc import Mapping, Sequence
 
-from ellama_jax.evaluate.card_text import HEADLINES, say_change, say_gate, write_value
+from ellama_jax.evaluate.card_text import say_change, say_gate, write_value
 from ellama_jax.evaluate.loss_line import say_line
 from ellama_jax.evaluate.tradeoff_profiles import PROFILES, UNIFORM
 
@@ -15,6 +15,7 @@ _COLUMNS = {
     "bpb_ecommerce": "e-commerce text, bits/byte",
     "bpb_general": "general text, bits/byte",
 }
+_CHANGES = {"ecommerce": "e-commerce change", "general": "general change"}
 LANGUAGE_COLUMNS = {
     ("ecommerce", "accuracy"): "e-commerce",
     ("general", "accuracy"): "general",
@@ -78,21 +79,17 @@ def curve_rows(found: Mapping) -> list[list[str]]:
     """Returns the table of points with a header: values, and changes of e-commerce and general."""
     points = all_points(found)
     names = [name for name in _COLUMNS if any(point[name] is not None for point in points)]
-    changed = [name for name in ("ecommerce", "general") if name in names]
-    header = ["alpha", "profile"]
-    several = len(found["steps"]) > 0
-    header += ["step"] if several else []
-    header += [_COLUMNS[name] for name in names]
-    header += [f"{HEADLINES[name].split(',')[0].split(' ')[0]} change" for name in changed]
-    rows = [[*header, "keeps general", ""]]
+    changed = [name for name in _CHANGES if name in names]
+    told = {"profile": bool(found["profiles"]), "step": bool(found["steps"])}
+    shown = [key for key, is_told in told.items() if is_told]
+    header = ["alpha", "by the rule", *shown, *(_COLUMNS[name] for name in names)]
+    rows = [[*header, *(_CHANGES[name] for name in changed)]]
     chosen = find_chosen(found)
     for point in points:
-        row = [f"{point['alpha']:g}", point["profile"]]
-        row += [str(point["step"])] if several else []
+        kept = "chosen" if point is chosen else "allowed" if point["keeps_general"] else "forgets"
+        row = [f"{point['alpha']:g}", kept, *(str(point[key]) for key in shown)]
         row += [_write(point, name) for name in names]
-        row += [say_change(point["changes"][name]) for name in changed]
-        kept = "yes" if point["keeps_general"] else "no"
-        rows.append([*row, kept, "chosen" if point is chosen else ""])
+        rows.append([*row, *(say_change(point["changes"][name]) for name in changed)])
     return rows
 
 
@@ -148,7 +145,7 @@ def _closing(found: Mapping) -> list[str]:
     if found["line"]:
         said += say_line(found["line"])
     if found["test"]:
-        said.append(f"On test questions, {say_gate(found['test']['gate'])}")
+        said.append(f"On test questions the {say_gate(found['test']['gate'])}")
     return [*said, found["sentence"]]
 
 
