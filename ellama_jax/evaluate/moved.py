@@ -39,6 +39,7 @@ from ellama_jax.weights.alphas import Alphas
 from ellama_jax.weights.difference import compare
 from ellama_jax.weights.difference_words import describe_difference, difference_to_data
 from ellama_jax.weights.layout import check_writable
+from ellama_jax.weights.verdict import check_verified
 
 FILE = "moved.json"
 
@@ -81,8 +82,11 @@ def study_models(
     Raises:
         ValueError: if the models do not fit each other or there is nothing to judge by.
     """
-    ours, theirs = (find_source(p, allow_unverified=allow_unverified) for p in (base, adapted))
+    ours, theirs = find_source(base), find_source(adapted)
     check_fit(ours, theirs, "moved")
+    for source in (ours, theirs):
+        if source.info is not None:
+            check_verified(source.info, allow_unverified=allow_unverified)
     Alphas((alpha,)).check(ours.config.num_layers, extrapolate=extrapolate)
     if alpha == 0:
         raise ValueError("--alpha: must be above 0, got 0, which is the base itself.")
