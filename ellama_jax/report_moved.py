@@ -120,14 +120,15 @@ def _revert_section(files: RunFiles) -> dict | None:
         Change("", entry["part"], 100 * entry["cost"], None, None, 0, text=f"{100 * entry['cost']:+.1f} %")
         for entry in study["alone"]
     ]  # fmt: skip
+    trail = list(_trail_plots(study))
     plots = [{
         "title": "One part back at base: how much of the e-commerce gain is lost",
         "svg": change_chart("e-commerce gain lost with one part at base", costs),
         "caption": "In % of the gain; below 0 the model is better without that part's change.",
-    }, *_trail_plots(study)]  # fmt: skip
+    }, *trail]  # fmt: skip
     return make_section(
         "What can go back to base", paragraphs, bullets, plots=plots, tables=[_means_table(study)],
-        legend=["e-commerce", "general"],
+        legend=["e-commerce", "general"] if trail else [],
     )  # fmt: skip
 
 
