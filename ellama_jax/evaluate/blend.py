@@ -7,9 +7,11 @@ nothing. Which alphas are worth scoring is tradeoff.py's; writing one of them, w
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 
 from ellama_jax.data.tokenizer import Tokenizer, load_tokenizer
@@ -20,7 +22,7 @@ from ellama_jax.paths import as_path, file_bytes
 from ellama_jax.tree import flatten_paths, map_paths
 from ellama_jax.weights import huggingface
 from ellama_jax.weights.alphas import Alphas
-from ellama_jax.weights.checkpoint import CheckpointInfo, find_checkpoint
+from ellama_jax.weights.checkpoint import CheckpointInfo, find_checkpoint, list_leaves
 
 # What may differ between two models that can be merged.
 _NOT_COMPARED = ("name", "base_peak_learning_rate", "max_seq_len")
@@ -80,6 +82,14 @@ def _digest(said) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def stored_bytes(source: Source) -> int:
+    """Returns how many bytes a model's parameters take as they are stored."""
+    if source.info is None:
+        return sum(file_bytes(file) for file in huggingface.weight_files(source.path))
+    leaves = list_leaves(source.path).values()
+    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in leaves)
+
+
 def check_fit(base: Source, adapted: Source, title: str = "merge-sweep") -> None:
     """Refuses two models of other tokenizers, sizes or constants; reads no weight.
 
@@ -108,20 +118,40 @@ def load_pair(base: Source, adapted: Source, *, mesh=None) -> tuple[dict, dict]:
 
     Returns:
         Nested dicts of arrays (DESIGN section 3).
+
+    Raises:
+        ValueError: if one holds a number that is not finite.
     """
-    base_params = load_model(base.path, mesh=mesh)[0]
+    base_params = _load_finite(base, mesh)
     return replace_adapted(base_params, adapted, mesh=mesh)
 
 
 def replace_adapted(base_params: Mapping, adapted: Source, *, mesh=None) -> tuple[dict, dict]:
     """Loads an adapted model beside a base that is loaded already; see `load_pair`."""
-    adapted_params = load_model(adapted.path, mesh=mesh)[0]
+    adapted_params = _load_finite(adapted, mesh)
     ours, theirs = flatten_paths(base_params), flatten_paths(adapted_params)
 
     def widen(path, leaf):
         return leaf.astype(_wider(ours[path].dtype, theirs[path].dtype))
 
     return map_paths(widen, base_params), map_paths(widen, adapted_params)
+
+
+def _load_finite(source: Source, mesh) -> dict:
+    # A NaN would make every blend's choices look like the first answer of each question.
+    params = load_model(source.path, mesh=mesh)[0]
+    for path, leaf in flatten_paths(params).items():
+        if not _is_finite(leaf):
+            raise ValueError(
+                f"{source.path}: every parameter must be finite, got NaN or infinity in {path}; was "
+                "its training stable?"
+            )
+    return params
+
+
+@jax.jit
+def _is_finite(leaf):
+    return jnp.isfinite(leaf).all()
 
 
 def _wider(a, b):

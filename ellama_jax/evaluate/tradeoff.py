@@ -19,6 +19,7 @@ from ellama_jax.evaluate.blend import (
     load_pair,
     replace_adapted,
     score_blend,
+    stored_bytes,
 )
 from ellama_jax.evaluate.loss_line import line_alphas, measure_line
 from ellama_jax.evaluate.retention import check_gate, compare
@@ -126,7 +127,8 @@ def sweep(
         check_fit(ours, source)
     alphas = check_alphas(plan, ours.config.num_layers)
     if write_merged:
-        check_destination(workdir / MERGED, 0, overwrite=overwrite)
+        size = max(stored_bytes(source) for source in (ours, *theirs))
+        check_destination(workdir / MERGED, size, overwrite=overwrite)
     for source in (ours, *theirs):
         if source.info is not None:
             check_verified(source.info, allow_unverified=allow_unverified)

@@ -37,8 +37,9 @@ def draw_sweep(found: Mapping, path: Path) -> None:
     from matplotlib.figure import Figure
 
     panels = [pair for pair in _PANELS if all(_known(found, name) for name in pair)][:_MOST]
-    if not panels:  # one domain alone was scored
-        panels = [("alpha", next(n for n in ("ecommerce", "bpb_ecommerce") if _known(found, n)))]
+    if not panels:  # one domain alone was scored, or the base has nothing to change from
+        shown = [name for name in AXES if found["alphas"][0][name] is not None]
+        panels = [("alpha", name) for name in shown[:_MOST]]
     figure = Figure(figsize=(8.5, 5.2 * len(panels)), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (x, y) in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels,
@@ -75,6 +76,8 @@ def _place(point: Mapping, name: str) -> tuple[float, float, float]:
     if name == "alpha":
         return point["alpha"], 0.0, 0.0
     change = point["changes"][name]
+    if change["change"] is None:  # the base has 0: as a difference, in points
+        return 100 * change["difference"], 0.0, 0.0
     value = 100 * change["change"]
     if change["low"] is None:
         return value, 0.0, 0.0

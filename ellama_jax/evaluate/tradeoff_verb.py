@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ellama_jax.config import load_config
-from ellama_jax.config_evaluate import BEST_BY, SweepConfig, check_sweep
+from ellama_jax.config_evaluate import BEST_BY, GateConfig, SweepConfig, check_sweep
+from ellama_jax.distributed import leads
 from ellama_jax.evaluate.scorecard import (
     Scoring,
     add_scoring_arguments,
@@ -42,10 +43,11 @@ _RULE_OPTIONS = ("best_by", "general_mean", "bits_per_byte", "standard_errors")
 
 def main_merge_sweep(argv: list[str]) -> None:
     """Runs `ellama merge-sweep`."""
-    given, defaults, scoring = list(argv), SweepPlan(), {}
+    given, defaults, scoring, gate = list(argv), SweepPlan(), {}, GateConfig()
     if any(word.split("=")[0] in ("--config", "-config") for word in argv):
         config, argv = load_config(argv, "merge-sweep")
         evaluate = config.evaluate
+        gate = evaluate.gate
         defaults = SweepPlan(alphas=tuple(evaluate.alphas), rule=evaluate.sweep)
         scoring = {"row_length": evaluate.row_length, "rows_per_batch": evaluate.rows_per_batch,
                    "window": evaluate.window}  # fmt: skip
@@ -67,11 +69,14 @@ def main_merge_sweep(argv: list[str]) -> None:
             compute_dtype=args.compute_dtype,
             mesh=mesh_of(args.mesh),
         ),
+        gate=gate,
         command=shlex.join(["ellama", "merge-sweep", *given]),
         write_merged=not args.no_checkpoint,
         overwrite=args.overwrite,
         allow_unverified=args.allow_unverified,
     )
+    if not leads():
+        return
     write_words_and_plot(found, as_path(args.workdir))
     print(format_sweep(found))
     if found["checkpoint"]:
@@ -247,7 +252,7 @@ def _parse_arguments(argv: list[str], scoring: dict) -> argparse.Namespace:
         prog="ellama merge-sweep",
         description="Score the models between two checkpoints, choose one by a rule and write it.\n"
         "Validation questions choose; test questions then report once.\n"
-        "--config FILE[:ARGUMENT] takes evaluate.alphas and evaluate.sweep from a configuration.",
+        "--config FILE[:ARGUMENT] takes evaluate.alphas, .sweep and .gate from a configuration.",
         epilog=(
             "example: ellama merge-sweep --base runs/base --adapted runs/a/checkpoints "
             "--workdir runs/a --tasks ecommerce,mmlu --benchmark runs/benchmark"

@@ -10,6 +10,7 @@ import pytest
 from ellama_jax.data import catalogue, listings
 from ellama_jax.evaluate import blend, ecommerce, scorecard, scorer
 from ellama_jax.evaluate.scorecard import Scoring
+from ellama_jax.model.llama import count_params
 from ellama_jax.sharding import make_mesh
 from ellama_jax.tree import flatten_paths
 from ellama_jax.weights.alphas import Alphas, parse_alphas_by_part
@@ -122,3 +123,18 @@ def test_a_model_written_anew_has_another_identity_and_a_copied_one_the_same(che
     assert source.identity == blend.find_source(checkpoints["base"]).identity != again.identity
     shutil.copytree(checkpoints["base"], tmp_path / "copy")
     assert blend.find_source(tmp_path / "copy").identity == source.identity
+
+
+def test_a_model_with_a_number_that_is_none_is_refused(checkpoints, sources, tmp_path):
+    info = find_checkpoint(checkpoints["adapted"])
+    params = restore_params(info.path)
+    params["layers"]["mlp"]["w_up"] = params["layers"]["mlp"]["w_up"].at[1, 2, 3].set(jnp.nan)
+    write_checkpoint(tmp_path / "nan", params, config=info.config, meta=info.meta,
+                     tokenizer_dir=info.tokenizer_dir)  # fmt: skip
+    words = "nan/0: every parameter must be finite, got NaN or infinity in layers/mlp/w_up"
+    with pytest.raises(ValueError, match=words):
+        blend.load_pair(sources[0], blend.find_source(tmp_path / "nan"))
+
+
+def test_the_room_that_a_model_takes_is_that_of_its_leaves(sources):
+    assert blend.stored_bytes(sources[0]) == 4 * count_params(sources[0].config)

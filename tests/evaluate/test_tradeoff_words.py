@@ -87,3 +87,12 @@ def test_a_sweep_without_general_questions_is_drawn_over_alpha(tmp_path):
             del point["changes"][name]
     draw_sweep(sweep, tmp_path / "sweep.svg")
     assert (tmp_path / "sweep.svg").stat().st_size > 1000
+
+
+def test_a_base_that_answers_nothing_rightly_is_drawn_as_differences(tmp_path):
+    sweep = make_sweep(line=False)
+    for point in sweep["alphas"]:
+        for change in point["changes"].values():
+            change.update(change=None, low=None, high=None)
+    draw_sweep(sweep, tmp_path / "sweep.svg")
+    assert "–" in format_sweep(sweep) and say_result(sweep).startswith("Go 50 %")
