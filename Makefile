@@ -9,7 +9,7 @@ LIBTPU := libtpu==0.0.42.1
 # Tests of gs:// paths run against a fake bucket; what it needs is installed where pip finds it.
 TORCH := torch==2.13.0+cpu
 
-.PHONY: demo test lock lint clean
+.PHONY: demo test lock lint api clean
 
 demo: $(VENV)/installed
 	$(BIN)/ellama demo --workdir $(DEMO_DIR)
@@ -44,5 +44,11 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# The API pages, from the docstrings: build/api/index.html.
+api: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --no-deps --requirement tools/api-pages.txt
+	JAX_PLATFORMS=cpu $(BIN)/python -W ignore -m pdoc -d google -o build/api ellama_jax
+	@echo "wrote build/api/index.html"
+
 clean:
-	rm -rf $(VENV) $(DEMO_DIR)
+	rm -rf $(VENV) $(DEMO_DIR) build/api
