@@ -85,3 +85,11 @@ def test_languages_weigh_alike_and_long_documents_more():
     assert found["languages"] == {"en": [1.0, 2.0, 1.0], "de": [1.5, 0.0, 0.0]}
     assert found["values"] == [1.25, 1.0, 0.5]
     assert "ecommerce" not in measure_line(cards)["domains"]
+
+
+def test_long_and_short_documents_alike_per_byte_leave_no_uncertainty():
+    sizes = [10, 20, 400, 1000]
+    cards = {alpha: card([loss * size for size in sizes], sizes=sizes)
+             for alpha, loss in ((0.0, 1.0), (0.5, 2.0), (1.0, 1.0))}  # fmt: skip
+    found = measure_line(cards)["domains"]["general"]
+    assert found["lows"] == pytest.approx(found["values"]) == found["highs"]
