@@ -261,9 +261,13 @@ class Demo:
 
         evaluate = config.evaluate
         plan = SweepPlan(alphas=tuple(evaluate.alphas), rule=evaluate.sweep)
+        # A model between two is made once a batch: fewer, larger batches cost less.
+        scoring = dataclasses.replace(
+            self._scoring(config), rows_per_batch=2 * evaluate.rows_per_batch
+        )
         return sweep(
             self.workdir / "base", self.workdir / "checkpoints", questions, self.workdir, plan,
-            scoring=self._scoring(config), command=self.command,
+            scoring=scoring, command=self.command,
         )  # fmt: skip
 
     def _close_sweep(self, found: dict, cards: list[dict], config: RunConfig) -> None:

@@ -76,6 +76,19 @@ def test_steps_and_alphas_make_a_heat_map_each_for_e_commerce_and_general(tmp_pa
     assert ">(+83.3)</text>" in maps[0]  # forgets more than the rule allows
 
 
+def test_fewer_bits_per_byte_are_coloured_as_better(tmp_path):
+    sweep = make_sweep(steps=(100, 200))
+    by_step = [point for entry in sweep["steps"] for point in entry["points"]]
+    for point in (*sweep["alphas"], *by_step):
+        for name in ("ecommerce", "general"):
+            point["changes"].pop(name, None)
+            point[name] = None
+    found = section(page_of({**sweep, "test": None}, tmp_path), "Trade-off")
+    maps = [figure for figure in figures(found) if "by step and alpha" in figure]
+    assert len(maps) == 2 and "bits per byte, e-commerce text" in maps[0]
+    assert ">-" in maps[0] and 'class="bar c3"' not in maps[0]
+
+
 def test_every_language_is_a_line_and_the_chosen_alpha_marked(tmp_path):
     found = section(page_of(make_sweep(), tmp_path), "Trade-off by language")
     drawn = figures(found)

@@ -113,17 +113,25 @@ def say_line(line: Mapping) -> list[str]:
     names = {"general": "general", "ecommerce": "e-commerce"}
     said = []
     for domain, found in line["domains"].items():
-        interval = (
-            f"{found['barrier']:+.4f} bits per byte at alpha {found['at']:g} "
-            f"[{found['low']:+.4f}, {found['high']:+.4f}], {100 * found['relative']:+.2f} % of the "
-            "ends' mean"
+        size = (
+            f"{found['barrier']:+.4f} bits per byte [{found['low']:+.4f}, {found['high']:+.4f}], "
+            f"{100 * found['relative']:+.2f} % of the ends' mean"
         )
+        where = f"at alpha {found['at']:g}: {size}"
         if found["high"] <= 0:
-            verdict = "linearly connected: the loss lies below the straight line throughout"
+            verdict = (
+                "linearly connected, for the loss between the models lies below the straight line; "
+                f"it comes nearest to it {where}"
+            )
         elif found["connected"]:
-            verdict = "linearly connected within the interval"
+            verdict = (
+                "linearly connected as far as the interval tells; the loss is highest above the "
+                f"straight line {where}"
+            )
         else:
-            verdict = "not linearly connected: there is a barrier"
-        said.append(f"{names[domain].capitalize()} text: {verdict}; highest above the line "
-                    f"{interval}.")  # fmt: skip
+            verdict = (
+                "not linearly connected, for there is a barrier; it is highest above the straight "
+                f"line {where}"
+            )
+        said.append(f"{names[domain].capitalize()} text: {verdict}.")
     return said

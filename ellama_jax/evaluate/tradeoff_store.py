@@ -40,7 +40,7 @@ def point_key(
 
 
 class PointStore:
-    """Scorecards of points by their keys."""
+    """Scorecards of points by their keys; all processes of a job read it, so it lies where all can."""
 
     def __init__(self, workdir: Path):
         self._folder = workdir / FOLDER

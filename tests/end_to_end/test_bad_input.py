@@ -657,7 +657,9 @@ def test_a_place_where_nobody_can_write_is_refused(refused, verb, path):
 @pytest.mark.parametrize("verb", ["import", "export", "merge", "merge-sweep"])
 def test_a_full_disk_is_said_before_a_checkpoint_is_written(refused, full_disk, verb):
     line = refused(*WRITERS[verb], "out")
-    assert re.match(r"out(/merged)?: the disk must have \d+ MiB free, got 1 MiB; make room or choose", line)
+    assert re.match(
+        r"out(/merged)?: the disk must have \d+ MiB free, got 1 MiB; make room or choose", line
+    )
 
 
 def test_a_full_disk_is_said_before_the_first_step_of_a_training(refused, full_disk, place):

@@ -47,7 +47,7 @@ def test_losses_below_the_straight_line_are_connected_and_the_barrier_is_negativ
     found = measure({0.0: 1.0, 0.5: 0.8, 1.0: 1.2})
     assert found["domains"]["general"]["barrier"] == pytest.approx(-0.3)
     assert found["domains"]["general"]["connected"]
-    assert "lies below the straight line throughout" in say_line(found)[0]
+    assert "for the loss between the models lies below the straight line" in say_line(found)[0]
 
 
 def test_a_rise_that_some_documents_make_and_some_do_not_is_within_the_interval():
@@ -60,14 +60,15 @@ def test_a_rise_that_some_documents_make_and_some_do_not_is_within_the_interval(
     found = measure_line(cards)
     assert found["domains"]["general"]["barrier"] == pytest.approx(0.005)
     assert found["domains"]["general"]["low"] < 0 < found["domains"]["general"]["high"]
-    assert "linearly connected within the interval" in say_line(found)[0]
+    assert "linearly connected as far as the interval tells" in say_line(found)[0]
 
 
 def test_a_barrier_is_said_with_its_place_and_size():
     said = say_line(measure({0.0: 1.0, 0.5: 1.5, 1.0: 1.0}))[0]
     assert said == (
-        "General text: not linearly connected: there is a barrier; highest above the line +0.5000 "
-        "bits per byte at alpha 0.5 [+0.5000, +0.5000], +50.00 % of the ends' mean."
+        "General text: not linearly connected, for there is a barrier; it is highest above the "
+        "straight line at alpha 0.5: +0.5000 bits per byte [+0.5000, +0.5000], +50.00 % of the "
+        "ends' mean."
     )
 
 
@@ -85,3 +86,11 @@ def test_languages_weigh_alike_and_long_documents_more():
     assert found["languages"] == {"en": [1.0, 2.0, 1.0], "de": [1.5, 0.0, 0.0]}
     assert found["values"] == [1.25, 1.0, 0.5]
     assert "ecommerce" not in measure_line(cards)["domains"]
+
+
+def test_long_and_short_documents_alike_per_byte_leave_no_uncertainty():
+    sizes = [10, 20, 400, 1000]
+    cards = {alpha: card([loss * size for size in sizes], sizes=sizes)
+             for alpha, loss in ((0.0, 1.0), (0.5, 2.0), (1.0, 1.0))}  # fmt: skip
+    found = measure_line(cards)["domains"]["general"]
+    assert found["lows"] == pytest.approx(found["values"]) == found["highs"]
