@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from ellama_jax.evaluate.card_text import say_change, say_gate, write_value
 from ellama_jax.evaluate.loss_line import say_line
 from ellama_jax.evaluate.tradeoff_profiles import PROFILES, UNIFORM
+from ellama_jax.evaluate.tradeoff_rule import standard_error
 
 _COLUMNS = {
     "ecommerce": "e-commerce, %",
@@ -61,6 +62,19 @@ def _say_changes(changes: Mapping[str, dict]) -> str:
             unit = " in bits per byte, where less is better" if name.startswith("bpb") else ""
             said.append(f"{label} {say_change(changes[name])}{unit}")
     return " and ".join(said)
+
+
+def say_caution(found: Mapping) -> str | None:
+    """Says so where the general questions that chose are too few to see the loss that is allowed."""
+    chosen = find_chosen(found)
+    change = (chosen if chosen["alpha"] else found["alphas"][-1])["changes"].get("general")
+    limit = -found["rule_settings"]["general_mean"]
+    if change is None or change["low"] is None or standard_error(change) <= max(limit, 0.01):
+        return None
+    return (
+        f"Caution: {change['n']} general questions are too few to see a loss of {100 * limit:g} %: "
+        f"one standard error of the change is {100 * standard_error(change):.1f} %."
+    )
 
 
 def find_chosen(found: Mapping) -> dict:
@@ -142,6 +156,8 @@ def format_sweep_markdown(found: Mapping) -> str:
 
 def _closing(found: Mapping) -> list[str]:
     said = [found["rule"]]
+    if caution := say_caution(found):
+        said.append(caution)
     if found["line"]:
         said += say_line(found["line"])
     if found["test"]:
