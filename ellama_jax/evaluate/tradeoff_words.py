@@ -1,4 +1,4 @@
-"""Owns the words of a sweep: a table of its points for a terminal and in Markdown, and one sentence.
+"""Owns the words of a sweep: a table of points for a terminal and in Markdown, and one sentence.
 
 It reads what tradeoff.py found.
 """
@@ -65,7 +65,7 @@ def _say_changes(changes: Mapping[str, dict]) -> str:
 
 
 def say_caution(found: Mapping) -> str | None:
-    """Says so where the general questions that chose are too few to see the loss that is allowed."""
+    """Says so where the general questions that chose are too few to see the loss allowed."""
     chosen = find_chosen(found)
     change = (chosen if chosen["alpha"] else found["alphas"][-1])["changes"].get("general")
     limit = -found["rule_settings"]["general_mean"]
@@ -108,7 +108,7 @@ def curve_rows(found: Mapping) -> list[list[str]]:
 
 
 def language_rows(points: Sequence[Mapping]) -> list[list[str]]:
-    """Returns the curve by language with a header: a row an alpha, a column a domain and language."""
+    """Returns the curve by language with a header: a row an alpha, a column a language."""
     keys = dict.fromkeys(
         (row["domain"], row["metric"], row["language"])
         for point in points
