@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from ellama_jax.evaluate.card_text import HEADLINES, say_change, say_gate, write_value
 from ellama_jax.evaluate.loss_line import say_line
 from ellama_jax.evaluate.tradeoff_profiles import PROFILES, UNIFORM
-from ellama_jax.evaluate.tradeoff_words import curve_rows, find_chosen, language_rows
+from ellama_jax.evaluate.tradeoff_words import curve_rows, find_chosen, language_rows, say_caution
 from ellama_jax.report_plots import (
     Band,
     Curve,
@@ -48,6 +48,8 @@ def tradeoff_section(files: RunFiles) -> dict | None:
     bullets = []
     if found["profiles"]:
         bullets += [f"{name}: {PROFILES[name].says}." for name in (UNIFORM, *found["profiles"])]
+    if caution := say_caution(found):
+        bullets.append(caution)
     if found["test"]:
         bullets.append(f"On test questions the {say_gate(found['test']['gate'])}")
     pairs = [pair for pair in _PAIRS if all(_known(found, name) for name in pair)][:_MOST_PAIRS]

@@ -109,7 +109,7 @@ def excess(alphas: np.ndarray, losses: np.ndarray) -> np.ndarray:
 
 
 def say_line(line: Mapping) -> list[str]:
-    """Says of each domain whether the models are linearly connected, and how high the barrier is."""
+    """Says of each domain whether the models are linearly connected, and how high a barrier is."""
     names = {"general": "general", "ecommerce": "e-commerce"}
     said = []
     for domain, found in line["domains"].items():

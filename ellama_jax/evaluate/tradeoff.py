@@ -1,8 +1,8 @@
 """Owns the trade-off curve: models between base and adapted, all scored, one chosen by rule.
 
 Scoring a model between two is blend.py's, where the next point goes tradeoff_points.py's, the rule
-tradeoff_rule.py's, merging weights/merge.py's. Validation questions choose; test questions are asked
-once, when everything is chosen.
+tradeoff_rule.py's, merging weights/merge.py's. Validation questions choose; test questions are
+asked once, when everything is chosen.
 """
 
 import dataclasses
@@ -58,7 +58,7 @@ class SweepPlan:
 
     Attributes:
         alphas: the first points of the curve; 0 is always one.
-        adaptive: add points up to `rule.max_points` where the curve bends or the rule's boundary is.
+        adaptive: add points up to `rule.max_points` where it bends or the rule's boundary lies.
         rule: the rule, and how many points a curve has at most.
         profiles: further curves at `alphas`, names of `tradeoff_profiles.PROFILES`.
         line: number of evenly spaced alphas from 0 to 1 at which text is scored; 0 for none.
@@ -199,7 +199,7 @@ def check_alphas(plan: SweepPlan, num_layers: int) -> list[float]:
     alphas = sorted({0.0, *map(float, plan.alphas)})
     if len(alphas) < 2:
         raise ValueError(
-            "--alphas: must name an alpha beside 0, the base, got only that; a curve has two points."
+            "--alphas: must name an alpha beside 0, the base, got only that; a curve has two."
         )
     return alphas
 
@@ -212,7 +212,8 @@ def _check_questions(questions: Questions, test: Questions | None, plan: SweepPl
         raise ValueError("merge-sweep: needs e-commerce items to choose by, got none.")
     if plan.rule.best_by == "bits_per_byte" and not any("text" in record for record in ecommerce):
         raise ValueError(
-            "merge-sweep: needs e-commerce texts to choose by, got none; add bits_per_byte to --tasks."
+            "merge-sweep: needs e-commerce texts to choose by, got none; add bits_per_byte to "
+            "--tasks."
         )
     if plan.line:
         line_alphas(plan.line)
@@ -241,7 +242,7 @@ def _names(questions: Questions) -> set[str]:
 
 
 class _Models:
-    """Base and one adapted model in memory, loaded when a point asks for them that is not stored."""
+    """Base and one adapted model in memory, loaded when a point needs them that is not stored."""
 
     def __init__(self, base: Source, store: PointStore, scoring: Scoring):
         self._base, self._store, self._scoring = base, store, scoring

@@ -1,8 +1,8 @@
 """Owns which alpha of a curve is worth scoring next: pure functions of what was found so far.
 
 Two kinds of places are refined by halving the interval there: where the rule's boundary lies (one
-end is allowed, the other is not and would be better), and where a quantity bends, so that a straight
-line between its neighbours would tell it wrongly. The next alpha depends on the points alone.
+end is allowed, the other is not and would be better), and where a quantity bends, so that a
+straight line between its neighbours would tell it wrongly. The next alpha depends on the points alone.
 """
 
 from collections.abc import Mapping, Sequence

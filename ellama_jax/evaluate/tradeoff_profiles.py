@@ -1,6 +1,6 @@
 """Owns named shapes over depth: how far each layer goes while the whole model goes to alpha.
 
-    early   1 0        the first layers go to alpha, the last stay at base, in between a straight line
+    early   1 0        the first layers go to alpha, the last stay at base, straight in between
     middle  0 1 0      the middle goes to alpha, both ends stay
 
 A shape by part keeps some parameters at base and takes all others to alpha.

@@ -1,4 +1,4 @@
-"""Owns the choice of one model of a trade-off curve: who keeps general ability, and the best of them.
+"""Owns the choice of one model of a trade-off curve: who keeps general ability, and the best.
 
 It reads scorecards of validation questions and runs no model. Intervals are `retention`'s.
 """
@@ -13,7 +13,7 @@ from ellama_jax.evaluate.tradeoff_profiles import UNIFORM
 # A 95 % interval is so many standard errors wide.
 _ERRORS_WIDE = 2 * 1.96
 _ROUNDING = 1e-12
-# The quantity by which the best is chosen, by `SweepConfig.best_by`; of bits per byte less is better.
+# The quantity by which the best is chosen, by `SweepConfig.best_by`; of bits less is better.
 BEST_OF = {"accuracy": "ecommerce", "bits_per_byte": "bpb_ecommerce"}
 
 
@@ -102,7 +102,7 @@ _NEEDED = {
 
 
 def find_boundary(points: Sequence[dict], rule: SweepConfig) -> list[tuple[float, float]]:
-    """Returns the intervals of a curve in which the rule's boundary lies and could be worth finding.
+    """Returns the intervals of a curve where the rule's boundary lies and could be worth finding.
 
     They are those where one end keeps general ability and the other does not, but is better at
     e-commerce than the best that is allowed so far; the one with the best such end first.

@@ -1,7 +1,7 @@
 """Owns the points of a sweep on disk, so that a broken one goes on where it was.
 
-WORKDIR/sweep-points/ holds one scorecard a file, named by a hash of what it answers: both models, the
-alphas, the questions and the settings. Whatever differs in one of them is another point.
+WORKDIR/sweep-points/ holds one scorecard a file, named by a hash of what it answers: both models,
+the alphas, the questions and the settings. Whatever differs in one of them is another point.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ def point_key(
     texts: Sequence[dict],
     scoring: Scoring,
 ) -> dict:
-    """Returns what a point's scorecard depends on, JSON-able; the base depends on no adapted model."""
+    """Returns what a point's scorecard depends on, JSON-able; the base's on no adapted model."""
     return {
         "base": base.identity,
         "adapted": None if alphas.uniform == 0.0 else adapted.identity,
@@ -40,7 +40,7 @@ def point_key(
 
 
 class PointStore:
-    """Scorecards of points by their keys; all processes of a job read it, so it lies where all can."""
+    """Scorecards of points by their keys; it lies where all processes of a job can read it."""
 
     def __init__(self, workdir: Path):
         self._folder = workdir / FOLDER

@@ -1,4 +1,4 @@
-"""Owns the words of a sweep: a table of its points for a terminal and in Markdown, and one sentence.
+"""Owns the words of a sweep: a table of points for a terminal and in Markdown, and one sentence.
 
 It reads what tradeoff.py found.
 """
@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from ellama_jax.evaluate.card_text import say_change, say_gate, write_value
 from ellama_jax.evaluate.loss_line import say_line
 from ellama_jax.evaluate.tradeoff_profiles import PROFILES, UNIFORM
+from ellama_jax.evaluate.tradeoff_rule import standard_error
 
 _COLUMNS = {
     "ecommerce": "e-commerce, %",
@@ -63,6 +64,19 @@ def _say_changes(changes: Mapping[str, dict]) -> str:
     return " and ".join(said)
 
 
+def say_caution(found: Mapping) -> str | None:
+    """Says so where the general questions that chose are too few to see the loss allowed."""
+    chosen = find_chosen(found)
+    change = (chosen if chosen["alpha"] else found["alphas"][-1])["changes"].get("general")
+    limit = -found["rule_settings"]["general_mean"]
+    if change is None or change["low"] is None or standard_error(change) <= max(limit, 0.01):
+        return None
+    return (
+        f"Caution: {change['n']} general questions are too few to see a loss of {100 * limit:g} %: "
+        f"one standard error of the change is {100 * standard_error(change):.1f} %."
+    )
+
+
 def find_chosen(found: Mapping) -> dict:
     """Returns the point that was chosen."""
     wanted = found["chosen"], found["chosen_profile"], found["chosen_step"]
@@ -94,7 +108,7 @@ def curve_rows(found: Mapping) -> list[list[str]]:
 
 
 def language_rows(points: Sequence[Mapping]) -> list[list[str]]:
-    """Returns the curve by language with a header: a row an alpha, a column a domain and language."""
+    """Returns the curve by language with a header: a row an alpha, a column a language."""
     keys = dict.fromkeys(
         (row["domain"], row["metric"], row["language"])
         for point in points
@@ -142,6 +156,8 @@ def format_sweep_markdown(found: Mapping) -> str:
 
 def _closing(found: Mapping) -> list[str]:
     said = [found["rule"]]
+    if caution := say_caution(found):
+        said.append(caution)
     if found["line"]:
         said += say_line(found["line"])
     if found["test"]:

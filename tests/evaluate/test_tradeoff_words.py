@@ -9,6 +9,7 @@ from ellama_jax.evaluate.tradeoff_words import (
     format_sweep,
     format_sweep_markdown,
     language_rows,
+    say_caution,
     say_result,
 )
 
@@ -38,6 +39,20 @@ def test_other_choices_are_said_in_their_own_words(changes, words):
 
 def test_without_test_questions_the_sentence_admits_who_chose():
     assert make_sweep(test=False)["sentence"].endswith("on the questions that chose it.")
+
+
+def test_too_few_general_questions_to_see_the_loss_allowed_are_said():
+    sweep = make_sweep()
+    assert say_caution(sweep) is None  # the chosen model answered as the base did
+    change = sweep["alphas"][1]["changes"]["general"]
+    change.update(low=-0.2, high=0.192)
+    said = (
+        "Caution: 400 general questions are too few to see a loss of 1 %: one standard error of the "
+        "change is 10.0 %."
+    )
+    assert say_caution(sweep) == said and said in format_sweep(sweep)
+    change.update(low=-0.01, high=0.01)
+    assert say_caution(sweep) is None
 
 
 def test_the_table_has_a_row_a_point_and_names_the_choice():
