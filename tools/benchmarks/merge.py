@@ -24,11 +24,13 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+from weights import watch_memory
 
 from ellama_jax.data.tokenizer import save_tokenizer, train_byte_bpe
 from ellama_jax.model.llama import abstract_params
@@ -168,30 +170,17 @@ def timed(command) -> tuple[float, float]:
     except OSError:
         print("the page cache could not be dropped: reads may come from memory", file=sys.stderr)
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"}
-    command = [str(part) for part in command]
-    # mergekit reorders its arguments itself: configuration, then output.
-    started, peak = time.perf_counter(), 0
-    with open(os.devnull, "w") as nowhere:
-        process = subprocess.Popen(command, stdout=nowhere, stderr=subprocess.PIPE, text=True,
-                                   env=environment)  # fmt: skip
-        peak, errors = watch(process)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)}: {errors[-2000:]}")
+    started = time.perf_counter()
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(
+            [str(part) for part in command], stdout=said, stderr=said, env=environment
+        )
+        peak = watch_memory(process)
+        if process.returncode:
+            said.seek(0)
+            raise SystemExit(f"{command}: {said.read()[-2000:]}")
     os.sync()
     return time.perf_counter() - started, peak
-
-
-def watch(process) -> tuple[float, str]:
-    """Waits for a process to end; returns the peak of its resident memory in GiB, and its stderr."""
-    status, peak, errors = Path(f"/proc/{process.pid}/status"), 0, []
-    os.set_blocking(process.stderr.fileno(), False)
-    while process.poll() is None:
-        lines = status.read_text().splitlines()
-        peak = next((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), peak)
-        errors.append(process.stderr.read() or "")
-        time.sleep(0.02)
-    errors.append(process.stderr.read() or "")
-    return peak / 2**20, "".join(errors)
 
 
 def make_source(directory: Path, config, number: int) -> int:
@@ -235,25 +224,22 @@ def to_orbax(source: Path) -> None:
 
 
 def compare(ours: Path, theirs: Path) -> None:
-    """Prints how many elements of two results differ, and by how many steps of bfloat16 at most."""
+    """Prints how many elements of two results differ, and by how much against the weights' size."""
     a, b = open_safetensors(ours), open_safetensors(theirs)
     if missing := sorted(a.keys() - b.keys()):
         raise SystemExit(f"mergekit's result lacks {missing[:3]}")
-    differ = total = furthest = 0
+    differ = total = 0
+    furthest = squares = 0.0
     for name, tensor in a.items():
-        for box in split(tensor.shape, 2):
-            x, y = tensor.read(box), b[name].read(box)
-            steps = np.abs(ordered(x) - ordered(y))
-            differ, total = differ + int(np.count_nonzero(steps)), total + steps.size
-            furthest = max(furthest, int(steps.max(initial=0)))
+        for box in split(tensor.shape, tensor.dtype.itemsize):
+            x, y = (side.read(box).astype(np.float32) for side in (tensor, b[name]))
+            gap = np.abs(x - y)
+            differ, total = differ + int(np.count_nonzero(gap)), total + gap.size
+            furthest = max(furthest, float(gap.max(initial=0)))
+            squares += float(np.square(y, dtype=np.float64).sum())
+    size = (squares / total) ** 0.5
     print(f"    {differ:,} of {total:,} elements differ ({differ / total:.2e}), by at most "
-          f"{furthest} steps of bfloat16", flush=True)  # fmt: skip
-
-
-def ordered(array: np.ndarray) -> np.ndarray:
-    """Returns bfloat16 numbers as whole numbers in their order, neighbours one apart."""
-    bits = array.view(np.int16).astype(np.int32)
-    return np.where(bits < 0, -(bits & 0x7FFF), bits)
+          f"{furthest:.2e}; a weight is {size:.2e}", flush=True)  # fmt: skip
 
 
 def report(results: dict[str, list[tuple[float, float]]], size: int) -> None:
