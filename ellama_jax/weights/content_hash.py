@@ -193,6 +193,16 @@ class Ledger:
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
+def with_hashes(meta: dict, ledgers: Sequence[Ledger]) -> dict:
+    """Returns a meta whose provenance names the hash of each source, in order."""
+    made = meta["provenance"]
+    sources = [
+        {**source, "weights_hash": ledger.digest()}
+        for source, ledger in zip(made["sources"], ledgers, strict=True)
+    ]
+    return {**meta, "provenance": {**made, "sources": sources}}
+
+
 def _flat(box: Box, shape: Sequence[int]) -> np.ndarray:
     """Returns the places of a box in flattened dims, in order.
 

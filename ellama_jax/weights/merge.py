@@ -20,6 +20,7 @@ from ellama_jax.tree import flatten_paths, unflatten_paths
 from ellama_jax.weights import merge_inputs as inputs
 from ellama_jax.weights.alphas import Alphas
 from ellama_jax.weights.checkpoint import CheckpointInfo, make_meta, write_checkpoint
+from ellama_jax.weights.content_hash import with_hashes
 from ellama_jax.weights.export import is_export, write_directory
 from ellama_jax.weights.layout import check_destination, check_fingerprint
 from ellama_jax.weights.lazy import place
@@ -219,15 +220,6 @@ def merge_models(
             provenance=_provenance(recipe, opened, vocabulary, dtype),
             verification=_verification(opened),
         )
-
-        def finish(facts: dict) -> dict:
-            made = facts["provenance"]
-            sources = [
-                {**source, "weights_hash": ledger.digest()}
-                for source, ledger in zip(made["sources"], ledgers, strict=True)
-            ]
-            return {**facts, "provenance": {**made, "sources": sources}}
-
         if not foreign:
             return write_checkpoint(
                 out,
@@ -236,12 +228,14 @@ def merge_models(
                 meta=meta,
                 tokenizer_dir=largest.tokenizer_dir,
                 overwrite=overwrite,
-                finish_meta=finish,
+                finish_meta=lambda facts: with_hashes(facts, ledgers),
             )
         check_fingerprint(largest.tokenizer_dir, largest.tokenizer.fingerprint)
 
         def describe() -> CheckpointInfo:
-            return CheckpointInfo(out, 0, out, finish(meta), config, largest.tokenizer_dir)
+            return CheckpointInfo(
+                out, 0, out, with_hashes(meta, ledgers), config, largest.tokenizer_dir
+            )
 
         return write_directory(out, arrays, largest.tokenizer, describe)
 
