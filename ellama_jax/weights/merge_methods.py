@@ -17,7 +17,7 @@ import numpy as np
 
 # As mergekit: above this cosine the angle of slerp is too small to divide by its sine.
 _PARALLEL = 0.9995
-# As mergekit: shorter vectors have no direction.
+# Shorter vectors have no direction.
 _NO_NORM = 1e-8
 _NO_PRODUCT = 1e-6
 
@@ -102,8 +102,8 @@ def slerp_weights(gram: np.ndarray, alpha: float) -> tuple[float, float]:
     """Returns the weights of base and adapted on the arc between them.
 
     Shoemake 1985: sin((1 - t) theta) / sin(theta) and sin(t theta) / sin(theta), where theta is the
-    angle between the two tensors taken as vectors. Where they are (nearly) parallel or opposed, or
-    one is zero, the interpolation is linear, as published in mergekit.
+    angle between the two tensors taken as vectors. Where they are (nearly) parallel or opposed the
+    interpolation is linear, as in mergekit; so it is where one is zero and there is no angle.
 
     Args:
         gram: [2, 2] float64, the products of the two.
@@ -114,7 +114,9 @@ def slerp_weights(gram: np.ndarray, alpha: float) -> tuple[float, float]:
         >>> [round(w, 4) for w in slerp_weights(np.eye(2), 0.5)]
         [0.7071, 0.7071]
     """
-    norms = [norm if norm > _NO_NORM else 1.0 for norm in np.sqrt(np.diag(gram))]
+    norms = np.sqrt(np.diag(gram))
+    if norms.min() <= _NO_NORM:
+        return 1.0 - alpha, alpha
     cosine = float(np.clip(gram[0, 1] / (norms[0] * norms[1]), -1.0, 1.0))
     if abs(cosine) > _PARALLEL:
         return 1.0 - alpha, alpha
