@@ -162,12 +162,18 @@ class Ledger:
         total = 0
         limit, magnitude = _limits(part.dtype)
         step = max(1, _BLOCK // max(1, len(second)))
+        # Memory that is asked for anew for each block costs more than what is computed in it.
+        sizes = np.empty((step, len(second)), matrix.dtype)
+        products = np.empty((step, len(second)), np.uint64)
         for start in range(0, len(first), step):
             block = matrix[start : start + step]
-            if block.size and int((block & magnitude).max()) >= limit:
+            here = slice(0, len(block))
+            if np.bitwise_and(block, magnitude, out=sizes[here]).max(initial=0) >= limit:
                 self._refuse(array, layer, part)
             if hashed:
-                sums = (block * columns).sum(axis=1)
+                np.copyto(products[here], block)
+                products[here] *= columns
+                sums = products[here].sum(axis=1)
                 total += int((sums * rows[start : start + step]).sum())
         if hashed:
             name = array.tensor(layer)

@@ -25,6 +25,7 @@ _BLOCK = 2**15
 _PRODUCT = 2**13
 # Boxes of all inputs together that one reader holds: what makes memory independent of their number.
 _BUDGET_BYTES = 3 * 2**26
+_PIECE_BYTES = 2**24
 _READERS = 2
 
 
@@ -310,8 +311,10 @@ def _copy_rows(out: np.ndarray, box: Box, part: Box, group: Group) -> None:
 
 def _fill(out: np.ndarray, box: Box, part: Box, group: Group, combine: Mapping) -> None:
     sizes = [p.stop - p.start for p in part]
-    # Boxes of the writer are those of its files; of many inputs they are cut further.
-    room = max(1, _BUDGET_BYTES // len(group.sources))
+    # Boxes of the writer are those of its files. Where any part can be read alone they are cut into
+    # what the allocator hands out again without asking the system, else only for many inputs.
+    whole_blocks = any(source.grid is not None for source in group.sources)
+    room = max(1, (_BUDGET_BYTES if whole_blocks else _PIECE_BYTES) // len(group.sources))
     itemsize = max(source.dtype.itemsize for source in group.sources)
     for inner in split(sizes, itemsize, None, room):
         now = tuple(
@@ -332,7 +335,8 @@ def _combine(place: np.ndarray, pieces: list[np.ndarray], combine, array: Array,
     if isinstance(combine, int):
         place[...] = pieces[combine].astype(place.dtype, copy=False)
         return
-    result = np.empty(place.size, place.dtype)
+    contiguous = place.flags.c_contiguous
+    result = place.reshape(-1) if contiguous else np.empty(place.size, place.dtype)
     flat = [np.ascontiguousarray(piece).reshape(-1) for piece in pieces]
     places = array.places(box)
     for start in range(0, result.size, _BLOCK):
@@ -340,7 +344,8 @@ def _combine(place: np.ndarray, pieces: list[np.ndarray], combine, array: Array,
         blocks = [widen(piece[start:stop]) for piece in flat]
         block = combine(blocks, lambda a=start, b=stop: array.positions(places, a, b))
         narrow(block, result[start:stop])
-    as_bits(place)[...] = as_bits(result).reshape(place.shape)
+    if not contiguous:
+        as_bits(place)[...] = as_bits(result).reshape(place.shape)
 
 
 def _within(inner: Box, outer: Box) -> Box:
