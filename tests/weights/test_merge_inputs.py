@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from ellama_jax.cli import main
 from ellama_jax.data.tokenizer import load_tokenizer, save_tokenizer, train_byte_bpe
 from ellama_jax.sharding import make_mesh
 from ellama_jax.tree import flatten_paths
@@ -229,6 +230,26 @@ def test_a_number_that_is_none_is_named_by_tensor_and_layer(
     with pytest.raises(ValueError, match="finite, got one that is"):
         average_checkpoints([roots[0], tmp_path / "bad"], tmp_path / "mean")
     assert not (tmp_path / "mean").exists()
+
+
+@pytest.mark.parametrize("format", ["orbax", "huggingface"])
+def test_what_stops_a_merge_midway_is_said_once(
+    tmp_path, roots, untied, draw_params, tokenizer_dir, format, capfd
+):
+    params = draw_params(untied, 5)
+    params["final_norm"]["scale"][3] = np.nan
+    meta = find_checkpoint(roots[0]).meta
+    write_checkpoint(tmp_path / "bad", params, config=untied, meta=meta,
+                     tokenizer_dir=tokenizer_dir)  # fmt: skip
+    before = sorted(tmp_path.iterdir())
+    argv = ["merge", "--base", str(roots[0]), "--adapted", str(tmp_path / "bad"), "--alpha", "0.5"]
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as exit_:
+        main([*argv, "--format", format, "--out", str(tmp_path / "out")])
+    assert exit_.value.code == 2
+    said = capfd.readouterr().err
+    assert "Traceback" not in said and said.count("every number must be finite") == 1
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_one_model_given_twice_is_refused(tmp_path, roots):
