@@ -305,9 +305,9 @@ def _check_recipe(recipe: Recipe, count: int, has_base: bool) -> Recipe:
     # With a base, linear and slerp go from it to one other.
     most = 1 if has_base and (not method.several or not method.base) else count
     if not least <= count <= most:
-        most_text = f"exactly {least}" if most < count else f"at least {least}"
-        beside = " beside the base" if has_base else ""
-        raise ValueError(f"{name}: must be given {most_text} models{beside}, got {count}.")
+        amount = f"{'exactly' if most < count else 'at least'} {least}"
+        what = ("model" if least == 1 else "models") + (" beside the base" if has_base else "")
+        raise ValueError(f"{name}: must be given {amount} {what}, got {count}.")
     expected = count if method.weights else 0
     if len(recipe.weights) != expected:
         raise ValueError(

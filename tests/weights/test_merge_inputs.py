@@ -332,7 +332,7 @@ ONE = Alphas((1.0,))
         (Recipe("linear", (ONE, Alphas((-1.0,)))), 2, False, "weight of model 2: .* got -1;"),
         (Recipe("linear", (Alphas((0.0,)),) * 2), 2, False, "weights: must not sum to 0"),
         (Recipe("linear", (ONE,)), 1, False, "linear: must be given at least 2 models, got 1"),
-        (Recipe("slerp", (ONE, ONE)), 2, True, "slerp: must be given exactly 1 models beside the"),
+        (Recipe("slerp", (ONE, ONE)), 2, True, "slerp: must be given exactly 1 model beside the"),
         (Recipe("slerp", (ONE,)), 1, False, "slerp: must be given a base"),
         (Recipe("model_stock"), 1, True, "model_stock: .* at least 2 models beside the base, got 1"),
         (Recipe("model_stock", (ONE, ONE)), 2, True, "must be given 0 weights, got 2"),
