@@ -56,7 +56,7 @@ LAYERS = (
 )
 HOMES = {
     "flax": {"model/llama.py"},
-    "orbax": {"weights/checkpoint.py"},
+    "orbax": {"weights/checkpoint.py", "weights/lazy_writer.py"},
     "grain": {"data/loader.py"},
     "seqio": {"data/tasks.py"},
     "tensorflow": {"data/tasks.py", "data/tensorflow_records.py"},

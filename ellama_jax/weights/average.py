@@ -19,9 +19,10 @@ from ellama_jax.weights.checkpoint import (
     open_leaves,
     write_checkpoint,
 )
+from ellama_jax.weights.content_hash import Ledger, leaf_arrays, with_hashes
 from ellama_jax.weights.layout import check_destination
 from ellama_jax.weights.lazy import Box, LazyArray
-from ellama_jax.weights.merge import check_mergeable
+from ellama_jax.weights.merge_inputs import check_mergeable
 from ellama_jax.weights.verdict import check_verified, inherit_verification
 
 # What of a step is averaged, and how its leaves are opened.
@@ -74,8 +75,8 @@ def average_checkpoints(
         The new checkpoint; `meta["provenance"]` names the inputs.
 
     Raises:
-        ValueError: if the models or the place do not fit, or a step keeps no moving average; nothing
-            is written then.
+        ValueError: if the models or the place do not fit, a step keeps no moving average or a number is
+            not finite; nothing is kept then.
     """
     if weights not in WEIGHTS:
         raise ValueError(f"weights: must be one of {', '.join(WEIGHTS)}, got {weights}.")
@@ -90,7 +91,17 @@ def average_checkpoints(
     for info in infos:
         check_verified(info, allow_unverified=allow_unverified)
     opened = [WEIGHTS[weights](info.path) for info in infos]
-    params = {name: mean_of([leaves[name] for leaves in opened]) for name in opened[0]}
+    arrays = leaf_arrays(infos[0].config, opened[0])
+    ledgers = [Ledger(f"{info.path} ({weights})") for info in infos]
+    params = {
+        name: mean_of(
+            [
+                ledger.follow(leaves[name], arrays[name])
+                for ledger, leaves in zip(ledgers, opened, strict=True)
+            ]
+        )
+        for name in opened[0]
+    }
     check_destination(out, sum(leaf.nbytes for leaf in params.values()), overwrite=overwrite)
     meta = make_meta(
         infos[0].config,
@@ -113,6 +124,7 @@ def average_checkpoints(
         meta=meta,
         tokenizer_dir=infos[0].tokenizer_dir,
         overwrite=overwrite,
+        finish_meta=lambda facts: with_hashes(facts, ledgers),
     )
 
 

@@ -1,10 +1,9 @@
 """Checkpoints: saving and restoring parameters, optimizer state and data position with Orbax.
 
-Owns every use of orbax. Where checkpoints lie and what their meta says is in layout.py; foreign
+Owns the use of orbax, beside lazy_writer.py. Where checkpoints lie and what their meta says is in layout.py; foreign
 formats are in huggingface.py and gguf.py.
 """
 
-import asyncio
 import contextlib
 import errno
 import functools
@@ -16,7 +15,6 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-import tensorstore as ts
 from etils import epath
 from jax.sharding import Mesh, SingleDeviceSharding
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
@@ -25,7 +23,7 @@ from ellama_jax.distributed import exchange, leads, on_leader
 from ellama_jax.model.llama import abstract_params
 from ellama_jax.model.presets import LlamaConfig, config_to_dict
 from ellama_jax.paths import absolute, as_path, copy_tree, is_remote, remove_tree
-from ellama_jax.progress import Progress, mebibytes, progress
+from ellama_jax.progress import mebibytes, progress
 from ellama_jax.tree import flatten_paths, unflatten_paths
 from ellama_jax.weights.layout import (
     TOKENIZER_DIR,
@@ -43,7 +41,8 @@ from ellama_jax.weights.layout import (
     replace_directory,
     write_json_item,
 )
-from ellama_jax.weights.lazy import PIECE_BYTES, LazyArray, from_array, split
+from ellama_jax.weights.lazy import PIECE_BYTES, LazyArray, from_array
+from ellama_jax.weights.lazy_writer import LazyArrayHandler, params_handler
 from ellama_jax.weights.preflight import check_same_leaves
 from ellama_jax.weights.stored import damage_as_value_error, open_stored
 
@@ -271,16 +270,16 @@ def _write_step_0(root: Path, flat: Mapping, meta: dict) -> None:
     total = sum(leaf.nbytes for leaf in leaves.values())
     options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
     with progress(title, mebibytes(total), "MiB") as bar:
-        handlers = {"params": _lazy_handler(bar), "meta": ocp.JsonCheckpointHandler()}
+        lazy = LazyArrayHandler(bar, raises=is_remote(root))
+        handlers = {"params": params_handler(lazy), "meta": ocp.JsonCheckpointHandler()}
         tree = unflatten_paths(leaves)
         args = ocp.args.Composite(
             params=ocp.args.PyTreeSave(tree, save_args=_chunks(tree)), meta=ocp.args.JsonSave(meta)
         )
-        with (
-            _full_disk_as_value_error(root.parent),
-            ocp.CheckpointManager(absolute(root), options=options, item_handlers=handlers) as m,
-        ):
-            m.save(0, args=args)
+        with _full_disk_as_value_error(root.parent), lazy.own_failure():
+            manager = ocp.CheckpointManager(absolute(root), options=options, item_handlers=handlers)
+            with manager:
+                manager.save(0, args=args)
 
 
 @contextlib.contextmanager
@@ -295,44 +294,6 @@ def _full_disk_as_value_error(dst: Path) -> Iterator[None]:
             f"{dst}: the disk must have room for the whole checkpoint, got full while writing; "
             "nothing was kept; make room or choose another disk."
         ) from error
-
-
-def _lazy_handler(bar: Progress) -> ocp.PyTreeCheckpointHandler:
-    registry = ocp.type_handlers.create_type_handler_registry(
-        (LazyArray, _LazyArrayHandler(bar)), (jax.Array, ocp.type_handlers.ArrayHandler())
-    )
-    # Compression costs twice the processor time and saves 22 % of the bytes (docs/LOG.md).
-    return ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False)
-
-
-class _LazyArrayHandler(ocp.type_handlers.NumpyHandler):
-    """Lets Orbax write a `LazyArray` in pieces; on disk it is an array like any other."""
-
-    def __init__(self, bar: Progress):
-        super().__init__(deepcopy_host_arrays=False)
-        self._bar = bar
-        # Orbax writes all leaves at once; these bound what is in memory of them. A piece waits long
-        # for the disk to have it, so there are more under way than being read.
-        self._readers = asyncio.Semaphore(2)
-        self._pieces = asyncio.Semaphore(6)
-
-    async def _open_and_write(self, value: LazyArray, tspec: dict, ts_context: ts.Context) -> None:
-        store = await ts.open(ts.Spec(tspec), create=True, open=True, context=ts_context)
-        grid = store.chunk_layout.write_chunk.shape
-        writes = []
-        for box in split(value.shape, value.dtype.itemsize, grid):
-            await self._pieces.acquire()
-            async with self._readers:
-                piece = await asyncio.to_thread(value.read, box)
-            writes.append(asyncio.ensure_future(self._write(store[box], piece)))
-        await asyncio.gather(*writes)
-
-    async def _write(self, place: ts.TensorStore, piece: np.ndarray) -> None:
-        try:
-            await place.write(piece, can_reference_source_data_indefinitely=True)
-        finally:
-            self._pieces.release()
-        self._bar.count_bytes(piece.nbytes)
 
 
 def tree_bytes(tree) -> int:

@@ -181,7 +181,7 @@ def compare(a: str | os.PathLike, b: str | os.PathLike) -> Comparison:
 def open_weights(path: str | os.PathLike) -> Iterator[Weights]:
     """Opens a checkpoint, or anything that `ellama import` reads, for the time of the context."""
     path = as_path(path)
-    if _is_foreign(path):
+    if is_foreign(path):
         with open_source(path) as model:
             fingerprint = load_tokenizer(model.tokenizer_dir).fingerprint
             yield Weights(str(path), model.config, model.leaves, fingerprint)
@@ -191,7 +191,8 @@ def open_weights(path: str | os.PathLike) -> Iterator[Weights]:
         yield Weights(str(info.path), info.config, open_leaves(info.path), fingerprint)
 
 
-def _is_foreign(path: Path) -> bool:
+def is_foreign(path: Path) -> bool:
+    """Tells whether a path is something that `ellama import` reads, and no checkpoint of ours."""
     try:
         detect_format(path)
     except ValueError:

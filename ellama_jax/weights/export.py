@@ -10,7 +10,7 @@ import json
 import os
 import struct
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -90,19 +90,47 @@ def export_checkpoint(
     size = sum(tensor.nbytes for tensor in tensors.values())
     check_destination(dst, size, overwrite=overwrite, is_replaceable=is_export)
     check_verified(info, allow_unverified=allow_unverified)
+    write_directory(dst, tensors, tokenizer, lambda: info, shard_bytes, results)
+    return dst
+
+
+def write_directory(
+    dst: Path,
+    tensors: Mapping[str, LazyArray],
+    tokenizer: Tokenizer,
+    describe: Callable[[], CheckpointInfo],
+    shard_bytes: int = SHARD_BYTES,
+    results: str = "",
+) -> CheckpointInfo:
+    """Writes a Hugging Face directory, whole or not at all, in place of what is at `dst`.
+
+    Args:
+        dst: the directory to make.
+        tensors: by their names, in the order in which they are to lie.
+        tokenizer: of the directory that `describe` names.
+        describe: says what the model is, for config.json and the card; called once the tensors are
+            written, for what is found out meanwhile.
+        shard_bytes: the most bytes of tensors in one file.
+        results: Markdown for the card.
+
+    Returns:
+        what `describe` returned.
+    """
+    size = sum(tensor.nbytes for tensor in tensors.values())
     partial = dst if is_remote(dst) else dst.with_name(f".{dst.name}.partial-{os.getpid()}")
     remove_tree(partial)
     try:
         partial.mkdir(parents=True)
         with progress(f"writing {dst.name}", mebibytes(size), "MiB") as bar:
             write_tensors(partial, tensors, shard_bytes, bar)
+        info = describe()
         _write_companions(partial, info, tokenizer, tensors, results)
         if partial != dst:
             replace_directory(partial, dst)
     except BaseException:
         remove_tree(partial)
         raise
-    return dst
+    return info
 
 
 def is_export(directory: Path) -> bool:

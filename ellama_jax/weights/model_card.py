@@ -36,8 +36,8 @@ def make_card(info: CheckpointInfo, results: str = "") -> str:
         "tags: [llama, ellama_jax]", "---", "",
         f"# {_TITLES.get(meta['provenance']['kind'], 'Llama model')}: {config.name}", "",
         f"{count_params(config):,} parameters, {config.num_layers} layers, vocabulary "
-        f"{config.vocab_size:,}, context {config.max_seq_len:,}. Written by ellama_jax from step "
-        f"{info.step} of a checkpoint; the licence of the base model applies.", "",
+        f"{config.vocab_size:,}, context {config.max_seq_len:,}. {_say_writing(info)}; the licence of "
+        "the base model applies.", "",
         *(["## Results", "", results.strip(), ""] if results.strip() else []),
         "## Provenance", "", "```",
         *describe_provenance(meta["provenance"], data, _ALL_DIGITS), "```", "",
@@ -47,6 +47,13 @@ def make_card(info: CheckpointInfo, results: str = "") -> str:
         f"- commit {meta['commit'] or 'unknown'}",
         f"- tokenizer fingerprint {meta['tokenizer_fingerprint']}", "",
     ])  # fmt: skip
+
+
+def _say_writing(info: CheckpointInfo) -> str:
+    # A merge written as a Hugging Face directory lies in no root.
+    if info.root == info.path:
+        return "Merged by ellama_jax"
+    return f"Written by ellama_jax from step {info.step} of a checkpoint"
 
 
 def write_card(path: Path, info: CheckpointInfo, results: str = "") -> None:

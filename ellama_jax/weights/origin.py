@@ -6,6 +6,8 @@ there is not said.
 
 from collections.abc import Callable, Iterator, Mapping
 
+from ellama_jax.weights.alphas import alphas_from_dict
+
 _STEP = "  "
 
 
@@ -78,25 +80,56 @@ def _describe_source(source: Mapping) -> str:
 
 def _describe_merge(provenance: Mapping, digits: int) -> Iterator[str]:
     alpha = provenance.get("alpha")
-    shares = {"base": 1 - alpha, "adapted": alpha} if alpha is not None else {}
-    yield f"merged, method {provenance.get('method', 'unknown')}, alpha {alpha}:"
-    for source in provenance.get("sources", []):
-        share = f"{shares[source['role']]:g} x " if source.get("role") in shares else ""
-        digest = (
-            f", weights sha256 {source['params_sha256'][:digits]}"
-            if "params_sha256" in source
-            else ""
+    known = isinstance(alpha, int | float)
+    shares = {"base": 1 - alpha, "adapted": alpha} if known else {}
+    facts = [f"method {provenance.get('method', 'unknown')}"]
+    if alpha is not None:
+        facts.append(f"alpha {_describe_weight(alpha)}")
+    facts += [f"{key} {provenance[key]}" for key in ("density", "seed", "dtype")
+              if provenance.get(key) is not None]  # fmt: skip
+    yield f"merged, {', '.join(facts)}:"
+    if rows := provenance.get("vocabulary"):
+        yield (
+            f"{_STEP}the first {rows['shared_rows']:,} rows of the vocabulary; the others, up to "
+            f"{rows['rows']:,}, and the tokenizer are those of {rows['from']}"
         )
-        place = f"{source.get('name', 'unnamed')}/{source.get('step', '?')}"
-        yield f"{_STEP}{share}{source.get('role', 'input')}, {place}{digest}, which was"
+    linear = provenance.get("method", "linear") == "linear"
+    for source in provenance.get("sources", []):
+        share = f"{shares[source['role']]:g} x " if linear and source.get("role") in shares else ""
+        if "weight" in source:
+            share = f"weight {_describe_weight(source['weight'])} of "
+        place = _describe_place(source)
+        yield (
+            f"{_STEP}{share}{source.get('role', 'input')}, {place}{_describe_hash(source, digits)}, "
+            "which was"
+        )
         made = describe_provenance(source.get("provenance", {}), digits=digits)
         yield from (2 * _STEP + line for line in made)
+
+
+def _describe_weight(weight: float | Mapping) -> str:
+    return f"{weight:g}" if isinstance(weight, int | float) else str(alphas_from_dict(weight))
+
+
+def _describe_place(source: Mapping) -> str:
+    name = source.get("name", "unnamed")
+    # A Hugging Face directory has no steps; records without either are older.
+    foreign = source.get("provenance", {}).get("kind") == "import" and "step" not in source
+    return name if foreign else f"{name}/{source.get('step', '?')}"
+
+
+def _describe_hash(source: Mapping, digits: int) -> str:
+    # Older records hash the leaves as they were stored.
+    for key, name in (("weights_hash", "weights hash"), ("params_sha256", "weights sha256")):
+        if key in source:
+            return f", {name} {source[key][:digits]}"
+    return ""
 
 
 def _describe_average(provenance: Mapping, digits: int) -> Iterator[str]:
     sources = provenance.get("sources", [])
     what = {"params": "the mean of", "ema": "the moving average of the parameters of"}
-    places = (f"{source.get('name', 'unnamed')}/{source.get('step', '?')}" for source in sources)
+    places = (f"{_describe_place(source)}{_describe_hash(source, digits)}" for source in sources)
     yield f"{what.get(provenance.get('weights'), 'an average of')} {', '.join(places)}; the last was"
     for source in sources[-1:]:
         made = describe_provenance(source.get("provenance", {}), digits=digits)

@@ -51,7 +51,11 @@ def test_the_mean_of_two_steps_is_numpy_s(tmp_path, run):
         assert leaf.dtype == np.float32
         np.testing.assert_allclose(leaf, 1.5 * first[name], rtol=1e-6, err_msg=name)
     said = "\n".join(describe_provenance(info.meta["provenance"]))
-    assert said.startswith("the mean of run/1, run/2; the last was\n  continually pretrained for 2")
+    hashes = [source["weights_hash"][:12] for source in info.meta["provenance"]["sources"]]
+    assert said.startswith(
+        f"the mean of run/1, weights hash {hashes[0]}, run/2, weights hash {hashes[1]}; the last was\n"
+        "  continually pretrained for 2"
+    )
 
 
 def test_the_moving_average_of_a_step_is_taken_out_bit_for_bit(tmp_path, run, capsys):

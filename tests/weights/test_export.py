@@ -250,7 +250,7 @@ def test_the_card_names_everything_a_merged_model_was_made_of(
     card = (tmp_path / "hf" / "README.md").read_text()
     for fact in (
         "# Merged Llama model: tiny", "131,392 parameters", "merged, method linear, alpha 0.25",
-        "0.75 x base, base/0, weights sha256 ", "0.25 x adapted, run/7, weights sha256 ",
+        "0.75 x base, base/0, weights hash ", "0.25 x adapted, run/7, weights hash ",
         "continually pretrained for 7 steps on mixture abc", "asked for 60.0%",
         "on disk 4,321 tokens in 56 documents", "imported from a GGUF file", "seed 0",
         "never verified",
