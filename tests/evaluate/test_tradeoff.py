@@ -170,20 +170,17 @@ def test_the_chosen_model_is_written_and_an_earlier_one_replaced_only_if_asked(
         assert not (tmp_path / "merged").exists()
 
 
-def test_a_chosen_profile_is_written_with_alphas_by_depth(checkpoints, tmp_path, monkeypatch):
-    written = []
-
-    def write(base, adapted, alpha, out, **options):
-        written.append(alpha)
-        return merge_checkpoints(base, adapted, 0.5, out, **options)
-
-    monkeypatch.setattr(tradeoff, "merge_checkpoints", write)
+def test_a_chosen_profile_is_written_as_it_was_scored(checkpoints, tmp_path, monkeypatch):
     monkeypatch.setattr(tradeoff, "choose", lambda points, rule: points[-1])
     plan = SweepPlan(**{**vars(PLAN), "profiles": ("late",)})
     roots = checkpoints["base"], checkpoints["adapted"]
-    found = tradeoff.sweep(*roots, (ITEMS, []), tmp_path, plan, write_merged=True)
+    found = tradeoff.sweep(*roots, (ITEMS, TEXTS), tmp_path, plan, write_merged=True)
     assert (found["chosen"], found["chosen_profile"]) == (1.0, "late")
-    assert [str(alpha) for alpha in written] == ["0,1"]
+    card = scorecard.evaluate_checkpoint(found["checkpoint"], ITEMS, TEXTS)
+    scored = found["profiles"]["late"][-1]["scorecard"]
+    for ours, theirs in zip(scored["results"], card["results"], strict=True):
+        if "bits" in ours:
+            np.testing.assert_allclose(ours["bits"], theirs["bits"], rtol=1e-5)
 
 
 class _Tokenizer:
