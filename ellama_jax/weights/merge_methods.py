@@ -77,14 +77,17 @@ def find_method(name: str) -> Method:
 def weighted_sum(blocks: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
     """Returns the sum of weight x block, in float32; model soups (arXiv 2203.05482).
 
-    Slerp and model stock are such sums too, see `slerp_weights` and `stock_weights`.
+    Slerp and model stock are such sums too, see `slerp_weights` and `stock_weights`. The blocks are
+    overwritten: memory asked for anew costs as much as the sum.
 
     >>> weighted_sum([np.float32([1.0]), np.float32([3.0])], [0.75, 0.25]).tolist()
     [1.5]
     """
-    total = blocks[0] * np.float32(weights[0])
-    for block, weight in zip(blocks[1:], weights[1:], strict=True):
-        total += block * np.float32(weight)
+    total, *others = blocks
+    total *= np.float32(weights[0])
+    for block, weight in zip(others, weights[1:], strict=True):
+        block *= np.float32(weight)
+        total += block
     return total
 
 

@@ -11,7 +11,7 @@ the process. Copying is reading one input and writing it by the same code as a m
 
 With --mergekit the same merges are made by mergekit (0.1, in an environment of its own; it is no
 dependency) from Hugging Face directories to Hugging Face directories, in the same run, in float32
-rounded to bfloat16 at the end, and the results are compared element by element. dare is compared at
+rounded at the end, and the results are compared element by element. dare is compared at
 a density of 1 alone: each has masks of its own.
 Everything made is deleted at the end.
 """
@@ -41,7 +41,7 @@ from ellama_jax.weights.huggingface import open_safetensors
 from ellama_jax.weights.lazy import LazyArray, split
 from ellama_jax.weights.tensors import open_tensors
 
-BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float32": np.dtype(np.float32)}
 ELLAMA = [sys.executable, "-m", "ellama_jax.cli"]
 # What a merge does without what makes it a merge: one input through the same reader and writer.
 COPY = """
@@ -85,6 +85,7 @@ def main() -> None:
     parser.add_argument("--methods", default="linear", help="comma-separated, or all")
     parser.add_argument("--format", default="huggingface", choices=("orbax", "huggingface"))
     parser.add_argument("--inputs", default="huggingface", choices=("orbax", "huggingface"))
+    parser.add_argument("--dtype", default="bfloat16", choices=DTYPES, help="of the inputs")
     parser.add_argument("--mergekit", type=Path, help="mergekit-yaml, or the Python beside it")
     args = parser.parse_args()
     args.methods = list(METHODS) if args.methods == "all" else args.methods.split(",")
@@ -102,10 +103,10 @@ def run(args) -> None:
     if args.layers:
         config = dataclasses.replace(config, name="cut", num_layers=args.layers)
     for number, source in enumerate(sources):
-        size = make_source(source, config, number)
+        size = make_source(source, config, number, DTYPES[args.dtype])
         if args.inputs == "orbax":
             to_orbax(source)
-    print(f"{args.preset}, {config.num_layers} layers: {size / 1e9:.2f} GB of bfloat16 an input, "
+    print(f"{args.preset}, {config.num_layers} layers: {size / 1e9:.2f} GB of {args.dtype} an input, "
           f"{args.inputs} to {args.format}", flush=True)  # fmt: skip
     out, results = args.workdir / "out", {}
     for _ in range(args.rounds):
@@ -135,11 +136,13 @@ def jobs(args, sources, out):
                        "--format", args.format, "--out", out]  # fmt: skip
         if args.mergekit:
             path = args.workdir / f"{method}.yaml"
-            path.write_text(json.dumps(their_config(method, sources[0], models, each, whole)))
+            path.write_text(
+                json.dumps(their_config(method, sources[0], models, each, whole, args.dtype))
+            )
             yield f"mergekit {method}", [*mergekit(args.mergekit), path, out]
 
 
-def their_config(method, base, models, each, whole) -> dict:
+def their_config(method, base, models, each, whole, dtype) -> dict:
     """Returns mergekit's configuration of a merge; JSON is YAML too."""
     weights = (0.6, 0.5)
     listed = [{"model": str(m), "parameters": {"weight": w, **(each or {})}}
@@ -153,7 +156,7 @@ def their_config(method, base, models, each, whole) -> dict:
     if each is not None and method.startswith("dare"):
         whole = {**whole, "rescale": True}
     return {"merge_method": THEIR_NAMES.get(method, method), "models": listed, **named,
-            "parameters": whole, "dtype": "float32", "out_dtype": "bfloat16"}  # fmt: skip
+            "parameters": whole, "dtype": "float32", "out_dtype": dtype}  # fmt: skip
 
 
 def mergekit(path: Path) -> list[str]:
@@ -183,14 +186,15 @@ def timed(command) -> tuple[float, float]:
     return time.perf_counter() - started, peak
 
 
-def make_source(directory: Path, config, number: int) -> int:
+def make_source(directory: Path, config, number: int, dtype=DTYPES["bfloat16"]) -> int:
     """Writes a random model; those after the first are the first with changes. Returns its bytes."""
     directory.mkdir()
-    rng = np.random.default_rng(0)
-    block = rng.normal(0, 0.02, 2**24).astype(BFLOAT16)
+    # One block again and again; few tensors are larger, so that few numbers meet themselves.
+    block = np.random.default_rng(0).normal(0, 0.02, 2**25).astype(np.float32)
     if number:
-        changes = np.random.default_rng(number).normal(0, 0.003, block.size)
-        block = (block.astype(np.float32) + changes).astype(BFLOAT16)
+        block = block.astype(dtype).astype(np.float32)
+        block += np.random.default_rng(number).normal(0, 0.003, block.size).astype(np.float32)
+    block = block.astype(dtype)
 
     def random_leaf(shape: tuple[int, ...], salt: int) -> LazyArray:
         def read(box):
@@ -198,7 +202,7 @@ def make_source(directory: Path, config, number: int) -> int:
             first = (salt + sum(part.start * 7919 for part in box)) % block.size
             return np.resize(np.roll(block, -first), int(np.prod(sizes))).reshape(sizes)
 
-        return LazyArray(shape, BFLOAT16, read)
+        return LazyArray(shape, dtype, read)
 
     shapes = {path: leaf.shape for path, leaf in flatten_paths(abstract_params(config)).items()}
     leaves = {p: random_leaf(s, 104729 * i) for i, (p, s) in enumerate(shapes.items())}
@@ -211,7 +215,7 @@ def make_source(directory: Path, config, number: int) -> int:
         file.rename(directory / file.name)
     (directory / "tokenizer").rmdir()
     ids = {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": None}
-    (directory / "config.json").write_text(json.dumps(make_config(config, BFLOAT16, ids)))
+    (directory / "config.json").write_text(json.dumps(make_config(config, dtype, ids)))
     return sum(tensor.nbytes for tensor in tensors.values())
 
 
