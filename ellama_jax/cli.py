@@ -20,7 +20,7 @@ VERBS = {
     "evaluate": ("ellama_jax.evaluate.scorecard", "score a checkpoint on e-commerce and general tasks"),
     "build-benchmark": ("ellama_jax.evaluate.benchmark", "e-commerce tasks from a catalogue"),
     "build-classifier": ("ellama_jax.data.classifier", "the e-commerce classifier from labelled documents"),
-    "merge": ("ellama_jax.weights.merge", "interpolate two checkpoints into a third"),
+    "merge": ("ellama_jax.weights.merge", "models of one architecture into one more, by seven methods"),
     "average": ("ellama_jax.weights.average", "the mean of a run's steps, or its moving average"),
     "merge-sweep": ("ellama_jax.evaluate.tradeoff_verb", "the trade-off curve between base and adapted"),
     "moved": ("ellama_jax.evaluate.moved", "where training moved the weights, and what can go back to base"),
