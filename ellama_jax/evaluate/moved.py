@@ -84,15 +84,15 @@ def study_models(
     """
     ours, theirs = find_source(base), find_source(adapted)
     check_fit(ours, theirs, "moved")
-    for source in (ours, theirs):
-        if source.info is not None:
-            check_verified(source.info, allow_unverified=allow_unverified)
     Alphas((alpha,)).check(ours.config.num_layers, extrapolate=extrapolate)
     if alpha == 0:
         raise ValueError("--alpha: must be above 0, got 0, which is the base itself.")
     parts = parts_of(
         ours.config.num_layers, tied=ours.config.tied_embeddings, layers_a_part=layers_a_part
     )
+    for source in (ours, theirs):
+        if source.info is not None:
+            check_verified(source.info, allow_unverified=allow_unverified)
     pair, store = load_pair(ours, theirs, mesh=scoring.mesh), PointStore(as_path(workdir))
 
     def score(alphas: Alphas, asked: Questions = questions, model: str | None = None) -> dict:

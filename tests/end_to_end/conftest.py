@@ -1,12 +1,15 @@
-"""Good input of every kind, of which the tests of bad input spoil a copy."""
+"""Good input of every kind, of which the tests of bad input spoil a copy, and how they look at it."""
 
 import dataclasses
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
+from directory_contents import contents
 
+from ellama_jax import cli
 from ellama_jax.data.catalogue import generate_listings, split_products
 from ellama_jax.data.listings import listing_to_text_record
 from ellama_jax.data.tokenizer import load_tokenizer
@@ -22,6 +25,7 @@ from ellama_jax.weights.tensors import extract_tensor, tensor_names
 LISTINGS = list(generate_listings(0, 40))
 TEXTS = [listing_to_text_record(listing, seed=0)["text"] for listing in LISTINGS]
 WINDOW = 32
+PROGRESS = re.compile(r"[^:]+: \d+/\d+ \w+, \d+ s\b")
 RUN_CONFIG = """
 from configs import demo
 def get_config():
@@ -72,15 +76,15 @@ def write_gguf(path):
     writer.close()
 
 
-def write_wide(dst, tokenizer_dir):
-    """Writes a model with the tokenizer of the base but a wider MLP."""
-    config = dataclasses.replace(get_preset("tiny"), name="wide", mlp_dim=256)
+def write_sibling(dst, tokenizer_dir, **changes):
+    """Writes a model with the tokenizer of the base: drawn anew, or of another size."""
+    config = dataclasses.replace(get_preset("tiny"), **changes)
     meta = make_meta(
         config,
         tokenizer_fingerprint=load_tokenizer(tokenizer_dir).fingerprint,
         provenance={"kind": "import", "sources": []},
     )
-    params = init_params(config, 0)
+    params = init_params(config, 1)
     write_checkpoint(dst, params, config=config, meta=meta, tokenizer_dir=tokenizer_dir)
 
 
@@ -91,7 +95,8 @@ def good(tmp_path_factory):
     make_tiny_base(root / "base", TEXTS, seed=0)
     make_tiny_base(root / "stranger", TEXTS[:20], seed=1)  # another tokenizer
     tokenizer_dir = root / "base" / "tokenizer"
-    write_wide(root / "wide", tokenizer_dir)
+    write_sibling(root / "adapted", tokenizer_dir)
+    write_sibling(root / "wide", tokenizer_dir, name="wide", mlp_dim=256)
     write_huggingface(root / "hf", tokenizer_dir)
     write_gguf(root / "model.gguf")
     tokenizer = load_tokenizer(tokenizer_dir)
@@ -110,3 +115,35 @@ def good(tmp_path_factory):
     write_jsonl(root / "documents.jsonl", documents)
     (root / "run.py").write_text(RUN_CONFIG)
     return root
+
+
+@pytest.fixture
+def place(good, tmp_path):
+    """A copy of the good input that a test may spoil; the current directory of the verb."""
+    shutil.copytree(good, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+@pytest.fixture
+def refused(place, monkeypatch, capfd):
+    """Returns a function that runs a verb, checks that it is refused, and gives back its line."""
+    monkeypatch.chdir(place)
+    # Without a setting of its own the demo would start its process, which is pytest, again.
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", str(2**34))
+
+    def run(*argv, changed=()):
+        before, _ = contents(place), capfd.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.main([str(argument) for argument in argv])
+        assert stop.value.code == 2
+        lines = capfd.readouterr().err.splitlines()
+        lines = [line for line in lines if not PROGRESS.match(line)]
+        assert len(lines) == 1, lines
+        start = f"ellama {argv[0]}: error: "
+        assert lines[0].startswith(start)
+        after = contents(place)
+        differ = {k for k in before.keys() | after.keys() if before.get(k) != after.get(k)}
+        assert {path for path in differ if not path.startswith(tuple(changed))} == set()
+        return lines[0].removeprefix(start)
+
+    return run
