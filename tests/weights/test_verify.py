@@ -357,7 +357,8 @@ def failed(convert, references):
 
 
 def test_a_checkpoint_never_verified_is_merged_with_a_warning(base, tmp_path, capsys):
-    made = merge_checkpoints(base, base, 0.5, tmp_path / "merged")
+    shutil.copytree(base, tmp_path / "copy")
+    made = merge_checkpoints(base, tmp_path / "copy", 0.5, tmp_path / "merged")
     assert (
         f"{base}/0: was never verified against its source; run `ellama verify"
         in capsys.readouterr().err
@@ -370,10 +371,11 @@ def test_a_passed_checkpoint_is_merged_silently_and_hands_its_verdict_on(
 ):
     verify_checkpoint(base, references / "top.npz")
     capsys.readouterr()
-    made = merge_checkpoints(base, base, 0.5, tmp_path / "merged")
+    copy = shutil.copytree(base, tmp_path / "copy")
+    made = merge_checkpoints(base, copy, 0.5, tmp_path / "merged")
     assert "warning" not in capsys.readouterr().err
     assert verification_state(made.meta) == "passed"
-    assert made.meta["verification"]["inherited_from"] == [f"{base}/0"]
+    assert made.meta["verification"]["inherited_from"] == [f"{base}/0", f"{copy}/0"]
     info = find_checkpoint(base)
     inherited = inherit_verification(info)
     assert inherited == {**info.meta["verification"], "inherited_from": f"{base}/0"}
