@@ -17,15 +17,12 @@ import jax.numpy as jnp
 from ellama_jax.data.tokenizer import Tokenizer, load_tokenizer
 from ellama_jax.evaluate.scorecard import DEFAULT_SCORING, Scoring, evaluate_params, load_model
 from ellama_jax.model.llama import Blend
-from ellama_jax.model.presets import LlamaConfig, config_to_dict
+from ellama_jax.model.presets import LlamaConfig, fields_that_differ
 from ellama_jax.paths import as_path, file_bytes
 from ellama_jax.tree import flatten_paths, map_paths
 from ellama_jax.weights import huggingface
 from ellama_jax.weights.alphas import Alphas
 from ellama_jax.weights.checkpoint import CheckpointInfo, find_checkpoint, list_leaves
-
-# What may differ between two models that can be merged.
-_NOT_COMPARED = ("name", "base_peak_learning_rate", "max_seq_len")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,13 +98,10 @@ def check_fit(base: Source, adapted: Source, title: str = "merge-sweep") -> None
             f"{title}: base and adapted must share a tokenizer, got fingerprints"
             f" {base.tokenizer.fingerprint[:16]} and {adapted.tokenizer.fingerprint[:16]}."
         )
-    ours, theirs = config_to_dict(base.config), config_to_dict(adapted.config)
-    for name in ours:
-        if name not in _NOT_COMPARED and ours[name] != theirs[name]:
-            raise ValueError(
-                f"{title}: {name} must be equal, got {ours[name]} and {theirs[name]}; were both "
-                "made from one base?"
-            )
+    for name, ours, theirs in fields_that_differ(base.config, adapted.config):
+        raise ValueError(
+            f"{title}: {name} must be equal, got {ours} and {theirs}; were both made from one base?"
+        )
 
 
 def load_pair(base: Source, adapted: Source, *, mesh=None) -> tuple[dict, dict]:

@@ -53,6 +53,25 @@ class LlamaConfig:
             raise ValueError(f"head_dim: must be even for RoPE, got {self.head_dim}.")
 
 
+# Fields that change nothing of what a model computes.
+INCIDENTAL = ("name", "base_peak_learning_rate", "max_seq_len")
+
+
+def fields_that_differ(a: LlamaConfig, b: LlamaConfig) -> list[tuple[str, object, object]]:
+    """Returns (field, value in a, value in b) of all that two models compute otherwise.
+
+    >>> from dataclasses import replace
+    >>> fields_that_differ(_TINY, replace(_TINY, name="other", mlp_dim=64))
+    [('mlp_dim', 192, 64)]
+    """
+    ours, theirs = config_to_dict(a), config_to_dict(b)
+    return [
+        (key, ours[key], theirs[key])
+        for key in ours
+        if key not in INCIDENTAL and ours[key] != theirs[key]
+    ]
+
+
 def config_to_dict(config: LlamaConfig) -> dict:
     """Returns `config` as plain JSON-able data."""
     return dataclasses.asdict(config)

@@ -30,7 +30,7 @@ from ellama_jax.data.tokenizer import (
 )
 from ellama_jax.distributed import leads, on_leader, start_processes
 from ellama_jax.model.llama import abstract_params
-from ellama_jax.model.presets import PRESETS, LlamaConfig, get_preset
+from ellama_jax.model.presets import INCIDENTAL, PRESETS, LlamaConfig, get_preset
 from ellama_jax.paths import as_path, copy_file, is_remote
 from ellama_jax.sharding import make_mesh
 from ellama_jax.tree import flatten_paths
@@ -53,8 +53,6 @@ _TOKENIZER_FILES = (
 )
 # How far hashing may run ahead of reading.
 _LEAD_BYTES = 2**28
-# Names of a model that do not change what it computes.
-_NOT_COMPARED = ("name", "base_peak_learning_rate", "max_seq_len")
 
 
 @dataclass(frozen=True)
@@ -226,7 +224,7 @@ def match_preset(config: LlamaConfig, preset: str | None = None) -> LlamaConfig:
 def _compare_configs(config: LlamaConfig, expected: LlamaConfig) -> str:
     differences = []
     for field in dataclasses.fields(LlamaConfig):
-        if field.name in _NOT_COMPARED:
+        if field.name in INCIDENTAL:
             continue
         got, wanted = getattr(config, field.name), getattr(expected, field.name)
         same = math.isclose(got, wanted) if isinstance(wanted, float) else got == wanted

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ellama_jax.data.tokenizer import Tokenizer, load_tokenizer
 from ellama_jax.model.llama import abstract_params
-from ellama_jax.model.presets import LlamaConfig, config_to_dict
+from ellama_jax.model.presets import LlamaConfig, fields_that_differ
 from ellama_jax.paths import absolute, as_path, file_bytes, is_remote
 from ellama_jax.tree import flatten_paths
 from ellama_jax.weights.checkpoint import CheckpointInfo, find_checkpoint, list_leaves, open_leaves
@@ -27,8 +27,6 @@ from ellama_jax.weights.preflight import check_same_leaves
 from ellama_jax.weights.tensors import open_tensors
 from ellama_jax.weights.verdict import check_verified
 
-# What may differ between two models that can be merged.
-_NOT_COMPARED = ("name", "base_peak_learning_rate", "max_seq_len")
 # The leaves that have a row for each token.
 _VOCABULARY = ("embed/table", "lm_head/kernel")
 
@@ -244,11 +242,9 @@ def check_same_shapes(
 
 
 def _check_constants(a: LlamaConfig, b: LlamaConfig, ignored: Sequence[str] = ()) -> None:
-    ours, theirs = config_to_dict(a), config_to_dict(b)
-    skip = {*_NOT_COMPARED, *ignored}
-    differ = [key for key in ours if key not in skip and ours[key] != theirs[key]]
+    differ = [found for found in fields_that_differ(a, b) if found[0] not in ignored]
     if differ:
-        pairs = "; ".join(f"{key} is {ours[key]} and {theirs[key]}" for key in differ)
+        pairs = "; ".join(f"{key} is {ours} and {theirs}" for key, ours, theirs in differ)
         raise ValueError(f"merge: both models must have the same constants, but {pairs}.")
 
 
