@@ -24,9 +24,11 @@ RUNTIME = [
     "phonenumbers",
     "pyarrow",
     "rensa",  # MinHash
+    "rich",  # live tables of a sweep and a run
     "rouge-score",  # of generated titles
     "resiliparse",  # the main text of a web page, plain text of HTML
     "scikit-learn",
+    "scipy",
     "zstandard",
     "optax",
     "orbax-checkpoint",
@@ -76,8 +78,13 @@ setup(
         *find_packages(include=["ellama_jax", "ellama_jax.*"]),
         "ellama_jax.configs",
         "ellama_jax.configs.data",
+        "ellama_jax.configs.sweeps",
     ],
-    package_dir={"ellama_jax.configs": "configs", "ellama_jax.configs.data": "configs/data"},
+    package_dir={
+        "ellama_jax.configs": "configs",
+        "ellama_jax.configs.data": "configs/data",
+        "ellama_jax.configs.sweeps": "configs/sweeps",
+    },
     package_data={"ellama_jax": ["**/*.yaml", "**/*.npz"]},
     install_requires=RUNTIME,
     extras_require=EXTRAS,

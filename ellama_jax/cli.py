@@ -25,7 +25,8 @@ VERBS = {
     "merge-sweep": ("ellama_jax.evaluate.tradeoff_verb", "the trade-off curve between base and adapted"),
     "moved": ("ellama_jax.evaluate.moved", "where training moved the weights, and what can go back to base"),
     "plan": ("ellama_jax.plan", "does a run fit on chips that are not here, how fast, what does it cost"),
-    "report": ("ellama_jax.report", "the HTML page of a run"),
+    "sweep": ("ellama_jax.sweep", "the trials of configs/sweeps, here or as launch commands"),
+    "report": ("ellama_jax.report", "the HTML page of a run, a sweep or a merge"),
 }  # fmt: skip
 
 # What must hold of a path, by how the system refused it.

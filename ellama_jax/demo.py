@@ -9,13 +9,10 @@ import collections
 import dataclasses
 import importlib.util
 import json
-import os
 import random
 import resource
 import shlex
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +29,7 @@ from ellama_jax.data.sources import (
     load_debian_documents,
     load_taxonomy_documents,
 )
+from ellama_jax.verb_process import keep_freed_memory, run_verb
 
 MODELS = ("smollm2-135m", "tiny")
 MARKER = "demo.json"  # says that a directory is a demo's, so that the next one may replace it
@@ -52,14 +50,6 @@ TAXONOMY_DOCUMENTS = 60
 SYNTHETIC_GENERAL_DOCUMENTS = 120
 VALIDATION_FRAC = 1 / 3
 VALIDATION_ITEMS = 6  # a task and language
-
-# glibc by default gives large blocks back to the system at every step and gets them again page by
-# page. Kept, and in huge pages, a training step on a CPU takes a fifth less time (docs/LOG.md).
-MALLOC_SETTINGS = {
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-    "MALLOC_MMAP_THRESHOLD_": str(2**34),
-    "MALLOC_TRIM_THRESHOLD_": str(2**34),
-}
 
 
 @dataclasses.dataclass
@@ -88,16 +78,9 @@ def main_demo(argv: list[str]) -> None:
         "--offline", action="store_true", help="ask no package client for real text"
     )
     args = parser.parse_args(argv)
-    _keep_freed_memory(argv)
+    keep_freed_memory(["demo", *argv])
     command = shlex.join(["ellama", "demo", *argv])
     Demo(args.model, args.workdir, args.seed, args.offline, command).run()
-
-
-def _keep_freed_memory(argv: list[str]) -> None:
-    """Starts this process again with `MALLOC_SETTINGS`, which are read only at its start."""
-    if sys.platform == "linux" and not set(MALLOC_SETTINGS) & set(os.environ):
-        os.environ.update(MALLOC_SETTINGS)
-        os.execv(sys.executable, [sys.executable, "-m", "ellama_jax.cli", "demo", *argv])
 
 
 class Demo:
@@ -184,13 +167,7 @@ class Demo:
         main_verify(self._verb("verify", base, SMOLLM2_REFERENCE)[1:])
 
     def _run_verb(self, *arguments) -> None:
-        """Runs a verb as a process of its own, so that its memory leaves with it."""
-        words = self._verb(*arguments)
-        done = subprocess.run([sys.executable, "-m", "ellama_jax.cli", *words], check=False)
-        if done.returncode:
-            raise ValueError(
-                f"{self.commands[-1]}: must succeed, got exit status {done.returncode}."
-            )
+        run_verb(self._verb(*arguments))
 
     def _prepare(self, config: RunConfig) -> None:
         self._run_verb(

@@ -4,6 +4,7 @@ It reads the files and writes the page; what the sections say is report_sections
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import tempfile
@@ -14,6 +15,7 @@ from ellama_jax.report_evaluation import EVALUATION_SECTIONS
 from ellama_jax.report_moved import MOVED_SECTIONS
 from ellama_jax.report_page import render_page
 from ellama_jax.report_sections import SECTIONS, RunFiles, make_section, make_tiles
+from ellama_jax.report_sweep import sweep_section
 from ellama_jax.report_tradeoff import TRADEOFF_SECTIONS, tradeoff_section
 from ellama_jax.report_training import TRAINING_SECTIONS
 
@@ -56,12 +58,13 @@ def read_run(workdir: str | Path) -> RunFiles:
         _read_json(workdir / "sweep.json"),
         _read_json(workdir / "goodput.json"),
         _read_json(workdir / "moved.json"),
+        _read_json(workdir / "trials.json"),
     )
-    parts = (files.run, files.config, files.metrics, files.scorecards, files.sweep, files.moved)
+    parts = (getattr(files, field.name) for field in dataclasses.fields(files)[1:])
     if not any(parts):
         raise ValueError(
             f"report: {workdir} must be a run directory (with run.json, config.json, metrics.jsonl,"
-            " scores/, sweep.json or moved.json), got none of these."
+            " scores/, sweep.json or moved.json), or that of a sweep (trials.json), got none of these."
         )
     return files
 
@@ -78,6 +81,8 @@ _AFTER = {
 def build_content(files: RunFiles) -> dict:
     """Builds what `render_page` shows."""
     run = files.run or {}
+    if files.trials is not None:
+        return _page(files.trials["title"], "", [], [sweep_section(files.trials)])
     sections, missing = [], []
     at = [name for _, name, _ in SECTIONS].index("scorecard") + 1
     for source, name, make in (*SECTIONS[:at], _TRADEOFF, *SECTIONS[at:]):
@@ -91,13 +96,15 @@ def build_content(files: RunFiles) -> dict:
     if missing:
         words = ["These parts are left out, for the run directory lacks their files:"]
         sections.append(make_section("Left out", words, missing))
+    title = run.get("title") or f"Run {files.workdir.name}"
+    return _page(title, _subtitle(run), make_tiles(files), sections)
+
+
+def _page(title: str, subtitle: str, tiles: list, sections: list) -> dict:
+    footer = "Made by `ellama report` from the files of the directory."
     return {
-        "title": run.get("title") or f"Run {files.workdir.name}",
-        "subtitle": _subtitle(run),
-        "tiles": make_tiles(files),
-        "sections": sections,
-        "footer": "Made by `ellama report` from the files of the run directory.",
-    }
+        "title": title, "subtitle": subtitle, "tiles": tiles, "sections": sections, "footer": footer
+    }  # fmt: skip
 
 
 def _subtitle(run: dict) -> str:
@@ -138,9 +145,9 @@ def main_report(argv: list[str]) -> None:
     """Runs `ellama report`."""
     parser = argparse.ArgumentParser(
         prog="ellama report",
-        description="Write the HTML page of a run: WORKDIR/report.html.",
+        description="Write the HTML page of a run, a sweep or a merge: WORKDIR/report.html.",
         epilog="example: ellama report runs/demo",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("workdir", help="directory of the run")
+    parser.add_argument("workdir", help="directory of the run or the sweep")
     print(f"wrote {write_report(parser.parse_args(argv).workdir)}")

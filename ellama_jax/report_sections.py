@@ -47,6 +47,7 @@ class RunFiles:
     sweep: dict | None
     goodput: dict | None = None
     moved: dict | None = None
+    trials: dict | None = None
 
 
 def make_section(

@@ -17,6 +17,7 @@ LAYERS = (
         "xla_flags",
         "distributed",
         "progress",
+        "verb_process",
         "paths",
     ),
     ("model",),
@@ -40,6 +41,7 @@ LAYERS = (
         "plan_hlo_memory",
         "plan_roofline",
     ),  # fmt: skip
+    ("sweep_grid", "sweep_results", "sweep_show"),
     (
         "report",
         "report_evaluation",
@@ -47,11 +49,12 @@ LAYERS = (
         "report_page",
         "report_plots",
         "report_sections",
+        "report_sweep",
         "report_tradeoff",
         "report_training",
     ),  # fmt: skip
     ("audit_page", "audit_words", "audit_curation_page", "audit_curation_words"),
-    ("demo", "curate", "inspect"),
+    ("demo", "curate", "inspect", "sweep"),
     ("cli",),
 )
 HOMES = {
