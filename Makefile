@@ -9,10 +9,16 @@ LIBTPU := libtpu==0.0.42.1
 # Tests of gs:// paths run against a fake bucket; what it needs is installed where pip finds it.
 TORCH := torch==2.13.0+cpu
 
-.PHONY: demo test lock lint api clean
+EVIDENCE_DIR ?= evidence
+
+.PHONY: demo evidence test lock lint api clean
 
 demo: $(VENV)/installed
 	$(BIN)/ellama demo --workdir $(DEMO_DIR)
+
+# Some hours on 2 cores; the same command goes on where it was broken off.
+evidence: $(VENV)/installed
+	$(BIN)/ellama evidence --config configs/evidence.py --workdir $(EVIDENCE_DIR) --write docs/RESULTS.md
 
 test: $(VENV)/installed $(VENV)/references
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile

@@ -26,6 +26,7 @@ VERBS = {
     "moved": ("ellama_jax.evaluate.moved", "where training moved the weights, and what can go back to base"),
     "plan": ("ellama_jax.plan", "does a run fit on chips that are not here, how fast, what does it cost"),
     "sweep": ("ellama_jax.sweep", "the trials of configs/sweeps, here or as launch commands"),
+    "evidence": ("ellama_jax.evidence", "the paper's claims, tried at the scale of this machine"),
     "report": ("ellama_jax.report", "the HTML page of a run, a sweep or a merge"),
 }  # fmt: skip
 

@@ -55,6 +55,7 @@ LAYERS = (
     ),  # fmt: skip
     ("audit_page", "audit_words", "audit_curation_page", "audit_curation_words"),
     ("demo", "curate", "inspect", "sweep"),
+    ("evidence", "evidence_words"),
     ("cli",),
 )
 HOMES = {

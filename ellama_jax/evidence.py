@@ -1,0 +1,128 @@
+"""`ellama evidence`: the paper's claims tried on this machine, and what they came to.
+
+Owns the order: the demo's whole job with each seed, then the ablations around it, then one page of
+Markdown that lays them beside the paper. What is measured, demo.py and sweep.py say.
+"""
+
+import argparse
+import json
+import shlex
+from pathlib import Path
+
+from ellama_jax.config import load_config, load_values
+from ellama_jax.demo import MODELS
+from ellama_jax.evidence_words import BEGIN, END, describe
+from ellama_jax.paths import write_whole
+from ellama_jax.sweep_grid import plan_sweep
+from ellama_jax.sweep_results import FILE
+from ellama_jax.verb_process import run_verb
+
+PAGE = "evidence.md"
+
+
+def main_evidence(argv: list[str]) -> None:
+    """Runs the verb `evidence`."""
+    parser = argparse.ArgumentParser(
+        prog="ellama evidence",
+        description="Base, adaptation, merge and ablations with several seeds, beside the paper's "
+        "figures; the same command goes on where it was broken off.",
+        epilog="example:\n  ellama evidence --config configs/evidence.py --workdir evidence",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", metavar="FILE[:ARG]", help="as configs/evidence.py; required")
+    parser.add_argument("--workdir", default="evidence", type=Path)
+    parser.add_argument("--jobs", type=int, default=1, help="trials of the ablation at one time")
+    parser.add_argument(
+        "--offline", action="store_true", help="ask no package client for real text"
+    )
+    parser.add_argument(
+        "--write", metavar="FILE", type=Path,
+        help=f"put the page into this Markdown file, between {BEGIN} and {END}",
+    )  # fmt: skip
+    if "-h" in argv or "--help" in argv:
+        parser.parse_args(["--help"])
+    values, others = load_values(argv, "evidence")
+    args = parser.parse_args(others)
+    model = _model(values)
+    seeds = [int(seed) for seed in values["seeds"]]
+    if args.write is not None:
+        _insert(args.write, "", check=True)
+    demos = [_run_demo(model, seed, args) for seed in seeds]
+    words = _sweep_words(argv, demos[0], args)
+    _prepare_held_out(demos[0], args.workdir / "heldout", _window_length(values))
+    run_verb(words)
+    command = shlex.join(["ellama", "evidence", *argv])
+    ablation = _read(args.workdir / "ablation" / FILE)
+    page = describe(demos, ablation, command)
+    write_whole(args.workdir / PAGE, page)
+    print(page)
+    if args.write is not None:
+        _insert(args.write, page)
+
+
+def _model(values: dict) -> str:
+    plan_sweep({**values, "overrides": ()})  # says what is wrong with it, if anything
+    file, _, model = values["config"].partition(":")
+    if file != "demo.py" or model not in MODELS or not values["seeds"]:
+        raise ValueError(
+            f"--config: must be a sweep over demo.py:{' or demo.py:'.join(MODELS)} with seeds, got "
+            f"{values['config']} with seeds {tuple(values['seeds'])}."
+        )
+    return model
+
+
+def _window_length(values: dict) -> int:
+    from ellama_jax.config import configs_dir
+
+    name = f"--config={configs_dir() / values['config']}"
+    return load_config([name], "evidence")[0].data.seq_len
+
+
+def _run_demo(model: str, seed: int, args: argparse.Namespace) -> Path:
+    """Runs the demo with one seed, unless it has run before."""
+    directory = args.workdir / f"seed-{seed}"
+    words = ["demo", "--model", model, "--seed", str(seed), "--workdir", str(directory)]
+    words += ["--offline"] if args.offline else []
+    done = directory / "run.json"
+    if done.exists() and _read(done)["command"] == shlex.join(["ellama", *words]):
+        print(f"{directory}: done before")
+    else:
+        args.workdir.mkdir(parents=True, exist_ok=True)
+        run_verb(words)
+    return directory
+
+
+def _prepare_held_out(demo: Path, out: Path, window_length: int) -> None:
+    """Makes windows of the text that the demo held out."""
+    if not out.is_dir():
+        run_verb([
+            "prepare", "--documents", str(demo / "data" / "heldout_texts.jsonl"),
+            "--tokenizer", str(demo / "base" / "tokenizer"),
+            "--window-length", str(window_length), "--out", str(out),
+        ])  # fmt: skip
+
+
+def _sweep_words(argv: list[str], demo: Path, args: argparse.Namespace) -> list[str]:
+    config = [word for word in argv if word.startswith("--config")]
+    at = argv.index("--config") + 1 if "--config" in argv else 0
+    return [
+        "sweep", *config, *argv[at : at + 1][: at > 0], "--workdir", str(args.workdir / "ablation"),
+        "--jobs", str(args.jobs),
+        "--set", f"model.checkpoint={demo / 'base'}", "--set", f"data.windows_dir={demo / 'windows'}",
+        "--set", f"evaluate.windows_dir={args.workdir / 'heldout'}",
+    ]  # fmt: skip
+
+
+def _insert(path: Path, page: str, *, check: bool = False) -> None:
+    """Puts the page between the two marks of a file, or checks that it has them."""
+    text = path.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(f"{BEGIN}\n")
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"--write: {path} must have the lines {BEGIN} and {END}, got none.")
+    if not check:
+        write_whole(path, f"{before}{begin}{page}{end}{after}")
+
+
+def _read(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
