@@ -45,8 +45,7 @@ def main_sweep(argv: list[str]) -> None:
     values, others = load_values(argv, "sweep")
     args = _parser().parse_args(others)
     _check_options(args)
-    values["overrides"] = (*values["overrides"], *map(_read_setting, args.set))
-    sweep = plan_sweep(values)
+    sweep = plan_sweep(values, [_read_setting(text) for text in args.set])
     for trial in sweep.trials:
         _check_measured(trial.config, sweep)
     if args.write_commands:

@@ -79,11 +79,12 @@ class Sweep:
     remove_checkpoints: bool
 
 
-def plan_sweep(values: Mapping) -> Sweep:
+def plan_sweep(values: Mapping, more: Sequence[tuple[str, object]] = ()) -> Sweep:
     """Makes the trials of a sweep.
 
     Args:
         values: the keys that configs/sweeps/base.py explains, as `load_values` reads them.
+        more: (key, value) pairs set in every trial, over those of the file.
 
     Raises:
         ValueError: for what is no sweep, and for a trial whose configuration cannot work.
@@ -106,7 +107,7 @@ def plan_sweep(values: Mapping) -> Sweep:
         if key in axes or key in values["seed_keys"]:
             raise ValueError(f"{key}: must be set by one axis, got two.")
         axes[key] = tuple(label for label, _ in choices)
-    found = list(_trials(values, groups, alone))
+    found = list(_trials(values, more, groups, alone))
     if not found:
         raise ValueError("constraints: must leave at least one trial, got none.")
     trials: dict[str, Trial] = {}
@@ -144,9 +145,11 @@ def _label(value) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _trials(values: Mapping, groups: list, alone: list) -> Iterator[tuple[dict, list[Trial]]]:
+def _trials(
+    values: Mapping, more: Sequence, groups: list, alone: list
+) -> Iterator[tuple[dict, list[Trial]]]:
     """Yields every setting, key -> label, with its trials, one a seed."""
-    base = _base(values)
+    base = _base(values, more)
     defaults = config_to_mapping(load_config(base, "sweep")[0])
     seeds = list(values["seeds"]) or [None]
     for chosen in _settings(groups, alone):
@@ -196,14 +199,13 @@ def _look_up(values: Mapping, key: str):
     return found
 
 
-def _base(values: Mapping) -> list[str]:
+def _base(values: Mapping, more: Sequence) -> list[str]:
     """Returns the words that every trial's configuration begins with."""
     name, colon, variant = values["config"].partition(":")
     places = (Path(name), Path("configs") / name, configs_dir() / name)
     path = next((place for place in places if place.is_file()), Path(name))
-    fixed = [
-        f"--config.{key}={_write(value)}" for key, value in _pairs(values["overrides"], "overrides")
-    ]
+    pairs = (*_pairs(values["overrides"], "overrides"), *more)
+    fixed = [f"--config.{key}={_write(value)}" for key, value in pairs]
     return [f"--config={path}{colon}{variant}", *fixed]
 
 
