@@ -19,7 +19,7 @@ def sweep_section(found: Mapping) -> dict:
     rows = [["setting", "seeds", rule["gain"], rule["keep"], ""], *settings_rows(found)]
     plots = [plot for key in found["axes"] if (plot := _axis_plot(found, key))]
     return make_section(
-        found["title"], [found["sentence"], rule["says"], f"Made by `{found['command']}`."],
+        "Which setting is best", [found["sentence"], rule["says"], f"Made by `{found['command']}`."],
         bullets, plots=plots, tables=[_table(rows)],
     )  # fmt: skip
 

@@ -134,7 +134,7 @@ def say_choice(chosen: Mapping | None, rule: Rule, losing: int, of: int) -> str:
     """Says in one sentence which setting is best, what it brings and what it costs."""
     if chosen is None:
         return "No trial is done yet."
-    where = say_labels(chosen["labels"])
+    where, most = say_labels(chosen["labels"]), f"{100 * rule.limit:g} %"
     gain, keep = say_part(chosen["gain"]), say_part(chosen["keep"])
     what = f"{rule.gain} better by {gain}, {rule.keep} by {keep}"
     if chosen["keeps"]:

@@ -202,7 +202,7 @@ def test_collecting_judges_what_is_there_and_runs_nothing(place, capsys):
 def test_the_page_has_the_choice_a_plot_an_axis_and_every_setting(place):
     run()
     page = write_report(place / "out").read_text()
-    assert "<h2>Rates</h2>" in page and "Best of 3" in page
+    assert "<h1>Rates</h1>" in page and "Best of 3" in page
     assert page.count("<figure") == 1 and "By schedule.peak_frac" in page
     rows = re.findall(r"schedule\.peak_frac [\d.]+</td>", page)
     assert len(rows) == 3 and "Left out" not in page
