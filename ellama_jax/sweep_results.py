@@ -138,11 +138,9 @@ def say_choice(chosen: Mapping | None, rule: Rule, losing: int, of: int) -> str:
     gain, keep = say_part(chosen["gain"]), say_part(chosen["keep"])
     what = f"{rule.gain} better by {gain}, {rule.keep} by {keep}"
     if chosen["keeps"]:
-        return (
-            f"Best of {of}: {where} ({what}); {losing} of them lose more of {rule.keep} than "
-            f"{100 * rule.limit:g} %."
-        )
-    return f"All {of} lose more of {rule.keep} than {100 * rule.limit:g} %; {where} loses least ({what})."
+        lose = "none loses" if not losing else f"{losing} of them lose"
+        return f"Best of {of}: {where} ({what}); {lose} more of {rule.keep} than {most}."
+    return f"All {of} lose more of {rule.keep} than {most}; {where} loses least ({what})."
 
 
 def say_part(part: Mapping) -> str:
