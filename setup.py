@@ -24,6 +24,7 @@ RUNTIME = [
     "phonenumbers",
     "pyarrow",
     "rensa",  # MinHash
+    "rich",  # the page of `watch`
     "rouge-score",  # of generated titles
     "resiliparse",  # the main text of a web page, plain text of HTML
     "scikit-learn",

@@ -51,7 +51,7 @@ LAYERS = (
         "report_training",
     ),  # fmt: skip
     ("audit_page", "audit_words", "audit_curation_page", "audit_curation_words"),
-    ("demo", "curate", "inspect"),
+    ("demo", "curate", "inspect", "watch", "watch_log", "watch_page"),
     ("cli",),
 )
 HOMES = {
