@@ -208,15 +208,14 @@ def test_what_the_gate_stopped_has_ended_and_what_it_warned_of_has_not(workdir, 
     assert (said in show(workdir)) == ended
 
 
-@pytest.mark.parametrize("width", [60, 80, 130])
+@pytest.mark.parametrize("width", [40, 60, 80, 130])
 def test_nothing_is_cut_off_on_a_narrow_terminal(workdir, width):
     add(workdir, record(40, eval_loss=2.0, **{"eval_score/bpb_ecommerce": 1.5}))
     goodput(workdir)
     lines = show(workdir, width)
     assert max(map(len, lines)) <= width and not [line for line in lines if "…" in line]
-    text = "\n".join(lines)
-    for word in ("eval_score/bpb_ecommerce", "28,000", "12,345", "tokens_consumed/general-en"):
-        assert word in text
+    words = ("eval_score/bpb_ecommerce", "28,000", "12,345", "tokens_consumed/general-en")
+    assert width < 60 or all(word in "\n".join(lines) for word in words)
 
 
 def test_a_page_without_unicode_is_ascii(workdir):
