@@ -49,7 +49,7 @@ def page(run: Watched, console: Console) -> RenderableType:
 
 def _title(run: Watched) -> str:
     model = ((run.config or {}).get("model") or {}).get("preset")
-    title = run.run.get("title") or f"run {run.workdir.name}"
+    title = run.run.get("title") or run.workdir.name
     return f"{title}, {model}" if model and model not in title else title
 
 

@@ -96,7 +96,7 @@ def row(lines, name):
 
 
 def test_a_run_before_its_first_step_says_so(workdir):
-    assert show(workdir)[0] == "run run-7, tiny"
+    assert show(workdir)[0] == "run-7, tiny"
     assert show(workdir)[1].startswith("step 0 of 100 ")
     assert show(workdir)[2:] == [
         "no step yet: it starts, compiles, or waits for its data", "ETA unknown",
