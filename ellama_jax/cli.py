@@ -17,6 +17,7 @@ VERBS = {
     "prepare": ("ellama_jax.data.prepare", "documents -> token windows on disk"),
     "inspect": ("ellama_jax.inspect", "what a checkpoint or window set holds; what differs"),
     "train": ("ellama_jax.train.loop", "continual pretraining from a configuration"),
+    "watch": ("ellama_jax.watch", "a run on the terminal while it trains: loss, speed, mixture, ETA"),
     "evaluate": ("ellama_jax.evaluate.scorecard", "score a checkpoint on e-commerce and general tasks"),
     "build-benchmark": ("ellama_jax.evaluate.benchmark", "e-commerce tasks from a catalogue"),
     "build-classifier": ("ellama_jax.data.classifier", "the e-commerce classifier from labelled documents"),

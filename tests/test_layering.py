@@ -54,7 +54,7 @@ LAYERS = (
         "report_training",
     ),  # fmt: skip
     ("audit_page", "audit_words", "audit_curation_page", "audit_curation_words"),
-    ("demo", "curate", "inspect", "sweep"),
+    ("demo", "curate", "inspect", "sweep", "watch", "watch_log", "watch_page"),
     ("evidence", "evidence_words"),
     ("cli",),
 )

@@ -162,6 +162,17 @@ def summarize(starts: Sequence[Mapping]) -> dict[str, float]:
     return {category: secs for category, secs in total.items() if secs}
 
 
+def goodput_scalars(secs: Mapping[str, float]) -> dict[str, float]:
+    """Returns the parts of a run's time by the names of the metrics, from what `summarize` gives.
+
+    >>> goodput_scalars({"step": 3.0, "init": 1.0})
+    {'goodput': 0.75, 'goodput/step': 0.75, 'goodput/init': 0.25}
+    """
+    total = sum(secs.values()) or 1.0
+    parts = {f"goodput/{category}": value / total for category, value in secs.items()}
+    return {"goodput": parts.get(f"goodput/{STEP}", 0.0), **parts}
+
+
 def describe_goodput(starts: Sequence[Mapping]) -> str:
     """Says in one line what part of the time trained, and where the rest went."""
     secs = summarize(starts)

@@ -79,6 +79,23 @@ def known_metrics(source_names: Sequence[str], held_out_names: Sequence[str] = (
     return known
 
 
+def scalars(record: Mapping) -> dict[str, float]:
+    """Returns the curves of a record by name: the same for TensorBoard, W&B and `ellama watch`.
+
+    What is counted by source, as the tokens consumed, is a curve a source.
+
+    >>> scalars({"step": 7, "loss": 2.0, "tokens_consumed": {"general-en": 5}})
+    {'loss': 2.0, 'tokens_consumed/general-en': 5}
+    """
+    found = {}
+    for name, value in record.items():
+        if isinstance(value, Mapping):
+            found |= {f"{name}/{part}": number for part, number in value.items()}
+        elif isinstance(value, (int, float)) and name != "step":
+            found[name] = value
+    return found
+
+
 class IntervalMeans:
     """Means of the metrics since the last due checkpoint, each step weighted by its tokens.
 
@@ -155,11 +172,10 @@ class MetricsLog:
         """Writes one record; the line is on disk when this returns."""
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
-        for name, value in record.items():
-            if isinstance(value, (int, float)) and name != "step":
-                self._board.add_scalar(name, value, record["step"])
+        for name, value in (values := scalars(record)).items():
+            self._board.add_scalar(name, value, record["step"])
         if self._wandb is not None:
-            self._wandb.write(record)
+            self._wandb.write({"step": record["step"], **values})
 
     def publish(self) -> None:
         """Sends the files to the bucket, if the run is in one."""

@@ -21,7 +21,7 @@ from ellama_jax.model.attention import describe_attention
 from ellama_jax.model.llama import count_params
 from ellama_jax.paths import write_whole
 from ellama_jax.progress import Progress
-from ellama_jax.train.goodput import STEP, Goodput, describe_goodput
+from ellama_jax.train.goodput import STEP, Goodput, describe_goodput, goodput_scalars
 from ellama_jax.train.metrics import MetricsLog, step_record
 from ellama_jax.train.optimizer import peak_learning_rate
 from ellama_jax.train.run import Run, source_names
@@ -163,10 +163,7 @@ class StepReport:
         """Returns the parts of the run's time by category; names a process that is slow."""
         if (said := self._stragglers.report()) and leads():
             print(said, file=sys.stderr, flush=True)
-        secs = self._goodput.summary()
-        total = sum(secs.values())
-        parts = {f"goodput/{category}": value / total for category, value in secs.items()}
-        return {"goodput": parts.get(f"goodput/{STEP}", 0.0), **parts}
+        return goodput_scalars(self._goodput.summary())
 
     def _check_finite(self, step: int, fingerprint: str, metrics: Metrics) -> None:
         """Names a step whose update was left out; raises after too many in a row."""
