@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# shellcheck disable=SC2329  # the verbs are called by name
 # What runs on a host of the slice, in the image of a container and in the tests alike:
 #   install  the packages, once        data   the token windows, once
 #   start    the job, which outlives this connection; nothing if it runs
@@ -50,8 +51,16 @@ PYTHON
   printf '%s' "$WINDOWS" >windows.from
 }
 
+# CONFIG is named as in the repository; on a host the files came with the package.
+link_configs() {
+  local place
+  place=$(python -c 'from ellama_jax.config import configs_dir; print(configs_dir())')
+  ln -sfn "$place" configs
+}
+
 train() {
   fetch_windows
+  link_configs
   exec ellama train "$@"
 }
 
@@ -61,6 +70,7 @@ running() {
 
 start() {
   running && { echo 'already running'; return; }
+  link_configs
   rm -f train.pid train.status
   setsid nohup bash on_host.sh keep >>train.log 2>&1 </dev/null &
   for _ in {1..100}; do
@@ -109,14 +119,19 @@ stop() {
   status
 }
 
-read_job
-case ${1:-} in
-  install) install_packages ;;
-  data) fetch_windows ;;
-  train) shift && train "$@" ;;
-  start | keep | status | stop) "$1" ;;
-  *)
-    echo 'on_host.sh: error: verb: must be install, data, start, train, status or stop.' >&2
-    exit 2
-    ;;
-esac
+main() {
+  read_job
+  case ${1:-} in
+    install) install_packages ;;
+    data) fetch_windows ;;
+    train) shift && train "$@" ;;
+    start | keep | status | stop) "$1" ;;
+    *)
+      echo 'on_host.sh: error: verb: must be install, data, start, train, status or stop.' >&2
+      exit 2
+      ;;
+  esac
+}
+
+# One line: a newer copy may be written over this file while it waits for the job.
+main "$@"; exit

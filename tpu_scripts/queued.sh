@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# shellcheck disable=SC2153  # settings.sh fills the settings
 # TPU VMs as a queued resource, from its request to its end. Every verb may be run again.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=settings.sh
@@ -17,6 +18,8 @@ TEXT
 }
 
 TPUS=(gcloud compute tpus)
+# A host that was never set up has nothing to stop.
+STOP='test ! -f ellama/on_host.sh || bash ellama/on_host.sh stop'
 # Runtimes by docs.cloud.google.com/tpu/docs/runtimes.
 declare -A RUNTIMES=([v4]=tpu-ubuntu2204-base [v5litepod]=v2-alpha-tpuv5-lite
   [v5p]=v2-alpha-tpuv5 [v6e]=v2-alpha-tpuv6e)
@@ -110,8 +113,8 @@ stop() {
   # All slices at once: one that ends alone leaves the others waiting for it.
   local node pids=() pid failed=0
   for node in "${NODES[@]}"; do
-    if [[ $DRY_RUN == 1 ]]; then on_hosts all 'bash ellama/on_host.sh stop' "$node"; continue; fi
-    on_hosts all 'bash ellama/on_host.sh stop' "$node" &
+    if [[ $DRY_RUN == 1 ]]; then on_hosts all "$STOP" "$node"; continue; fi
+    on_hosts all "$STOP" "$node" &
     pids+=($!)
   done
   for pid in "${pids[@]}"; do wait "$pid" || failed=1; done
@@ -127,15 +130,18 @@ status() {
 
 # Deletes the request with its nodes, then any node that is left of an earlier, broken end.
 delete() {
-  local node
-  if [[ $(state ACTIVE) != ABSENT ]]; then
+  local now node
+  now=$(state ACTIVE)
+  if [[ $now != ABSENT ]]; then
     run "${TPUS[@]}" queued-resources delete "$NAME" "${PLACE[@]}" --force --quiet
   fi
   for node in "${NODES[@]}"; do
-    if [[ $DRY_RUN == 0 && $(describe tpu-vm "$node" state) == ABSENT ]]; then continue; fi
-    run "${TPUS[@]}" tpu-vm delete "$node" "${PLACE[@]}" --quiet
+    now=ACTIVE
+    [[ $DRY_RUN == 1 ]] || now=$(describe tpu-vm "$node" state)
+    [[ $now == ABSENT ]] || run "${TPUS[@]}" tpu-vm delete "$node" "${PLACE[@]}" --quiet
   done
-  [[ $(state ABSENT) == ABSENT ]] || fail "$NAME: must be gone, but is still there; run delete again." 1
+  now=$(state ABSENT)
+  [[ $now == ABSENT ]] || fail "$NAME: must be gone, got $now; run delete again." 1
   say "$NAME: nothing is left"
 }
 
@@ -160,6 +166,11 @@ resume() {
   say "$NAME: $now"
   if [[ $now == SUSPENDED || $now == FAILED ]] || { [[ $now == ACTIVE ]] && lost_a_node; }; then
     delete
+  elif [[ $now == ACTIVE ]]; then
+    now=$(leader_status)
+    say "$NAME: $now"
+    [[ $now != running ]] || return 0
+    stop # all hosts begin together or not at all
   fi
   create
   wait_for
@@ -167,33 +178,45 @@ resume() {
   launch
 }
 
-# Prints how the job on the leading host stands, `lost` if the slices do not answer.
-job_status() {
-  local now text
-  now=$(describe queued-resources "$NAME" state.state) || exit 1
-  if [[ $now != ACTIVE ]] || lost_a_node; then
-    echo lost
-    return
-  fi
+# Prints how the job on the leading host stands.
+leader_status() {
+  local text
   text=$(on_hosts 0 'bash ellama/on_host.sh status' "${NODES[0]}" 2>/dev/null) || text=unreachable
   echo "${text##*$'\n'}"
 }
 
-# 143: saved after SIGTERM, as before a preemption; 1xx beside it: killed from outside.
-watch() {
+# The same, or `lost` if a slice is not there.
+job_status() {
   local now
+  now=$(describe queued-resources "$NAME" state.state) || exit 1
+  if [[ $now != ACTIVE ]] || lost_a_node; then
+    echo lost
+  else
+    leader_status
+  fi
+}
+
+# `exited 143` is train's answer to SIGTERM: it has saved. Any other error would come again.
+watch() {
+  local now last=''
   [[ $DRY_RUN == 0 ]] || { resume; return; }
   while true; do
-    now=$(job_status)
+    now=$(job_status) || now=unreachable
+    [[ $now == "$last" ]] || say "$NAME: $now"
+    last=$now
     case $now in
       'exited 0') say "$NAME: the run has ended; queued.sh delete frees the slices"; return ;;
       running | unreachable) ;;
-      lost | 'not started' | 'exited unknown' | 'exited 137' | 'exited 143') say "$NAME: $now"; resume ;;
-      *) fail "$NAME: the job ended with an error ($now); see queued.sh logs." 1 ;;
+      'exited unknown' | 'exited 143') again ;;
+      'exited '*) fail "$NAME: the job ended with an error ($now); see queued.sh logs." 1 ;;
+      *) again ;;
     esac
     sleep "$POLL_SECS"
   done
 }
+
+# In a process of its own: what fails there, a request for instance, is tried again later.
+again() { bash "$0" resume "$ENV_FILE" || say "$NAME: could not resume; again in $POLL_SECS s"; }
 
 main() {
   local verb=${1:-} node
@@ -205,7 +228,8 @@ main() {
     *) fail "verb: must be one of create wait setup launch status logs logs-all stop delete resume watch, got ${verb:-nothing}" ;;
   esac
   [[ $# -le 2 ]] || fail "arguments: must be VERB [ENV_FILE], got $#"
-  read_settings "${2:-runs/env}"
+  ENV_FILE=${2:-runs/env}
+  read_settings "$ENV_FILE"
   check_settings
   local runtime=${RUNTIMES[${ACCELERATOR%%-*}]:-}
   [[ -n $runtime ]] || fail "ACCELERATOR: must be v4, v5e, v5p or v6e for queued resources, got $ACCELERATOR; tpu7x goes by xpk.sh."

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Sourced by queued.sh and xpk.sh: reads and checks the env file, runs or prints commands.
 # Values are read as they stand, never evaluated; what no command may hold is refused here.
-# shellcheck disable=SC2034  # the settings are used by what sources this
+# shellcheck disable=SC2034,SC2153  # the settings are used by what sources this
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 DRY_RUN=${DRY_RUN:-0}
@@ -50,7 +50,7 @@ read_settings() {
 
 # check NAME REGEX WHAT: the whole value must match.
 check() {
-  local value=${!1}
+  local value=${!1} LC_ALL=C
   [[ $value =~ ^($2)$ && $value != *$'\n'* ]] || fail "$1: must be $3, got ${value:-nothing}"
 }
 
@@ -66,8 +66,8 @@ check_settings() {
   check RUNTIME_VERSION '[a-z0-9.-]*' 'the name of an image of TPU VMs, or empty'
   check WORKDIR "$bucket" 'a gs:// path of plain characters'
   check WINDOWS "$bucket" 'a gs:// path of plain characters'
-  check CONFIG '[A-Za-z0-9_][A-Za-z0-9._/-]*\.py(:[A-Za-z0-9._-]+)?' 'a file in configs/ like configs/ellama.py:8b'
-  check INSTALL '([A-Za-z0-9._+/-]+\.whl|git\+https://[A-Za-z0-9._/@+-]+)' 'a wheel or git+https://...'
+  check CONFIG 'configs/[A-Za-z0-9._/-]+\.py(:[A-Za-z0-9._-]+)?' 'a file in configs/ like configs/ellama.py:8b'
+  check INSTALL '([A-Za-z0-9._/][A-Za-z0-9._+/-]*\.whl|git\+https://[A-Za-z0-9._/@+-]+)' 'a wheel or git+https://...'
   for argument in "${TRAIN_ARGS[@]}"; do
     [[ $argument == --config.* && $argument == *=* ]] ||
       fail "TRAIN_ARG: must be --config.KEY=VALUE, got ${argument:-nothing}"
