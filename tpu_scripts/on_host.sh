@@ -23,7 +23,8 @@ read_job() {
 # Ubuntu's own Python is older than this project takes: uv brings one.
 install_packages() {
   local wanted
-  wanted=$(cat job.install requirements.lock ./*.whl 2>/dev/null | sha256sum)
+  shopt -s nullglob # no wheel where a repository is installed
+  wanted=$(cat job.install requirements.lock ./*.whl | sha256sum)
   [[ -f installed && $(<installed) == "$wanted" ]] && return
   rm -f installed
   command -v uv >/dev/null || python3 -m pip install --quiet --user uv
@@ -110,9 +111,9 @@ status() {
 stop() {
   if running; then
     kill -TERM "$(<train.pid)"
-    for ((waited = 0; waited < ${STOP_SECS:-600}; waited++)); do
+    for ((waited = 0; waited < 5 * ${STOP_SECS:-600}; waited++)); do
       running || break
-      sleep 1
+      sleep 0.2
     done
   fi
   ! running || { echo "still running after ${STOP_SECS:-600} s" >&2; return 1; }

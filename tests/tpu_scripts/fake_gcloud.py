@@ -5,6 +5,7 @@ FAKE_DIR holds `state.json`, `calls.json` and one directory a host, where what i
 its commands run. Call number FAKE_FAIL_AT fails: half of them before anything is done, half after.
 """
 
+import fcntl
 import json
 import os
 import shutil
@@ -19,6 +20,8 @@ WORKERS = 2
 
 
 def main(argv):
+    lock = open(HOME / "lock", "w")  # held until this process ends: `stop` asks all slices at once
+    fcntl.flock(lock, fcntl.LOCK_EX)
     calls = json.loads(CALLS.read_text()) if CALLS.exists() else []
     CALLS.write_text(json.dumps([*calls, argv]))
     fails = os.environ.get("FAKE_FAIL_AT") == str(len(calls))

@@ -1,6 +1,7 @@
 """Env files, and the scripts run as a user runs them."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +27,8 @@ def write_env(directory, arguments=(), **changes):
 
 def script(name, *arguments, path="", **environment):
     """Runs a script of tpu_scripts/; `path` is put before PATH."""
-    env = {**os.environ, "PYTHON": sys.executable, "POLL_SECS": "0", **environment}
-    env["PATH"] = f"{path}:{os.environ['PATH']}" if path else env["PATH"]
-    argv = ["bash", str(SCRIPTS / name), *map(str, arguments)]
+    env = {**os.environ, "PYTHON": sys.executable, "POLL_SECS": "0", "CLOUDSDK_CONFIG": "/none", **environment}
+    if path:
+        env["PATH"] = f"{path}:{env['PATH']}"
+    argv = [shutil.which("bash"), str(SCRIPTS / name), *map(str, arguments)]
     return subprocess.run(argv, env=env, capture_output=True, text=True, timeout=120)

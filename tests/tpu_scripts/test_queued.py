@@ -1,7 +1,11 @@
 """Queued resources against a gcloud that records, keeps state and fails at every call in turn."""
 
 import json
+import os
 import shlex
+import shutil
+import signal
+import subprocess
 import sys
 
 import pytest
@@ -65,9 +69,6 @@ def cloud(tmp_path):
     cloud = Cloud(tmp_path)
     yield cloud
     for host in cloud.hosts():
-        import os
-        import signal
-
         pid = host / "ellama/train.pid"
         if pid.exists() and os.path.exists(f"/proc/{pid.read_text()}"):
             os.kill(int(pid.read_text()), signal.SIGKILL)
@@ -219,3 +220,27 @@ def test_dry_run_prints_every_command_and_calls_nothing(cloud, slices):
         cloud.forget_calls()
         cloud.run(verb, env)
         assert sorted(cloud.calls()) == sorted(shlex.split(line)[1:] for line in printed), verb
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("gcloud") is None, reason="gcloud is not installed")
+def test_gcloud_itself_takes_every_command(cloud, tmp_path):
+    """Its linter of command lines, which asks no service and needs no account."""
+    printed = []
+    for slices in (1, 2):
+        env = write_env(tmp_path, SLICES=slices)
+        for verb in [*VERBS, "resume"]:
+            printed += cloud.run(verb, env, DRY_RUN="1").stdout.splitlines()
+    printed += script("xpk.sh", "logs", env, DRY_RUN="1").stdout.splitlines()[:1]
+    lines = sorted({shlex.join(shlex.split(line)) for line in printed})
+    for extra, good in ((lines, True), ([f"{lines[0]} --no-such-flag=1"], False)):
+        (tmp_path / "lines.json").write_text(
+            json.dumps([{"command_string": line} for line in extra])
+        )
+        argv = ["gcloud", "meta", "lint-gcloud-commands"]
+        argv.append(f"--commands-file={tmp_path / 'lines.json'}")
+        environment = {**os.environ, "CLOUDSDK_CONFIG": str(tmp_path / "empty")}
+        ended = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=120)
+        verdicts = json.loads(ended.stdout)
+        assert len(verdicts) == len(extra), ended
+        assert [v for v in verdicts if v["success"] != good] == []

@@ -1,5 +1,7 @@
 """What an env file may hold: one line and exit status 2 for everything else, and nothing is called."""
 
+import shutil
+
 import pytest
 from launch_cases import SCRIPTS, script, write_env
 
@@ -78,10 +80,15 @@ def test_a_wrong_command_line_is_one_line(refused, tmp_path, program):
     assert "verb: must be one of" in refused(program)
     assert "env file: must exist" in refused(program, "delete", tmp_path / "none.env")
     assert "arguments: must be VERB" in refused(program, "delete", env, "more")
-    # An absolute PATH without the tools.
-    assert "must be installed, got none" in script(
-        program, "delete", env, PATH="/usr/bin:/bin"
-    ).stderr
+
+
+@pytest.mark.parametrize("program", ["queued.sh", "xpk.sh"])
+def test_a_tool_that_is_not_installed_is_one_line(tmp_path, program):
+    for tool in ("bash", "dirname", "basename"):
+        (tmp_path / tool).symlink_to(shutil.which(tool))
+    ended = script(program, "delete", write_env(tmp_path), PATH=str(tmp_path))
+    assert ended.returncode == 2 and ended.stderr.count("\n") == 1
+    assert "must be installed, got none" in ended.stderr
 
 
 def test_a_wheel_that_is_not_there_is_refused_before_a_host_is_asked(refused, tmp_path):
