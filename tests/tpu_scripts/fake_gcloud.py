@@ -20,8 +20,8 @@ WORKERS = 2
 
 
 def main(argv):
-    lock = open(HOME / "lock", "w")  # held until this process ends: `stop` asks all slices at once
-    fcntl.flock(lock, fcntl.LOCK_EX)
+    # Held until this process ends, for `stop` asks all slices at once.
+    fcntl.flock(os.open(HOME / "lock", os.O_CREAT | os.O_WRONLY), fcntl.LOCK_EX)
     calls = json.loads(CALLS.read_text()) if CALLS.exists() else []
     CALLS.write_text(json.dumps([*calls, argv]))
     fails = os.environ.get("FAKE_FAIL_AT") == str(len(calls))
@@ -32,7 +32,10 @@ def main(argv):
     assert argv[:2] == ["compute", "tpus"], argv
     options = dict(word[2:].partition("=")[::2] for word in argv[4:] if word.startswith("--"))
     plain = [word for word in argv[4:] if not word.startswith("--")]
-    code = act(state, f"{argv[2]} {argv[3]}", plain, options)
+    try:
+        code = act(state, f"{argv[2]} {argv[3]}", plain, options)
+    except SystemExit as error:
+        code = error.code
     STATE.write_text(json.dumps(state))
     sys.exit("ERROR: (gcloud) the connection was reset" if fails else code)
 

@@ -27,8 +27,14 @@ def write_env(directory, arguments=(), **changes):
 
 def script(name, *arguments, path="", **environment):
     """Runs a script of tpu_scripts/; `path` is put before PATH."""
-    env = {**os.environ, "PYTHON": sys.executable, "POLL_SECS": "0", "CLOUDSDK_CONFIG": "/none", **environment}
+    env = {
+        **os.environ,
+        "PYTHON": sys.executable,
+        "POLL_SECS": "0",
+        "CLOUDSDK_CONFIG": "/none",
+        **environment,
+    }
     if path:
         env["PATH"] = f"{path}:{env['PATH']}"
     argv = [shutil.which("bash"), str(SCRIPTS / name), *map(str, arguments)]
-    return subprocess.run(argv, env=env, capture_output=True, text=True, timeout=120)
+    return subprocess.run(argv, env=env, capture_output=True, text=True, timeout=240)

@@ -66,14 +66,14 @@ def wait_for(hosts, end=lambda said: not said.startswith("running")):
 @pytest.mark.parametrize("count", [2, 4])
 def test_processes_that_a_launch_starts_are_one_job(tmp_path, tiny_run, count):
     workdir = tmp_path / "run"
-    hosts = start(tmp_path, [*tiny_run, f"--workdir={workdir}", "--config.train.steps=1"], count)
+    hosts = start(tmp_path, [*tiny_run, f"--workdir={workdir}", "--config.train.steps=2"], count)
     said = wait_for(hosts)
     assert said == ["exited 0"] * count, [(host / "train.log").read_text() for host in hosts]
-    assert [row["step"] for row in read_metrics(workdir) if "loss" in row] == [1]
+    assert [row["step"] for row in read_metrics(workdir) if "loss" in row] == [1, 2]
     log = (hosts[0] / "train.log").read_text()
     assert f"{count} processes" in log or f"on {count} " in log, log
-    assert "1/1 steps" not in "".join((host / "train.log").read_text() for host in hosts[1:])
-    assert Path(workdir / "checkpoints" / "1").is_dir()
+    assert "2/2 steps" not in "".join((host / "train.log").read_text() for host in hosts[1:])
+    assert Path(workdir / "checkpoints" / "2").is_dir()
 
 
 @pytest.mark.slow

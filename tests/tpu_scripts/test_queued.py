@@ -40,9 +40,7 @@ class Cloud:
         file.chmod(0o755)
 
     def run(self, verb, env, **environment):
-        return script(
-            "queued.sh", verb, env, path=self.bin, FAKE_DIR=str(self.home), **environment
-        )
+        return script("queued.sh", verb, env, path=self.bin, FAKE_DIR=str(self.home), **environment)
 
     def calls(self):
         file = self.home / "calls.json"
@@ -94,9 +92,10 @@ def test_a_run_from_its_request_to_its_end(cloud, slices):
             "train", "--config=configs/ellama.py:8b", "--workdir=gs://bucket/runs/8b",
             "--config.data.windows_dir=windows", *arguments,
         ]  # fmt: skip
-        assert "--xla_tpu_enable_data_parallel_all_reduce_opt=true" in (
-            host / "ellama/flags"
-        ).read_text()
+        assert (
+            "--xla_tpu_enable_data_parallel_all_reduce_opt=true"
+            in (host / "ellama/flags").read_text()
+        )
     assert not list(cloud.home.rglob("pwned"))
     stopped = cloud.run("stop", env)
     assert stopped.returncode == 0 and stopped.stdout.count("exited 143") == 2 * slices
@@ -120,6 +119,7 @@ def test_spot_image_and_slices_reach_the_request(cloud):
     assert "spot" not in options and options["runtime-version"] == "other-1"
 
 
+@pytest.mark.slow
 def test_each_verb_fails_at_every_call_and_a_second_run_makes_good(cloud):
     """Not a call is left out: the failing one moves on until the verbs come to their end."""
     env = write_env(cloud.home, SLICES=2)
@@ -144,8 +144,6 @@ def test_each_verb_fails_at_every_call_and_a_second_run_makes_good(cloud):
         wanted = {"launch": 4}.get(verb)
         assert wanted is None or sum(map(is_running, cloud.hosts())) == wanted
     assert failures > 20
-    assert cloud.run("delete", env).returncode == 0
-    assert cloud.state() == {"requests": {}, "nodes": {}}
 
 
 def test_a_node_whose_request_is_gone_is_deleted_too(cloud):
@@ -216,6 +214,8 @@ def test_dry_run_prints_every_command_and_calls_nothing(cloud, slices):
         lines = [shlex.split(line) for line in ended.stdout.splitlines()]
         assert lines and all(line[:3] == ["gcloud", "compute", "tpus"] for line in lines), verb
     for verb in ["create", "wait", "launch", "stop"]:
+        if verb == "launch":
+            assert cloud.run("setup", env).returncode == 0
         printed = cloud.run(verb, env, DRY_RUN="1").stdout.splitlines()
         cloud.forget_calls()
         cloud.run(verb, env)
