@@ -40,8 +40,9 @@ launch() {
   [[ $SPOT == 0 ]] || restarts=1000
   if [[ $DRY_RUN == 0 ]]; then
     there=$(xpk workload list "${PLACE[@]}" "--filter-by-job=^$NAME\$")
-    if grep -qw -- "$NAME" <<<"$there"; then
-      say "$NAME is there already"
+    # At the start of a row of the table; the lines that tell what xpk does name it too.
+    if grep -Eq "^[| ]*$NAME([| ]|\$)" <<<"$there"; then
+      say "$NAME is there already, perhaps at its end; xpk.sh stop deletes it"
       return
     fi
   fi

@@ -69,6 +69,21 @@ def test_arguments_reach_the_job_in_a_pod_as_they_stand(tmp_path):
     assert not (tmp_path / "pwned").exists()
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_a_workload_is_created_once(tmp_path, there):
+    row = "run-1  2026-11-26  medium  16  Running" if there else "run-10  2026-11-26"
+    said = f"[XPK] Task: `List Jobs with filter-by-job=^run-1$` is implemented by kubectl\n{row}"
+    (tmp_path / "xpk").write_text(
+        f'#!/bin/bash\necho "$1 $2" >>{tmp_path}/calls\n[[ $2 != list ]] || echo {shlex.quote(said)}\n'
+    )
+    (tmp_path / "xpk").chmod(0o755)
+    ended = script("xpk.sh", "launch", write_env(tmp_path), path=tmp_path)
+    assert ended.returncode == 0, ended
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert calls == ["workload list"] + ["workload create"] * (not there)
+    assert ("is there already" in ended.stderr) == there
+
+
 def test_the_image_has_what_a_pod_runs(tmp_path):
     build, push = printed("image", write_env(tmp_path, INSTALL="dist/e.whl"))
     assert build[:2] == ["docker", "build"] and push == ["docker", "push", "example.org/a/b:1"]
