@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The same run on GKE through XPK: https://pypi.org/project/xpk, written for 1.16.
+# The same run on GKE through XPK (the Python package xpk, written for 1.16).
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=settings.sh
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"

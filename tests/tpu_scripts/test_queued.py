@@ -80,9 +80,12 @@ def is_running(host):
 def test_a_run_from_its_request_to_its_end(cloud, slices):
     arguments = ["--config.a=two words", "--config.b=$(touch pwned); 'x' \"y\" `z` & \\ * ö"]
     env = write_env(cloud.home, arguments, SLICES=slices)
+    pids = []
     for verb in ("create", "wait", "setup", "launch", "launch", "status", "logs-all"):
         ended = cloud.run(verb, env)
         assert ended.returncode == 0, (verb, ended)
+        pids.append([file.read_text() for file in sorted(cloud.home.rglob("train.pid"))])
+    assert len(pids[3]) == 2 * slices and pids[3] == pids[4] == pids[-1]
     names = ["run-1"] if slices == 1 else ["run-1-0", "run-1-1"]
     assert sorted(cloud.state()["nodes"]) == names
     assert len(cloud.hosts()) == 2 * slices and all(map(is_running, cloud.hosts()))
