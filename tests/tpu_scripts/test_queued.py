@@ -86,6 +86,8 @@ def test_a_run_from_its_request_to_its_end(cloud, slices):
         assert ended.returncode == 0, (verb, ended)
         pids.append([file.read_text() for file in sorted(cloud.home.rglob("train.pid"))])
     assert len(pids[3]) == 2 * slices and pids[3] == pids[4] == pids[-1]
+    # Not of this session, so that the end of a connection does not reach it.
+    assert os.getsid(0) not in {os.getsid(int(pid)) for pid in pids[-1]}
     names = ["run-1"] if slices == 1 else ["run-1-0", "run-1-1"]
     assert sorted(cloud.state()["nodes"]) == names
     assert len(cloud.hosts()) == 2 * slices and all(map(is_running, cloud.hosts()))
@@ -180,6 +182,19 @@ def test_resume_brings_back_what_was_taken_away(cloud, how):
     again = cloud.run("resume", env)
     assert again.returncode == 0 and "run-1: running" in again.stderr
     assert not [call for call in cloud.calls() if call[3] in ("create", "delete", "scp")]
+
+
+def test_resume_starts_all_hosts_together(cloud):
+    """The leading host's job was killed; the other's still waits for it, and begins anew."""
+    env = write_env(cloud.home)
+    for verb in ("create", "setup", "launch"):
+        assert cloud.run(verb, env).returncode == 0
+    before = [int((host / "ellama/train.pid").read_text()) for host in cloud.hosts()]
+    os.kill(before[0], signal.SIGKILL)
+    ended = cloud.run("resume", env)
+    assert ended.returncode == 0 and "run-1: exited 137" in ended.stderr, ended
+    after = [int((host / "ellama/train.pid").read_text()) for host in cloud.hosts()]
+    assert all(map(is_running, cloud.hosts())) and not set(before) & set(after)
 
 
 def test_waiting_ends_where_the_request_will_not_be_met(cloud):
