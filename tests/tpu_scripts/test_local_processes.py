@@ -5,14 +5,12 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from launch_cases import SCRIPTS
 
 from ellama_jax.train.metrics import read_metrics
 
-pytest_plugins = ()
 LIMIT_SECS = 240
 
 
@@ -73,7 +71,7 @@ def test_processes_that_a_launch_starts_are_one_job(tmp_path, tiny_run, count):
     log = (hosts[0] / "train.log").read_text()
     assert f"mesh data 1, fsdp {count}," in log, log  # one device a process
     assert "2/2 steps" not in "".join((host / "train.log").read_text() for host in hosts[1:])
-    assert Path(workdir / "checkpoints" / "2").is_dir()
+    assert (workdir / "checkpoints" / "2").is_dir()
 
 
 @pytest.mark.slow
@@ -89,3 +87,24 @@ def test_stop_saves_and_a_second_start_goes_on(tmp_path, tiny_run):
     assert wait_for(hosts) == ["exited 143"] * 2
     log = (hosts[0] / "train.log").read_text()
     assert "stopped by SIGTERM after a checkpoint" in log, log
+
+
+def test_windows_are_fetched_once_and_never_half(tmp_path):
+    source = tmp_path / "windows"
+    (source / "general-en").mkdir(parents=True)
+    (source / "general-en/manifest.json").write_text("{}")
+    (source / "tokenizer.json").write_text("1")
+    host = make_host(tmp_path / "host", [])
+    (host / "job.env").write_text(f"WINDOWS={source}\n")
+    (host / "windows.part").mkdir()  # of a fetch that was cut off
+    (host / "windows.part/old").write_text("half")
+    on_host(host, "data")
+    names = sorted(str(p.relative_to(host)) for p in host.glob("windows*/**/*") if p.is_file())
+    assert names == ["windows/general-en/manifest.json", "windows/tokenizer.json"]
+    (source / "tokenizer.json").write_text("2")
+    on_host(host, "data")
+    assert (host / "windows/tokenizer.json").read_text() == "1"
+    other = source.rename(tmp_path / "other")
+    (host / "job.env").write_text(f"WINDOWS={other}\n")
+    on_host(host, "data")
+    assert (host / "windows/tokenizer.json").read_text() == "2"

@@ -219,6 +219,21 @@ def test_watching_ends_with_the_run(cloud, status, code):
     assert ("the run has ended" if code == 0 else "ended with an error (exited 1)") in ended.stderr
 
 
+def test_watching_brings_a_preempted_run_to_its_end(cloud):
+    """The slice is taken away while it is watched; on the new one the job ends by itself."""
+    env = write_env(cloud.home)
+    for verb in ("create", "setup", "launch"):
+        assert cloud.run(verb, env).returncode == 0
+    cloud.set_state("nodes", "run-1", "PREEMPTED")
+    ellama = cloud.home / "host_bin/ellama"
+    ellama.write_text("#!/bin/bash\nexit 0\n")
+    ended = cloud.run("watch", env, POLL_SECS="0.2")
+    assert ended.returncode == 0 and "run-1: lost" in ended.stderr, ended
+    assert "the run has ended" in ended.stderr
+    created = [call for call in cloud.calls() if call[2:4] == ["queued-resources", "create"]]
+    assert len(created) == 2
+
+
 VERBS = ["create", "wait", "setup", "launch", "status", "logs", "logs-all", "stop", "delete"]
 
 
