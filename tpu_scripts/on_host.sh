@@ -93,10 +93,15 @@ keep() {
   job=$!
   printf '%s' "$job" >train.pid.new && mv train.pid.new train.pid
   wait "$job" || status=$?
-  printf '%s' "$status" >train.status
+  printf '%s' "$status" >train.status.new && mv train.status.new train.status
 }
 
 status() {
+  # Between the job's end and its parent's note lies a moment.
+  for _ in {1..50}; do
+    if running || [[ -f train.status || ! -f train.pid ]]; then break; fi
+    sleep 0.1
+  done
   if running; then
     echo running
   elif [[ -f train.status ]]; then

@@ -27,10 +27,12 @@ declare -A RUNTIMES=([v4]=tpu-ubuntu2204-base [v5litepod]=v2-alpha-tpuv5-lite
 # Prints one field of a resource, or ABSENT; any other failure is one, not an absence.
 describe() {
   local kind=$1 name=$2 field=$3 text
-  if text=$("${TPUS[@]}" "$kind" describe "$name" "${PLACE[@]}" "--format=value($field)" 2>&1); then
-    # Warnings come on the same stream, before the answer.
-    printf '%s\n' "${text##*$'\n'}"
-  elif [[ $text == *NOT_FOUND* || $text == *'not found'* ]]; then
+  if text=$("${TPUS[@]}" "$kind" describe "$name" "${PLACE[@]}" "--format=value($field)" 2>"$SCRATCH/said"); then
+    printf '%s\n' "$text"
+    return
+  fi
+  text=$(<"$SCRATCH/said")
+  if [[ $text == *NOT_FOUND* || $text == *'not found'* ]]; then
     echo ABSENT
   else
     fail "gcloud: could not describe $name: ${text//$'\n'/ }" 1
@@ -79,7 +81,7 @@ wait_for() {
     case $now in
       ACTIVE) return ;;
       ABSENT) fail "$NAME: must be requested first, got nothing; queued.sh create." 1 ;;
-      FAILED | SUSPENDED | SUSPENDING | DELETING)
+      FAILED | SUSPENDED | SUSPENDING | PREEMPTED | DELETING)
         fail "$NAME: must come to ACTIVE, got $now; queued.sh resume asks for it again." 1 ;;
     esac
     sleep "$POLL_SECS"
@@ -88,19 +90,17 @@ wait_for() {
 
 setup() {
   local files=("$ROOT/tpu_scripts/on_host.sh" "$ROOT/requirements.lock") package=$INSTALL node
-  JOB_DIR=$(mktemp -d)
-  trap 'rm -rf "$JOB_DIR"' EXIT
   if [[ $INSTALL == *.whl ]]; then
     [[ $DRY_RUN == 1 || -f $INSTALL ]] || fail "INSTALL: must exist, got $INSTALL; pip wheel --no-deps -w dist ."
     files+=("$INSTALL")
     package=./$(basename "$INSTALL")
   fi
-  printf '%s\n' "$package" >"$JOB_DIR/job.install"
-  printf '%s\n' "LIBTPU_INIT_ARGS=$FLAGS" "WINDOWS=$WINDOWS" >"$JOB_DIR/job.env"
-  printf '%s\n' "${ARGUMENTS[@]}" >"$JOB_DIR/job.args"
+  printf '%s\n' "$package" >"$SCRATCH/job.install"
+  printf '%s\n' "LIBTPU_INIT_ARGS=$FLAGS" "WINDOWS=$WINDOWS" >"$SCRATCH/job.env"
+  printf '%s\n' "${ARGUMENTS[@]}" >"$SCRATCH/job.args"
   on_hosts all 'mkdir -p ellama' "${NODES[@]}"
   for node in "${NODES[@]}"; do
-    run "${TPUS[@]}" tpu-vm scp "${files[@]}" "$JOB_DIR"/job.{install,env,args} "$node:ellama/" "${PLACE[@]}" --worker=all
+    run "${TPUS[@]}" tpu-vm scp "${files[@]}" "$SCRATCH"/job.{install,env,args} "$node:ellama/" "${PLACE[@]}" --worker=all
   done
   [[ $DRY_RUN == 0 ]] || say "job.args: ${ARGUMENTS[*]@Q}" "job.env: LIBTPU_INIT_ARGS=${FLAGS@Q} WINDOWS=$WINDOWS"
   on_hosts all 'bash ellama/on_host.sh install && bash ellama/on_host.sh data' "${NODES[@]}"
@@ -164,7 +164,7 @@ resume() {
     now=$(state SUSPENDED)
   done
   say "$NAME: $now"
-  if [[ $now == SUSPENDED || $now == FAILED ]] || { [[ $now == ACTIVE ]] && lost_a_node; }; then
+  if [[ $now == SUSPENDED || $now == PREEMPTED || $now == FAILED ]] || { [[ $now == ACTIVE ]] && lost_a_node; }; then
     delete
   elif [[ $now == ACTIVE ]]; then
     now=$(leader_status)
@@ -242,6 +242,8 @@ main() {
   fi
   train_arguments
   [[ $DRY_RUN == 1 ]] || command -v gcloud >/dev/null || fail 'gcloud: must be installed, got none.'
+  SCRATCH=$(mktemp -d)
+  trap 'rm -rf "$SCRATCH"' EXIT
   "$verb"
 }
 

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-HOME = Path(os.environ["FAKE_DIR"])
+HOME = Path(os.environ.get("FAKE_DIR", "."))
 STATE = HOME / "state.json"
 CALLS = HOME / "calls.json"
 WORKERS = 2
