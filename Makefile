@@ -32,13 +32,15 @@ $(VENV)/installed: requirements.lock setup.py
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
-$(VENV)/references: $(VENV)/installed tools/bucket-tests.txt tools/notebook-tests.txt
+$(VENV)/references: $(VENV)/installed tools/bucket-tests.txt tools/notebook-tests.txt tools/launch-tests.txt
 	$(BIN)/python -m pip install --quiet --no-deps '$(TORCH)' || \
 	  echo "no CPU build of torch for this Python: tests that compare with it will be skipped"
 	$(BIN)/python -m pip install --quiet --no-deps --requirement tools/bucket-tests.txt || \
 	  echo "no fake bucket for this Python: tests with one will be skipped"
 	$(BIN)/python -m pip install --quiet --no-deps --requirement tools/notebook-tests.txt || \
 	  echo "nothing to run notebooks with for this Python: their tests will be skipped"
+	$(BIN)/python -m pip install --quiet --no-deps --requirement tools/launch-tests.txt || \
+	  echo "no xpk or shellcheck for this Python: tests of TPU launches with them will be skipped"
 	$(BIN)/python -m pip install --quiet --no-deps '$(LIBTPU)' || \
 	  echo "no libtpu for this Python: tests that compile for TPUs will be skipped"
 	touch $@

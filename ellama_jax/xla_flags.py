@@ -4,10 +4,12 @@ Owns one table by generation. The training step gets them at compile (`program.p
 one that is not here alike; what else a TPU process compiles gets them from its environment at launch.
 """
 
+import shlex
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ellama_jax.topology import GENERATIONS, hardware_of
+from ellama_jax.topology import GENERATIONS, hardware_of, parse_topology
 
 
 @dataclass(frozen=True)
@@ -65,3 +67,29 @@ def launch_environment(generation: str, changes: Mapping[str, str] | None = None
     """
     flags = flags_for(generation, changes)
     return {"LIBTPU_INIT_ARGS": " ".join(f"--{name}={value}" for name, value in flags.items())}
+
+
+def main(argv: list[str]) -> None:
+    """Prints `launch_environment` as lines of a shell, `python -m ellama_jax.xla_flags v6e-64`.
+
+    Args:
+        argv: the name of a slice, then changes as FLAG=VALUE.
+    """
+    if not argv or not all("=" in change for change in argv[1:]):
+        sys.exit(_fail("arguments: must be a slice and FLAG=VALUE ..., got " + repr(argv)))
+    try:
+        generation = parse_topology(argv[0]).generation
+    except ValueError as error:
+        sys.exit(_fail(str(error)))
+    changes = dict(change.split("=", 1) for change in argv[1:])
+    for name, value in launch_environment(generation, changes).items():
+        print(f"{name}={shlex.quote(value)}")
+
+
+def _fail(message: str) -> int:
+    print(f"xla_flags: error: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

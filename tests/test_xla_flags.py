@@ -13,7 +13,7 @@ from ellama_jax.model.presets import get_preset
 from ellama_jax.sharding import make_mesh
 from ellama_jax.topology import GENERATIONS, get_devices, parse_topology
 from ellama_jax.train import program
-from ellama_jax.xla_flags import FLAGS, flags_for, flags_for_device, launch_environment
+from ellama_jax.xla_flags import FLAGS, flags_for, flags_for_device, launch_environment, main
 
 SMALLEST = {"v4": "v4-8", "v5e": "v5e-4", "v5p": "v5p-8", "v6e": "v6e-4", "tpu7x": "tpu7x-8"}
 
@@ -95,3 +95,20 @@ def test_a_flag_written_with_dashes_is_refused(tmp_path):
     )
     with pytest.raises(ValueError, match=r"^train.xla_flags: must be a flag's name without dashes"):
         load_config([f"--config={file}"], "train")
+
+
+def test_a_launch_reads_the_table_as_lines_of_a_shell(capsys):
+    main(["2xv6e-64", "xla_a=two words"])
+    printed = capsys.readouterr().out
+    argv = ["bash", "-c", f'{printed}printf %s "$LIBTPU_INIT_ARGS"']
+    seen = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+    assert {"LIBTPU_INIT_ARGS": seen} == launch_environment("v6e", {"xla_a": "two words"})
+
+
+@pytest.mark.parametrize("argv", [[], ["v6e-65"], ["v6e-64", "xla_a"], ["v9-8"]])
+def test_a_launch_of_no_known_slice_gets_one_line(argv, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(argv)
+    printed = capsys.readouterr()
+    assert ended.value.code == 2 and printed.out == ""
+    assert printed.err.startswith("xla_flags: error: ") and printed.err.count("\n") == 1

@@ -1,0 +1,105 @@
+"""What an env file may hold: one line and exit status 2 for everything else, and nothing is called."""
+
+import shutil
+
+import pytest
+from launch_cases import SCRIPTS, script, write_env
+
+HOSTILE = ["two words", "a;touch pwned", "$(touch pwned)", "`touch pwned`", "a'b", 'a"b', "a|b",
+           "a&b", "a>b", "-x", "a\\b", "a*", "../x", "ö", ""]  # fmt: skip
+NAMES = ["PROJECT", "ZONE", "NAME", "ACCELERATOR", "SLICES", "SPOT", "WORKDIR", "WINDOWS", "CONFIG",
+         "INSTALL"]  # fmt: skip
+XPK_NAMES = ["CLUSTER", "IMAGE"]
+
+
+@pytest.fixture
+def refused(tmp_path):
+    """Returns a function that runs a verb and checks that it is refused in one line."""
+    recorder = tmp_path / "bin"
+    recorder.mkdir()
+    for tool in ("gcloud", "xpk", "docker", "kubectl"):
+        (recorder / tool).write_text(f"#!/bin/bash\ntouch {tmp_path}/called\n")
+        (recorder / tool).chmod(0o755)
+
+    def check(program, *arguments, **environment):
+        ended = script(program, *arguments, path=recorder, **environment)
+        assert ended.returncode == 2, ended
+        assert ended.stdout == "" and ended.stderr.count("\n") == 1, ended
+        assert not (tmp_path / "called").exists()
+        return ended.stderr
+
+    return check
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_hostile_name_is_refused(refused, tmp_path, name):
+    for value in HOSTILE:
+        said = refused("queued.sh", "create", write_env(tmp_path, **{name: value}))
+        assert f"{name}: must be" in said, (value, said)
+
+
+@pytest.mark.parametrize("name", XPK_NAMES)
+def test_a_hostile_name_is_refused_for_xpk(refused, tmp_path, name):
+    for value in HOSTILE:
+        said = refused("xpk.sh", "launch", write_env(tmp_path, **{name: value}))
+        assert f"{name}: must be" in said, (value, said)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_missing_name_is_refused(refused, tmp_path, name):
+    said = refused("queued.sh", "delete", write_env(tmp_path, **{name: None}))
+    assert f"{name}: must be" in said and "got nothing" in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ACCELERATOR": "v6e-65"}, "must be a size of v6e that is made, got v6e-65; nearest"),
+        ({"ACCELERATOR": "v9-8"}, "must be of a generation among"),
+        ({"ACCELERATOR": "tpu7x-64"}, "tpu7x goes by xpk.sh"),
+        ({"WORKDIR": "runs/8b"}, "WORKDIR: must be a gs:// path"),
+        ({"WORKDIR": "s3://bucket/run"}, "WORKDIR: must be a gs:// path"),
+        ({"NAME": "a" * 38}, "NAME: must be at most 37"),
+        ({"SLICES": "0"}, "SLICES: must be a number"),
+        ({"RUNTIME_VERSION": "a b"}, "RUNTIME_VERSION: must be"),
+        ({"SPOT": "1\nSPOT=0"}, "SPOT must stand once"),
+        ({"SPOT": "1\nCOLOUR=red"}, "a name must be one of"),
+        ({"SPOT": "1\nnonsense"}, "a line must be NAME=value, got nonsense"),
+        ({"SPOT": "1\nTRAIN_ARG=--workdir=gs://other/x"}, "must be --config.KEY=VALUE"),
+        ({"SPOT": "1\nTRAIN_ARG=--config.a=b\x07"}, "must hold no control characters"),
+    ],
+)  # fmt: skip
+def test_what_cannot_work_is_one_line(refused, tmp_path, changes, message):
+    assert message in refused("queued.sh", "create", write_env(tmp_path, **changes))
+
+
+@pytest.mark.parametrize("program", ["queued.sh", "xpk.sh"])
+def test_a_wrong_command_line_is_one_line(refused, tmp_path, program):
+    env = write_env(tmp_path)
+    assert "verb: must be one of" in refused(program, "fly", env)
+    assert "verb: must be one of" in refused(program)
+    assert "env file: must exist" in refused(program, "delete", tmp_path / "none.env")
+    assert "arguments: must be VERB" in refused(program, "delete", env, "more")
+
+
+@pytest.mark.parametrize("program", ["queued.sh", "xpk.sh"])
+def test_a_tool_that_is_not_installed_is_one_line(tmp_path, program):
+    for tool in ("bash", "dirname", "basename"):
+        (tmp_path / tool).symlink_to(shutil.which(tool))
+    ended = script(program, "delete", write_env(tmp_path), PATH=str(tmp_path))
+    assert ended.returncode == 2 and ended.stderr.count("\n") == 1
+    assert "must be installed, got none" in ended.stderr
+
+
+def test_a_wheel_that_is_not_there_is_refused_before_a_host_is_asked(refused, tmp_path):
+    env = write_env(tmp_path, INSTALL=f"{tmp_path}/none.whl")
+    assert "INSTALL: must exist" in refused("queued.sh", "setup", env)
+
+
+def test_the_example_is_complete():
+    example = SCRIPTS / "env.example"
+    for program, verb in (("queued.sh", "create"), ("xpk.sh", "launch")):
+        ended = script(program, verb, example, DRY_RUN="1")
+        assert ended.returncode == 0 and "ellama-8b" in ended.stdout, ended
+    names = {line.partition("=")[0] for line in example.read_text().splitlines() if "=" in line}
+    assert {*NAMES, *XPK_NAMES, "RUNTIME_VERSION", "TRAIN_ARG"} <= names

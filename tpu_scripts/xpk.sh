@@ -1,0 +1,83 @@
+#!/usr/bin/env bash
+# The same run on GKE through XPK (the Python package xpk, written for 1.16).
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=settings.sh
+source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
+
+usage() {
+  cat <<'TEXT'
+usage: xpk.sh VERB [ENV_FILE], runs/env if none is given; DRY_RUN=1 prints the commands alone
+  cluster  create the cluster, or its missing parts    image   build and push the container
+  launch   create the workload                         list    workloads and how they stand
+  logs     of the pods                                 stop    delete the workload: save and end
+  delete   the cluster with all that is in it; the bucket stays
+TEXT
+}
+
+cluster() {
+  local tier=--on-demand
+  [[ $SPOT == 0 ]] || tier=--spot
+  run xpk cluster create "${PLACE[@]}" "--tpu-type=$ACCELERATOR" "--num-slices=$SLICES" "$tier"
+}
+
+image() {
+  [[ $INSTALL == *.whl ]] || fail "INSTALL: must be a wheel for the image, got $INSTALL"
+  run docker build "--file=$ROOT/tpu_scripts/Dockerfile" "--build-arg=WHEEL=$INSTALL" "--tag=$IMAGE" "$ROOT"
+  run docker push "$IMAGE"
+}
+
+# What a pod runs, quoted twice: here for the pod's shell, by xpk in its YAML.
+pod_command() {
+  local text
+  printf -v text '%q ' exec env "LIBTPU_INIT_ARGS=$FLAGS" "WINDOWS=$WINDOWS" \
+    bash /ellama/on_host.sh train "${ARGUMENTS[@]}"
+  printf '%s' "${text% }"
+}
+
+launch() {
+  local restarts=3 there
+  # Spot pods come back on new machines; train exits with 143 after it saved, which xpk restarts.
+  [[ $SPOT == 0 ]] || restarts=1000
+  if [[ $DRY_RUN == 0 ]]; then
+    there=$(xpk workload list "${PLACE[@]}" "--filter-by-job=^$NAME\$")
+    # At the start of a row of the table; the lines that tell what xpk does name it too.
+    if grep -Eq "^[| ]*$NAME([| ]|\$)" <<<"$there"; then
+      say "$NAME is there already, perhaps at its end; xpk.sh stop deletes it"
+      return
+    fi
+  fi
+  run xpk workload create "${PLACE[@]}" "--workload=$NAME" "--tpu-type=$ACCELERATOR" \
+    "--num-slices=$SLICES" "--docker-image=$IMAGE" "--max-restarts=$restarts" \
+    --termination-grace-period-seconds=600 "--command=$(pod_command)"
+}
+
+list() { run xpk workload list "${PLACE[@]}"; }
+
+logs() {
+  run gcloud container clusters get-credentials "$CLUSTER" "--project=$PROJECT" "--region=${ZONE%-*}"
+  run kubectl logs "--selector=jobset.sigs.k8s.io/jobset-name=$NAME" --all-containers --prefix --tail=200
+}
+
+stop() { run xpk workload delete "${PLACE[@]}" "--workload=$NAME" --force; }
+delete() { run xpk cluster delete "${PLACE[@]}" --force; }
+
+main() {
+  local verb=${1:-} tool
+  case $verb in
+    -h | --help | help) usage; exit ;;
+    cluster | image | launch | list | logs | stop | delete) ;;
+    *) fail "verb: must be one of cluster image launch list logs stop delete, got ${verb:-nothing}" ;;
+  esac
+  [[ $# -le 2 ]] || fail "arguments: must be VERB [ENV_FILE], got $#"
+  read_settings "${2:-runs/env}"
+  check_settings
+  check CLUSTER '[a-z]([a-z0-9-]{0,38}[a-z0-9])?' 'at most 40 of a-z, 0-9 and -, a letter first'
+  check IMAGE '[a-z0-9][A-Za-z0-9._/:@-]*' 'the name of a container image'
+  PLACE=("--project=$PROJECT" "--zone=$ZONE" "--cluster=$CLUSTER")
+  train_arguments
+  case $verb in image) tool=docker ;; logs) tool=kubectl ;; *) tool=xpk ;; esac
+  [[ $DRY_RUN == 1 ]] || command -v "$tool" >/dev/null || fail "$tool: must be installed, got none."
+  "$verb"
+}
+
+main "$@"
