@@ -4,12 +4,16 @@ Owns the start of jax.distributed and messages between processes. Where arrays l
 part. With one process everything here does nothing and costs nothing.
 """
 
+import contextlib
+import ctypes
 import functools
 import logging
 import os
+import signal
 import socket
+import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import numpy as np
@@ -20,6 +24,14 @@ log = logging.getLogger(__name__)
 
 _ADDRESS, _COUNT, _ID = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 _MAX_ERROR_BYTES, _NAME_BYTES = 2048, 64
+# JAX's own 100 s are long for a pod that is paid by the second.
+_HEARTBEAT_SECS = 30
+EXIT_LOST = 75  # EX_TEMPFAIL of sysexits.h: worth another try
+_LOST = (
+    f"this process ends with status {EXIT_LOST}, for another process of the job died or cannot be "
+    "reached; start the same command again, on as many processes as there are: it resumes from the "
+    "newest checkpoint."
+)
 
 
 def start_processes(environment: Mapping[str, str] = os.environ) -> None:
@@ -41,10 +53,13 @@ def start_processes(environment: Mapping[str, str] = os.environ) -> None:
     if given:
         count, index = _read_numbers(given)
         jax.distributed.initialize(
-            given[_ADDRESS], count, index, cluster_detection_method="deactivate"
-        )
+            given[_ADDRESS], count, index, cluster_detection_method="deactivate",
+            heartbeat_timeout_seconds=_HEARTBEAT_SECS,
+        )  # fmt: skip
     else:
         _start_detected()
+    if jax.distributed.is_initialized():
+        _say_last_words()
     if jax.distributed.is_initialized() and not leads():
         # What is true for all is said once.
         logging.getLogger("ellama_jax").setLevel(logging.ERROR)
@@ -72,7 +87,7 @@ def _start_detected() -> None:
         # A pod of Kubernetes that is no job is warned of a package it does not need.
         warnings.simplefilter("ignore")
         try:
-            jax.distributed.initialize()
+            jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT_SECS)
         except ValueError as error:
             # How JAX says that it detected nothing; there is no question to ask it first.
             if "coordinator_address should be defined" not in str(error):
@@ -80,6 +95,40 @@ def _start_detected() -> None:
         except RuntimeError:
             # JAX asks for it before its first computation: a notebook that has computed already.
             log.info("JAX was in use before this job: it runs in this process alone")
+
+
+def _say_last_words() -> None:
+    """Has the runtime's abort, which is how JAX ends who lost the others, end in a clear line."""
+    words = f"process {jax.process_index()}: {_LOST}\n".encode()
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_int)
+    def leave(_number):
+        os.write(2, words)
+        os._exit(EXIT_LOST)
+
+    # Python's own handlers wait for the main thread, which may wait for the dead. Kept for good.
+    _say_last_words.handler = leave
+    ctypes.CDLL(None).signal(signal.SIGABRT, leave)
+
+
+@contextlib.contextmanager
+def ends_with_the_others(known: Callable[[str], object] = lambda text: None) -> Iterator[None]:
+    """Ends this process at once where what all processes do together failed in the enclosed block.
+
+    To leave in order would be to wait for them, as a save under way does; what it has not finished is
+    never restored. A process alone raises as ever.
+
+    Args:
+        known: says whether an error's text is one that every process meets by itself.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1 or known(str(error)):
+            raise
+        reason = str(error).partition("\n")[0][:300]
+        print(f"process {jax.process_index()}: {reason}: {_LOST}", file=sys.stderr, flush=True)
+        os._exit(EXIT_LOST)
 
 
 def leads() -> bool:

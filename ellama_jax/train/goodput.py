@@ -158,7 +158,8 @@ def summarize(starts: Sequence[Mapping]) -> dict[str, float]:
         for category, secs in start["secs"].items():
             total[category] = total.get(category, 0.0) + secs
     for before, after in zip(starts, starts[1:], strict=False):
-        total["gap"] += after["began"] - before["ended"]
+        # The clock of another machine, or one that was set back, may be behind.
+        total["gap"] += max(0.0, after["began"] - before["ended"])
     return {category: secs for category, secs in total.items() if secs}
 
 

@@ -17,7 +17,7 @@ import jax
 
 from ellama_jax.config import load_config
 from ellama_jax.config_evaluate import EXIT_GATE
-from ellama_jax.distributed import leads, on_leader, start_processes
+from ellama_jax.distributed import ends_with_the_others, leads, on_leader, start_processes
 from ellama_jax.progress import progress
 from ellama_jax.sharding import make_mesh, place_batch, row_parts
 from ellama_jax.train.goodput import STEP, Goodput, read_goodput
@@ -120,6 +120,7 @@ def train(run: Run) -> Path:
             open_manager(run) as manager,
             _sigterm_flag() as terminated,
             _profiler(run) as profiler,
+            ends_with_the_others(_say_refusal),
         ):
             with goodput.span("restore"):
                 state, so_far = start_or_resume(run, program, manager)
