@@ -153,6 +153,30 @@ def write_whole(path: Path, text: str) -> None:
         partial.unlink(missing_ok=True)
 
 
+def remove_left_over(dst: Path) -> None:
+    """Removes what killed processes of this machine were writing beside `dst`, to be renamed to it.
+
+    They are named `.NAME.partial-PID`; those of processes that live stay.
+    """
+    if is_remote(dst) or not dst.parent.is_dir():
+        return
+    start = f".{dst.name}.partial-"
+    for path in dst.parent.iterdir():
+        number = path.name.removeprefix(start)
+        if path.name.startswith(start) and number.isdecimal() and not _is_alive(int(number)):
+            remove_tree(path)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # another user's
+    return True
+
+
 def copy_file(src: Path, dst: Path) -> None:
     """Copies a file from anywhere to anywhere."""
     with src.open("rb") as source, dst.open("wb") as target:

@@ -1,6 +1,9 @@
 """A path is on a disk or in a bucket, and what is neither is said in one line."""
 
+import os
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -119,3 +122,15 @@ def test_a_bucket_that_does_not_exist_is_one_line(bucket, capsys):
         main(["import", "gs://no-such-bucket/hf", f"{bucket}/base"])
     error = capsys.readouterr().err
     assert error == "ellama import: error: gs://no-such-bucket: must exist, got no such bucket.\n"
+
+
+def test_what_a_killed_process_was_writing_goes_and_what_a_living_one_writes_stays(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    names = [f".out.partial-{gone.pid:09d}", f".out.partial-{os.getpid()}", ".out.partial-x",
+             f".other.partial-{gone.pid}", "out"]  # fmt: skip
+    for name in names:
+        (tmp_path / name).mkdir()
+    paths.remove_left_over(tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == set(names[1:])
+    paths.remove_left_over(tmp_path / "nowhere" / "out")

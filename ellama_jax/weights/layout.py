@@ -24,7 +24,14 @@ from pathlib import Path
 
 from ellama_jax.data.tokenizer import load_tokenizer
 from ellama_jax.model.presets import LlamaConfig, config_from_dict, config_to_dict
-from ellama_jax.paths import as_path, copy_tree, is_remote, remove_tree, write_whole
+from ellama_jax.paths import (
+    as_path,
+    copy_tree,
+    is_remote,
+    remove_left_over,
+    remove_tree,
+    write_whole,
+)
 
 log = logging.getLogger(__name__)
 
@@ -341,6 +348,8 @@ def check_destination(
 ) -> None:
     """Refuses a place where a result cannot be written, before any work is done for it.
 
+    What a killed process left beside it is removed (see `remove_left_over`).
+
     Args:
         dst: the directory to make.
         needed_bytes: what its disk must have room for.
@@ -357,6 +366,7 @@ def check_destination(
         if not dst.is_dir() or not (is_replaceable or _is_root)(dst):
             kind = "a checkpoint root" if is_replaceable is None else "an earlier export"
             raise ValueError(f"{dst}: only {kind} is replaced, got something else.")
+    remove_left_over(dst)  # or there would be no room for a second try
     check_disk_space(dst, check_writable(dst), needed_bytes)
 
 
