@@ -18,6 +18,8 @@ TEXT
 }
 
 TPUS=(gcloud compute tpus)
+# So many losses of a process in a row, not as long as this apart, are no accident.
+MOST_LOST=3 MANY_POLLS=20
 # A host that was never set up has nothing to stop.
 STOP='test ! -f ellama/on_host.sh || bash ellama/on_host.sh stop'
 # Runtimes by docs.cloud.google.com/tpu/docs/runtimes.
@@ -196,9 +198,11 @@ job_status() {
   fi
 }
 
-# `exited 143` is train's answer to SIGTERM: it has saved. Any other error would come again.
+# `exited 143` is train's answer to SIGTERM: it has saved. 75 says that another process of the job was
+# lost, or stood still; the one that has an error of its own may be that one, so not for ever. Any
+# other error would come again.
 watch() {
-  local now last=''
+  local now last='' lost=0 running=0
   [[ $DRY_RUN == 0 ]] || { resume; return; }
   while true; do
     now=$(job_status) || now=unreachable
@@ -206,7 +210,16 @@ watch() {
     last=$now
     case $now in
       'exited 0') say "$NAME: the run has ended; queued.sh delete frees the slices"; return ;;
-      running | unreachable) ;;
+      running)
+        running=$((running + 1))
+        ((running < MANY_POLLS)) || lost=0
+        ;;
+      unreachable) ;;
+      'exited 75')
+        lost=$((lost + 1)) running=0
+        ((lost <= MOST_LOST)) || fail "$NAME: a process was lost $lost times in a row; see queued.sh logs-all." 1
+        again
+        ;;
       'exited unknown' | 'exited 143') again ;;
       'exited '*) fail "$NAME: the job ended with an error ($now); see queued.sh logs." 1 ;;
       *) again ;;

@@ -36,7 +36,8 @@ pod_command() {
 
 launch() {
   local restarts=3 there
-  # Spot pods come back on new machines; train exits with 143 after it saved, which xpk restarts.
+  # Spot pods come back on new machines; train exits with 143 after it saved, which xpk restarts, and
+  # with 75 where another process was lost.
   [[ $SPOT == 0 ]] || restarts=1000
   if [[ $DRY_RUN == 0 ]]; then
     there=$(xpk workload list "${PLACE[@]}" "--filter-by-job=^$NAME\$")
@@ -48,7 +49,7 @@ launch() {
   fi
   run xpk workload create "${PLACE[@]}" "--workload=$NAME" "--tpu-type=$ACCELERATOR" \
     "--num-slices=$SLICES" "--docker-image=$IMAGE" "--max-restarts=$restarts" \
-    --termination-grace-period-seconds=600 "--command=$(pod_command)"
+    --restart-on-exit-codes=75 --termination-grace-period-seconds=600 "--command=$(pod_command)"
 }
 
 list() { run xpk workload list "${PLACE[@]}"; }

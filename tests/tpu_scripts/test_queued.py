@@ -219,6 +219,16 @@ def test_watching_ends_with_the_run(cloud, status, code):
     assert ("the run has ended" if code == 0 else "ended with an error (exited 1)") in ended.stderr
 
 
+def test_watching_starts_a_job_that_lost_a_process_again_but_not_for_ever(cloud):
+    env = write_env(cloud.home)
+    for verb in ("create", "setup"):
+        assert cloud.run(verb, env).returncode == 0
+    for host in cloud.hosts():
+        (host / "ellama/finish").write_text("75")
+    ended = cloud.run("watch", env, POLL_SECS="0.2")
+    assert ended.returncode == 1 and "a process was lost 4 times in a row" in ended.stderr, ended
+
+
 def test_watching_brings_a_preempted_run_to_its_end(cloud):
     """The slice is taken away while it is watched; on the new one the job ends by itself."""
     env = write_env(cloud.home)
