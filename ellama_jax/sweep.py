@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ellama_jax.config import RunConfig, load_values
 from ellama_jax.paths import as_path, is_remote, remove_tree, write_whole
+from ellama_jax.sweep_commands import write_commands
 from ellama_jax.sweep_grid import Sweep, Trial, plan_sweep
 from ellama_jax.sweep_results import FILE, judge, read_changes
 from ellama_jax.sweep_show import Board, draw_axes, print_settings
@@ -49,7 +50,10 @@ def main_sweep(argv: list[str]) -> None:
     for trial in sweep.trials:
         _check_measured(trial.config, sweep)
     if args.write_commands:
-        return _write_commands(sweep, args)
+        script, env = Path(args.write_commands), args.env and Path(args.env)
+        write_commands(sweep, args.workdir, script, launcher=args.launcher, env=env or None)
+        print(f"wrote {script}: {len(sweep.trials)} commands")
+        return
     workdir = as_path(args.workdir)
     states = [Standing(trial) for trial in sweep.trials]
     for state in states:
@@ -84,8 +88,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--launcher", metavar="WORDS", default="",
-        help="what --write-commands puts before `ellama train`, as a script that starts a slice; "
-        "{name} in it is the trial's",
+        help="what --write-commands puts before `ellama train`, as `sbatch --wrap`; {name} in it is "
+        "the trial's",
+    )  # fmt: skip
+    parser.add_argument(
+        "--env", metavar="FILE",
+        help="env file of tpu_scripts: --write-commands then writes one a trial and runs each on TPU "
+        "slices of its own",
     )  # fmt: skip
     parser.add_argument(
         "--collect", action="store_true", help="run nothing: judge the trials that are done"
@@ -101,8 +110,11 @@ def _check_options(args: argparse.Namespace) -> None:
         raise ValueError(f"--jobs: must be at least 1, got {args.jobs}.")
     if args.collect and args.write_commands:
         raise ValueError("--collect, --write-commands: must be given one at a time, got both.")
-    if args.launcher and not args.write_commands:
-        raise ValueError("--launcher: must stand beside --write-commands, got it alone.")
+    for name in ("launcher", "env"):
+        if getattr(args, name) and not args.write_commands:
+            raise ValueError(f"--{name}: must stand beside --write-commands, got it alone.")
+    if args.launcher and args.env:
+        raise ValueError("--launcher, --env: must be given one at a time, got both.")
     if is_remote(args.workdir) and not args.write_commands and not (args.collect and args.results):
         raise ValueError(
             f"--workdir: must be on a local disk to run trials here, got {args.workdir}; take "
@@ -139,22 +151,6 @@ def _check_measured(config: RunConfig, sweep: Sweep) -> None:
                 f"rule: metrics must be eval_loss, eval_bits_per_byte or eval_score, or parts of "
                 f"them, got {metric}."
             )
-
-
-def _write_commands(sweep: Sweep, args: argparse.Namespace) -> None:
-    """Writes a shell script, one line a trial, that can be cut into pieces."""
-    lines = [
-        "#!/usr/bin/env bash",
-        f"# {sweep.title}: {len(sweep.trials)} trials. Judge what is done with:",
-        f"#   ellama sweep --config ... --workdir {shlex.quote(args.workdir)} --collect",
-        "set -euo pipefail",
-    ]
-    for trial in sweep.trials:
-        before = args.launcher.replace("{name}", trial.name)
-        words = ["ellama", *_train_words(trial, args.workdir)]
-        lines.append(f"{before} {shlex.join(words)}".lstrip())
-    write_whole(Path(args.write_commands), "\n".join(lines) + "\n")
-    print(f"wrote {args.write_commands}: {len(sweep.trials)} commands")
 
 
 def _train_words(trial: Trial, workdir: str | Path) -> list[str]:

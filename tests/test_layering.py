@@ -41,7 +41,7 @@ LAYERS = (
         "plan_hlo_memory",
         "plan_roofline",
     ),  # fmt: skip
-    ("sweep_grid", "sweep_results", "sweep_show"),
+    ("sweep_grid", "sweep_commands", "sweep_results", "sweep_show"),
     (
         "report",
         "report_evaluation",

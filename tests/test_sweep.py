@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -187,6 +188,33 @@ def test_commands_are_written_one_a_trial_and_make_the_same_trials(place, capsys
     assert subprocess.run(["bash", "-n", "go.sh"], check=False).returncode == 0
 
 
+def test_for_tpu_slices_every_trial_gets_an_env_file_that_the_launch_scripts_take(place):
+    root = Path(sweep.__file__).parents[1]
+    env = (root / "tpu_scripts" / "env.example").read_text()
+    (place / "env").write_text(env.replace("PROJECT=my-project", "PROJECT=shop-1"))
+    run("--write-commands", "go.sh", "--env", "env", workdir="gs://bucket/lr")
+    lines = [line for line in (place / "go.sh").read_text().splitlines() if "queued.sh" in line]
+    assert len(lines) == 6
+    words = shlex.split(lines[0])
+    assert words[:2] == ["tpu_scripts/queued.sh", "watch"] and words[3:6] == [
+        "&&", "tpu_scripts/queued.sh", "delete"
+    ]  # fmt: skip
+    file = place / words[2]
+    assert words[2] == words[6] and file.stem.startswith("peak_frac-0.05_seed-0_")
+    found = file.read_text().splitlines()
+    assert f"WORKDIR=gs://bucket/lr/{file.stem}" in found and "PROJECT=shop-1" in found
+    assert "CONFIG=configs/demo.py:tiny" in found
+    assert "TRAIN_ARG=--config.schedule.peak_frac=0.05" in found
+    names = {path.read_text().split("\nNAME=")[1].split("\n")[0] for path in file.parent.iterdir()}
+    assert len(names) == 6 and all(re.fullmatch("ellama-8b-[0-9a-f]{8}", name) for name in names)
+    printed = subprocess.run(
+        [root / "tpu_scripts/queued.sh", "resume", file], check=False, capture_output=True, text=True,
+        env={**os.environ, "DRY_RUN": "1", "PYTHON": sys.executable}, cwd=root,
+    )  # fmt: skip
+    assert printed.returncode == 0, printed.stderr
+    assert "--config.schedule.peak_frac=0.05" in printed.stderr
+
+
 def test_collecting_judges_what_is_there_and_runs_nothing(place, capsys):
     behave(place, broken=1.0)
     with pytest.raises(ValueError, match="2 of 6 trials failed"):
@@ -224,6 +252,10 @@ def test_the_last_whole_record_is_shown(tmp_path):
         (["--config.rule.gain=eval_score/ecommerce"], "evaluate.tasks: must name tasks"),
         (["--config.rule.gain=loss"], "rule: metrics must be eval_loss"),
         (["--launcher", "x"], "--launcher: must stand beside --write-commands"),
+        (["--env", "x"], "--env: must stand beside --write-commands"),
+        (["--env", "x", "--launcher", "x", "--write-commands", "x"], "one at a time, got both"),
+        (["--env", "nowhere", "--write-commands", "x"], "--env: must be a file like tpu_scripts"),
+        (["--env", "rates.py", "--write-commands", "x"], "must have NAME, WORKDIR, CONFIG"),
         (["--collect", "--write-commands", "x"], "given one at a time, got both"),
         (["--workdir", "gs://bucket/x"], "--workdir: must be on a local disk to run trials here"),
         (["--workdir", "rates.py"], "--workdir: must be a directory, got the file rates.py"),
