@@ -1,6 +1,6 @@
 """Options that cannot be: a table of commands, and the one line that each of them ends in.
 
-MODELS stands for a base and an adapted model, ASKED for a workdir and questions. Files that are
+MODELS stands for a base and an adapted model, ASKED for a workdir and questions, RATES for a sweep. Files that are
 broken have tests of their own, in test_bad_input.py.
 """
 
@@ -9,7 +9,10 @@ import shutil
 
 import pytest
 
+from ellama_jax.config import configs_dir
+
 MODELS = "--base base --adapted adapted"
+RATES = "--config CONFIGS/sweeps/learning_rate.py --workdir out"
 ASKED = "--workdir out --tasks ecommerce --benchmark benchmark"
 REFUSED = (
     ('merge MODELS --alpha 2 --out out',
@@ -156,6 +159,42 @@ REFUSED = (
      'documents.jsonl: must be a scorecard, as `ellama evaluate --json` writes one, got other content.'),
     ('evaluate --checkpoint base --long-context documents.jsonl --max-length 0',
      "--max-length: must lie between 256 tokens and the model's 1024, got 0."),
+    ('sweep --workdir out',
+     '--config: must name a configuration file, got none; see ellama sweep --help.'),
+    ('sweep --config nowhere.py --workdir out',
+     "--config: must be a file that can be loaded, got nowhere.py: [Errno 2] No such file or directory: 'nowhere.py'"),
+    ('sweep --config CONFIGS/demo.py:tiny --workdir out',
+     '--config: must be a sweep, as configs/sweeps/base.py defines it, got a configuration with checkpoint, data, evaluate, mesh, model, optimizer, schedule, train.'),
+    ('sweep --config CONFIGS/sweeps/base.py --workdir out',
+     'config: must name the configuration that the trials change, got none.'),
+    ('sweep RATES',
+     'evaluate.windows_dir: must hold held-out windows, for the rule asks for eval_loss/ecommerce, got none; give it with --set evaluate.windows_dir=DIR.'),
+    ('sweep --config CONFIGS/sweeps/warmup.py:tiny --workdir out',
+     "--config: a sweep's argument must be FILE.py:ARGUMENT, as demo.py:smollm2-135m, got tiny."),
+    ('sweep --config CONFIGS/sweeps/warmup.py:demo.py:huge --workdir out',
+     '--config: demo.py: variant must be one of smollm2-135m, tiny, got huge.'),
+    ('sweep RATES --set train.stepz=3',
+     '--config.train.stepz: is no configuration key; did you mean steps?'),
+    ('sweep RATES --set train.steps=-1',
+     'train.steps: must be at least 1, got -1.'),
+    ('sweep RATES --set train.steps',
+     '--set: must be KEY=VALUE, as model.checkpoint=base, got train.steps.'),
+    ('sweep RATES --jobs 0',
+     '--jobs: must be at least 1, got 0.'),
+    ('sweep RATES --collect',
+     '--workdir: must be the directory of a sweep, got out.'),
+    ('sweep RATES --config.rule.limit=-1',
+     'rule.limit: must be a number of at least 0, got -1.0.'),
+    ('sweep RATES --config.rule.gain=accuracy',
+     'rule: metrics must be eval_loss, eval_bits_per_byte or eval_score, or parts of them, got accuracy.'),
+    ('evidence --workdir out',
+     '--config: must name a configuration file, got none; see ellama evidence --help.'),
+    ('evidence --config CONFIGS/demo.py:tiny --workdir out',
+     '--config: must be a sweep, as configs/sweeps/base.py defines it, got a configuration with checkpoint, data, evaluate, mesh, model, optimizer, schedule, train.'),
+    ('evidence --config CONFIGS/evidence.py:ellama.py:8b_v5p-256 --workdir out',
+     '--config: must be a sweep over demo.py:smollm2-135m or demo.py:tiny with seeds, got ellama.py:8b_v5p-256 with seeds (0, 1).'),
+    ('evidence --config CONFIGS/evidence.py:demo.py:tiny --workdir out --write nowhere.md',
+     'nowhere.md: must exist, got no such file or directory.'),
 )  # fmt: skip
 
 
@@ -169,6 +208,7 @@ def place(good, tmp_path_factory):
 
 @pytest.mark.parametrize(("command", "line"), REFUSED, ids=[command for command, _ in REFUSED])
 def test_a_command_is_refused_in_one_line(refused, command, line):
-    words = command.replace("MODELS", MODELS).replace("ASKED", ASKED)
+    words = command.replace("MODELS", MODELS).replace("ASKED", ASKED).replace("RATES", RATES)
+    words = words.replace("CONFIGS", str(configs_dir()))
     said = refused(*shlex.split(words))
     assert said == line
