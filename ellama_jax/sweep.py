@@ -6,13 +6,15 @@ they came to sweep_results.py's, how it looks sweep_show.py's.
 """
 
 import argparse
+import contextlib
 import dataclasses
+import fcntl
 import json
 import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ellama_jax.config import RunConfig, load_values
@@ -23,7 +25,7 @@ from ellama_jax.sweep_results import FILE, judge, read_changes
 from ellama_jax.sweep_show import Board, draw_axes, print_settings
 from ellama_jax.verb_process import last_line, start_verb, stop_verbs
 
-LOG = "sweep-log.txt"
+LOG, LOCK = "sweep-log.txt", ".lock"
 _SECS_BETWEEN_LOOKS = 0.5
 _MOST_FAILURES = 2  # at the beginning: what is wrong is then wrong with all of them
 
@@ -62,7 +64,7 @@ def main_sweep(argv: list[str]) -> None:
     command = shlex.join(["ellama", "sweep", *argv])
     if not args.collect:
         workdir.mkdir(parents=True, exist_ok=True)
-        with Board(sweep, states, workdir) as board:
+        with _alone(workdir), Board(sweep, states, workdir) as board:
             _run(sweep, states, workdir, args.jobs, board, command)
     _close(sweep, states, results, command)
 
@@ -163,6 +165,19 @@ def _look(state: Standing, workdir: Path) -> None:
     changes = read_changes(directory, state.trial.config.train.steps)
     if changes is not None:
         state.status, state.changes = "done", changes
+
+
+@contextlib.contextmanager
+def _alone(workdir: Path) -> Iterator[None]:
+    """Refuses a second sweep in one directory at one time; the system lets go of what died."""
+    with (workdir / LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"--workdir: must be used by one sweep at a time, got {workdir}, where one is at work."
+            ) from error
+        yield
 
 
 def _run(

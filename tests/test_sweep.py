@@ -174,6 +174,15 @@ def test_a_sweep_that_is_stopped_lets_its_trials_save_and_goes_on_later(place, n
     assert len(begun(place)) == 7
 
 
+def test_two_sweeps_do_not_share_a_directory(place):
+    with (
+        sweep._alone(place),
+        pytest.raises(ValueError, match="one sweep at a time, got .*one is at"),
+    ):
+        run(workdir=place)
+    run()
+
+
 def test_commands_are_written_one_a_trial_and_make_the_same_trials(place, capsys):
     run("--write-commands", "go.sh", "--launcher", "slices/start {name}", workdir="gs://bucket/x y")
     lines = (place / "go.sh").read_text().splitlines()
