@@ -32,7 +32,7 @@ _MOST_FAILURES = 2  # at the beginning: what is wrong is then wrong with all of 
 
 @dataclasses.dataclass
 class Standing:
-    """Where a trial stands: `waiting`, `running`, `done`, `failed` or `stopped`."""
+    """Where a trial stands: `waiting`, `running`, `done`, `failed` or `stopped`; `secs` of this start."""
 
     trial: Trial
     status: str = "waiting"
@@ -247,7 +247,7 @@ def _describe(sweep: Sweep, states: Sequence[Standing], command: str) -> dict:
         "trials": [
             {
                 "name": state.trial.name, "seed": state.trial.seed, "status": state.status,
-                "said": state.said, "steps": state.trial.config.train.steps,
+                "said": state.said, "secs": round(state.secs, 1), "steps": state.trial.config.train.steps,
                 "command": shlex.join(["ellama", "train", *state.trial.arguments]),
                 "changes": state.changes,
             }
