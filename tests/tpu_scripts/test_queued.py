@@ -86,7 +86,7 @@ def test_a_run_from_its_request_to_its_end(cloud, slices):
         assert ended.returncode == 0, (verb, ended)
         pids.append([file.read_text() for file in sorted(cloud.home.rglob("train.pid"))])
     assert len(pids[3]) == 2 * slices and pids[3] == pids[4] == pids[-1]
-    # Not of this session, so that the end of a connection does not reach it.
+    # In a session of its own, so that the end of a connection does not reach it.
     assert os.getsid(0) not in {os.getsid(int(pid)) for pid in pids[-1]}
     names = ["run-1"] if slices == 1 else ["run-1-0", "run-1-1"]
     assert sorted(cloud.state()["nodes"]) == names
