@@ -95,6 +95,12 @@ def _start_detected() -> None:
         except RuntimeError:
             # JAX asks for it before its first computation: a notebook that has computed already.
             log.info("JAX was in use before this job: it runs in this process alone")
+        except Exception as error:
+            # A pod that has no service account is no job; only where the package kubernetes is
+            # installed does JAX come so far as to find out.
+            kind = type(error)
+            if (kind.__module__.split(".")[0], kind.__name__) != ("kubernetes", "ConfigException"):
+                raise
 
 
 def _say_last_words() -> None:
