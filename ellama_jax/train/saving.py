@@ -4,8 +4,9 @@ Owns the counts that go with the state: the ledger of tokens, the means, the mix
 weights/checkpoint.py's.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import jax
@@ -40,12 +41,19 @@ class SoFar(NamedTuple):
 _COUNTERS = ("step", "skipped", "skipped_in_a_row", "guard")
 
 
-def open_manager(run: Run):
-    """Opens the run's checkpoints."""
+@contextlib.contextmanager
+def open_manager(run: Run) -> Iterator:
+    """Opens the run's checkpoints; a disk that becomes full while the run writes is one line."""
     keys = dataclasses.asdict(run.config.checkpoint)
-    return checkpoints.open_manager(
-        run.workdir / "checkpoints", tokenizer_dir=run.tokenizer_dir, **keys
-    )
+    rule = f"train {run.workdir}: the disk must have room for what a run writes"
+    to_do = "make room, and the same command goes on from the newest checkpoint"
+    with (
+        checkpoints.full_disk_as_value_error(rule, to_do),
+        checkpoints.open_manager(
+            run.workdir / "checkpoints", tokenizer_dir=run.tokenizer_dir, **keys
+        ) as manager,
+    ):
+        yield manager
 
 
 def check_room(run: Run, program: Program) -> None:

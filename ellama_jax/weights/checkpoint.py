@@ -32,6 +32,7 @@ from ellama_jax.weights.layout import (
     check_disk_space,
     check_fingerprint,
     check_meta,
+    complete_steps,
     find_checkpoint,
     latest_step,
     make_meta,
@@ -44,11 +45,17 @@ from ellama_jax.weights.layout import (
 from ellama_jax.weights.lazy import PIECE_BYTES, LazyArray, from_array
 from ellama_jax.weights.lazy_writer import LazyArrayHandler, params_handler
 from ellama_jax.weights.preflight import check_same_leaves
-from ellama_jax.weights.stored import damage_as_value_error, open_stored
+from ellama_jax.weights.stored import (
+    DamagedCheckpoint,
+    damage_as_value_error,
+    drop_late_reports,
+    open_stored,
+)
 
 __all__ = [
     "CheckpointInfo",
     "find_checkpoint",
+    "full_disk_as_value_error",
     "latest_step",
     "list_leaves",
     "make_meta",
@@ -276,24 +283,24 @@ def _write_step_0(root: Path, flat: Mapping, meta: dict) -> None:
         args = ocp.args.Composite(
             params=ocp.args.PyTreeSave(tree, save_args=_chunks(tree)), meta=ocp.args.JsonSave(meta)
         )
-        with _full_disk_as_value_error(root.parent), lazy.own_failure():
+        rule = f"{root.parent}: the disk must have room for the whole checkpoint"
+        to_do = "nothing was kept; make room or choose another disk"
+        with full_disk_as_value_error(rule, to_do), lazy.own_failure():
             manager = ocp.CheckpointManager(absolute(root), options=options, item_handlers=handlers)
             with manager:
                 manager.save(0, args=args)
 
 
 @contextlib.contextmanager
-def _full_disk_as_value_error(dst: Path) -> Iterator[None]:
-    # TensorStore says it in words only.
+def full_disk_as_value_error(rule: str, to_do: str) -> Iterator[None]:
+    """Says in one line that the disk became full; TensorStore says it in words only."""
+    drop_late_reports()
     try:
         yield
     except Exception as error:
         if os.strerror(errno.ENOSPC) not in str(error):
             raise
-        raise ValueError(
-            f"{dst}: the disk must have room for the whole checkpoint, got full while writing; "
-            "nothing was kept; make room or choose another disk."
-        ) from error
+        raise ValueError(f"{rule}, got full while writing; {to_do}.") from error
 
 
 def tree_bytes(tree) -> int:
@@ -447,6 +454,18 @@ def restore_training(
     manager.wait_until_finished()
     root = as_path(manager.directory)
     info = find_checkpoint(root if step is None else root / str(step))
+    try:
+        return _read_training(info, abstract_params, abstract_opt_state)
+    except DamagedCheckpoint as error:
+        earlier = [other for other in complete_steps(root) if other < info.step]
+        goes_on = f"goes on from step {max(earlier)}" if earlier else "begins anew"
+        to_do = f"move it out of {root}, and the same command {goes_on}"
+        raise DamagedCheckpoint(error.what, to_do) from error
+
+
+def _read_training(
+    info: CheckpointInfo, abstract_params: Mapping, abstract_opt_state: Any
+) -> tuple:
     if not (info.path / "opt_state" / "_METADATA").is_file():
         raise ValueError(f"restore {info.path}: must hold an optimizer state, got parameters only.")
     title = f"restore {info.path}"

@@ -99,6 +99,11 @@ def latest_step(root: str | os.PathLike) -> int | None:
 
     What is incomplete is named on the log and passed over.
     """
+    return max(complete_steps(root), default=None)
+
+
+def complete_steps(root: str | os.PathLike) -> list[int]:
+    """Returns the complete steps of `root`; the others are named on the log."""
     complete = []
     for step, directory in _step_dirs(as_path(root)):
         problem = _find_problem(directory)
@@ -106,7 +111,7 @@ def latest_step(root: str | os.PathLike) -> int | None:
             complete.append(step)
         else:
             log.warning("checkpoint %s: ignored, it is %s", directory, problem)
-    return max(complete, default=None)
+    return complete
 
 
 def best_step(root: str | os.PathLike) -> int:

@@ -6,8 +6,11 @@ of stands in layout.py, how it is written in checkpoint.py.
 
 import base64
 import contextlib
+import errno
 import functools
 import json
+import logging
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,29 +84,37 @@ def _tensorstore_context() -> ts.Context:
     return ts.Context({"cache_pool": {"total_bytes_limit": 2**26}})
 
 
+class DamagedCheckpoint(ValueError):
+    """A step whose files cannot be read; `what` says which and why, without what to do."""
+
+    def __init__(self, what: str, to_do: str = "use another step or make it again"):
+        super().__init__(f"{what}; {to_do}.")
+        self.what = what
+
+
 @contextlib.contextmanager
 def damage_as_value_error(step_dir: Path) -> Iterator[None]:
-    """Turns whatever a damaged file raises into a ValueError that names the step."""
+    """Turns whatever a damaged file raises into a `DamagedCheckpoint` that names the step."""
     # Orbax and TensorStore raise anything from KeyError to bare Exception for a damaged file.
-    _drop_late_reports()
+    drop_late_reports()
     try:
         yield
     except MemoryError:
         raise
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-        raise ValueError(
-            f"restore {step_dir}: the checkpoint is damaged or truncated ({reason}); "
-            "use another step or make it again."
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = reason.partition(" See full TensorStore")[0][:160].rstrip(".")
+        raise DamagedCheckpoint(
+            f"restore {step_dir}: the checkpoint is damaged or truncated ({reason})"
         ) from error
 
 
 @functools.cache
-def _drop_late_reports() -> None:
-    """Silences what TensorStore says after a read has failed.
+def drop_late_reports() -> None:
+    """Silences what the libraries say of the same failure from other threads, in tracebacks.
 
-    Its other reads of the same leaf still end, and report to the event loop that the failed one
-    closed: tracebacks on stderr after the one line that says what is wrong.
+    After the first one the other reads or writes of a leaf still end, and report to the event loop
+    that it closed; Orbax and asyncio log what was raised already.
     """
     otherwise = sys.unraisablehook
 
@@ -111,4 +122,10 @@ def _drop_late_reports() -> None:
         if str(unraisable.exc_value) != "Event loop is closed":
             otherwise(unraisable)
 
+    def is_new(record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else ""
+        return os.strerror(errno.ENOSPC) not in f"{record.getMessage()} {error}"
+
     sys.unraisablehook = hook
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(is_new)

@@ -185,6 +185,7 @@ def test_a_newest_checkpoint_that_is_damaged_is_named_and_the_one_before_ends_th
     assert driver.process.returncode != 0
     last = said.strip().splitlines()[-1]
     assert re.search(rf"{root}/{newest}: the checkpoint is damaged or truncated", last), last
+    assert re.search(rf"move it out of {root}, and the same command goes on from step \d+\.$", last)
     shutil.rmtree(root / str(newest))
     driver = train(arguments, workdir)
     driver.begin()
