@@ -187,7 +187,7 @@ def load_values(argv: list[str], verb: str) -> tuple[dict, list[str]]:
     from ml_collections import config_flags
 
     _make_configs_importable()
-    mine, others = _split_arguments(argv)
+    mine, others = split_arguments(argv)
     if not mine:
         raise ValueError(
             f"--config: must name a configuration file, got none; see ellama {verb} --help."
@@ -252,7 +252,7 @@ def _make_configs_importable() -> None:
         sys.path.append(root)
 
 
-def _split_arguments(argv: list[str]) -> tuple[list[str], list[str]]:
+def split_arguments(argv: list[str]) -> tuple[list[str], list[str]]:
     """Separates `--config...` arguments (with their values) from all others."""
     mine, others, rest = [], [], list(argv)
     while rest:

@@ -26,9 +26,9 @@ _ADDRESS, _COUNT, _ID = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PRO
 _MAX_ERROR_BYTES, _NAME_BYTES = 2048, 64
 # JAX's own 100 s are long for a pod that is paid by the second.
 _HEARTBEAT_SECS = 30
-EXIT_LOST = 75  # EX_TEMPFAIL of sysexits.h: worth another try
+EXIT_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: worth another try
 _LOST = (
-    f"this process ends with status {EXIT_LOST}, for another process of the job died or cannot be "
+    f"this process ends with status {EXIT_AGAIN}, for another process of the job died or cannot be "
     "reached; start the same command again, on as many processes as there are: it resumes from the "
     "newest checkpoint."
 )
@@ -110,7 +110,7 @@ def _say_last_words() -> None:
     @ctypes.CFUNCTYPE(None, ctypes.c_int)
     def leave(_number):
         os.write(2, words)
-        os._exit(EXIT_LOST)
+        os._exit(EXIT_AGAIN)
 
     # Python's own handlers wait for the main thread, which may wait for the dead. Kept for good.
     _say_last_words.handler = leave
@@ -134,7 +134,7 @@ def ends_with_the_others(known: Callable[[str], object] = lambda text: None) -> 
             raise
         reason = str(error).partition("\n")[0][:300]
         print(f"process {jax.process_index()}: {reason}: {_LOST}", file=sys.stderr, flush=True)
-        os._exit(EXIT_LOST)
+        os._exit(EXIT_AGAIN)
 
 
 def leads() -> bool:

@@ -9,7 +9,7 @@ import json
 import shlex
 from pathlib import Path
 
-from ellama_jax.config import load_config, load_values
+from ellama_jax.config import configs_dir, load_config, load_values, split_arguments
 from ellama_jax.demo import MODELS
 from ellama_jax.evidence_words import BEGIN, END, describe
 from ellama_jax.paths import write_whole
@@ -46,7 +46,7 @@ def main_evidence(argv: list[str]) -> None:
     model = _model(values)
     seeds = [int(seed) for seed in values["seeds"]]
     if args.write is not None:
-        _insert(args.write, "", check=True)
+        _around_page(args.write)  # or hours would be for nothing
     demos = [_run_demo(model, seed, args) for seed in seeds]
     words = _sweep_words(argv, demos[0], args)
     _prepare_held_out(demos[0], args.workdir / "heldout", _window_length(values))
@@ -57,7 +57,8 @@ def main_evidence(argv: list[str]) -> None:
     write_whole(args.workdir / PAGE, page)
     print(page)
     if args.write is not None:
-        _insert(args.write, page)
+        before, after = _around_page(args.write)
+        write_whole(args.write, f"{before}{page}{after}")
 
 
 def _model(values: dict) -> str:
@@ -72,8 +73,6 @@ def _model(values: dict) -> str:
 
 
 def _window_length(values: dict) -> int:
-    from ellama_jax.config import configs_dir
-
     name = f"--config={configs_dir() / values['config']}"
     return load_config([name], "evidence")[0].data.seq_len
 
@@ -83,8 +82,13 @@ def _run_demo(model: str, seed: int, args: argparse.Namespace) -> Path:
     directory = args.workdir / f"seed-{seed}"
     words = ["demo", "--model", model, "--seed", str(seed), "--workdir", str(directory)]
     words += ["--offline"] if args.offline else []
-    done = directory / "run.json"
-    if done.exists() and _read(done)["command"] == shlex.join(["ellama", *words]):
+    if (done := directory / "run.json").exists():
+        command = _read(done)["command"]
+        if command != shlex.join(["ellama", *words]):
+            # Its windows are what the trials were trained on.
+            raise ValueError(
+                f"--workdir: must be new or of the same command, got {directory} of `{command}`."
+            )
         print(f"{directory}: done before")
     else:
         args.workdir.mkdir(parents=True, exist_ok=True)
@@ -93,35 +97,31 @@ def _run_demo(model: str, seed: int, args: argparse.Namespace) -> Path:
 
 
 def _prepare_held_out(demo: Path, out: Path, window_length: int) -> None:
-    """Makes windows of the text that the demo held out."""
-    if not out.is_dir():
-        run_verb([
-            "prepare", "--documents", str(demo / "data" / "heldout_texts.jsonl"),
-            "--tokenizer", str(demo / "base" / "tokenizer"),
-            "--window-length", str(window_length), "--out", str(out),
-        ])  # fmt: skip
+    """Makes windows of the text that the demo held out; `prepare` goes on, or says it has ended."""
+    run_verb([
+        "prepare", "--documents", str(demo / "data" / "heldout_texts.jsonl"),
+        "--tokenizer", str(demo / "base" / "tokenizer"),
+        "--window-length", str(window_length), "--out", str(out),
+    ])  # fmt: skip
 
 
 def _sweep_words(argv: list[str], demo: Path, args: argparse.Namespace) -> list[str]:
-    config = [word for word in argv if word.startswith("--config")]
-    at = argv.index("--config") + 1 if "--config" in argv else 0
+    config, _ = split_arguments(argv)
     return [
-        "sweep", *config, *argv[at : at + 1][: at > 0], "--workdir", str(args.workdir / "ablation"),
+        "sweep", *config, "--workdir", str(args.workdir / "ablation"),
         "--jobs", str(args.jobs),
         "--set", f"model.checkpoint={demo / 'base'}", "--set", f"data.windows_dir={demo / 'windows'}",
         "--set", f"evaluate.windows_dir={args.workdir / 'heldout'}",
     ]  # fmt: skip
 
 
-def _insert(path: Path, page: str, *, check: bool = False) -> None:
-    """Puts the page between the two marks of a file, or checks that it has them."""
-    text = path.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(f"{BEGIN}\n")
+def _around_page(path: Path) -> tuple[str, str]:
+    """Returns what stands before and after the page in a file, with the marks."""
+    before, begin, rest = path.read_text(encoding="utf-8").partition(f"{BEGIN}\n")
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"--write: {path} must have the lines {BEGIN} and {END}, got none.")
-    if not check:
-        write_whole(path, f"{before}{begin}{page}{end}{after}")
+    return before + begin, end + after
 
 
 def _read(path: Path) -> dict:

@@ -61,6 +61,21 @@ class Progress:
         self._last_line, self._printed = now, (self._done, self._notes)
 
 
+def duration(secs: float) -> str:
+    """Writes seconds as people do, in two units at most.
+
+    >>> duration(4.2), duration(300), duration(754), duration(7000), duration(200000)
+    ('4.2 s', '5 min', '12 min 34 s', '1 h 56 min', '2 d 7 h')
+    """
+    if secs < 60:
+        return f"{secs:.3g} s"
+    units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+    first = next(i for i, (_, size) in enumerate(units) if secs >= size)
+    (large, size), (small, part) = units[first : first + 2]
+    count, rest = divmod(int(secs), size)
+    return f"{count} {large} {rest // part} {small}" if rest // part else f"{count} {large}"
+
+
 def mebibytes(num_bytes: int) -> int:
     """Returns a number of bytes in MiB, rounded up.
 

@@ -20,6 +20,7 @@ from ellama_jax.evaluate.comparison import (
     table_groups,
     task_label,
 )
+from ellama_jax.progress import duration
 from ellama_jax.report_plots import Bar, Line, bar_chart, line_chart
 
 _LANGUAGES = ("en", "de", "fr", "it", "es")
@@ -141,10 +142,10 @@ def _run_section(files: RunFiles) -> dict | None:
     plots = []
     if phases:
         bars = [
-            Bar("", phase["name"], phase["seconds"], 0, text=_duration(phase["seconds"]))
+            Bar("", phase["name"], phase["seconds"], 0, text=duration(phase["seconds"]))
             for phase in phases
         ]
-        total = _duration(sum(phase["seconds"] for phase in phases))
+        total = duration(sum(phase["seconds"] for phase in phases))
         svg = bar_chart("seconds a phase", bars)
         plots.append({"title": f"Phases, {total} in all", "svg": svg, "caption": ""})
     tables = [_table(["", ""], rows, 2)]
@@ -395,15 +396,6 @@ def _tone(gain: float) -> str:
 
 def _percent(value: float, digits: int = 1) -> str:
     return f"{100 * value:.{digits}f} %"
-
-
-def _duration(secs: float) -> str:
-    """Writes seconds as people do.
-
-    >>> _duration(4.2), _duration(754)
-    ('4.2 s', '12 min 34 s')
-    """
-    return f"{secs:.1f} s" if secs < 60 else f"{int(secs // 60)} min {int(secs % 60)} s"
 
 
 def _join(values: dict) -> str:

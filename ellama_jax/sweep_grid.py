@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ellama_jax.config import RunConfig, config_to_mapping, configs_dir, load_config, load_values
+from ellama_jax.settings import build_dataclass
 
 _NAME_CHARS = 60
 
@@ -250,10 +251,7 @@ def _write(value) -> str:
 
 
 def _rule(values: Mapping) -> Rule:
-    names = {field.name for field in dataclasses.fields(Rule)}
-    if set(values) != names:
-        raise ValueError(f"rule: must have {', '.join(sorted(names))}, got {', '.join(values)}.")
-    limit = values["limit"]
-    if isinstance(limit, bool) or not isinstance(limit, (int, float)) or limit < 0:
-        raise ValueError(f"rule.limit: must be a number of at least 0, got {limit!r}.")
-    return Rule(str(values["gain"]), str(values["keep"]), float(limit))
+    rule = build_dataclass(Rule, values, "rule.")
+    if rule.limit < 0:
+        raise ValueError(f"rule.limit: must be at least 0, got {rule.limit:g}.")
+    return rule

@@ -14,6 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from ellama_jax.progress import duration
 from ellama_jax.watch_log import MEAN_OF, Curve, Watched, domain_of
 
 _CURVES = re.compile(r"(eval_)?loss(/.*)?|eval_(score|change)/[^/]+|eval_gate")
@@ -73,11 +74,11 @@ def _status(run: Watched) -> Iterator[Text]:
         return
     age, silent = run.age(), run.silent()
     if silent is not None:
-        yield Text(f"silent for {duration(silent)}: is it still running?", style="bold red")
+        yield Text(f"silent for {duration(int(silent))}: is it still running?", style="bold red")
     elif run.step is None:
         yield Text("no step yet: it starts, compiles, or waits for its data", style="yellow")
     elif age is not None:
-        yield Text(f"last heard of {duration(age)} ago", style="green")
+        yield Text(f"last heard of {duration(int(age))} ago", style="green")
     left, each = run.secs_left(), run.secs_per_step()
     if left is None or silent is not None:
         yield Text("ETA unknown")
@@ -85,7 +86,7 @@ def _status(run: Watched) -> Iterator[Text]:
         yield Text("all steps are done; the last checkpoint is not there yet")
     else:
         at = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(run.now + left))
-        yield Text(f"ETA {duration(left)}, at {at} ({each:.3g} s a step)")
+        yield Text(f"ETA {duration(int(left))}, at {at} ({each:.3g} s a step)")
 
 
 def _losses(run: Watched, console: Console, width: int) -> Table:
@@ -146,7 +147,7 @@ def _saved(run: Watched) -> Iterator[Text]:
         yield Text("last checkpoint: none yet")
     else:
         at = run.saved.saved_at
-        age = f", {duration(max(0.0, run.now - at.timestamp()))} ago" if at else ""
+        age = f", {duration(max(0, int(run.now - at.timestamp())))} ago" if at else ""
         yield Text(f"last checkpoint: step {run.saved.step:,}{age}")
     if run.gate() is not None:
         word, style = ("passed", "green") if run.gate() else ("failed", "bold red")
@@ -180,18 +181,3 @@ def sparkline(curve: Curve, width: int, ascii_only: bool = False) -> str:
         return ""
     low, span = min(points), (max(points) - min(points)) or 1.0
     return "".join(marks[round((value - low) / span * (len(marks) - 1))] for value in points)
-
-
-def duration(secs: float) -> str:
-    """Writes seconds as people do, in whole units.
-
-    >>> duration(4.2), duration(300), duration(7000), duration(200000)
-    ('4 s', '5 min', '1 h 56 min', '2 d 7 h')
-    """
-    minutes = int(secs // 60)
-    if minutes < 1:
-        return f"{int(secs)} s"
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, rest = divmod(minutes, 60)
-    return f"{hours} h {rest} min" if hours < 24 else f"{hours // 24} d {hours % 24} h"

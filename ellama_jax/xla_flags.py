@@ -70,25 +70,16 @@ def launch_environment(generation: str, changes: Mapping[str, str] | None = None
 
 
 def main(argv: list[str]) -> None:
-    """Prints `launch_environment` as lines of a shell, `python -m ellama_jax.xla_flags v6e-64`.
-
-    Args:
-        argv: the name of a slice, then changes as FLAG=VALUE.
-    """
-    if not argv or not all("=" in change for change in argv[1:]):
-        sys.exit(_fail("arguments: must be a slice and FLAG=VALUE ..., got " + repr(argv)))
+    """Prints `launch_environment` as lines of a shell, `python -m ellama_jax.xla_flags v6e-64`."""
     try:
+        if len(argv) != 1:
+            raise ValueError(f"arguments: must be the name of one slice, got {argv!r}.")
         generation = parse_topology(argv[0]).generation
     except ValueError as error:
-        sys.exit(_fail(str(error)))
-    changes = dict(change.split("=", 1) for change in argv[1:])
-    for name, value in launch_environment(generation, changes).items():
+        print(f"xla_flags: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    for name, value in launch_environment(generation).items():
         print(f"{name}={shlex.quote(value)}")
-
-
-def _fail(message: str) -> int:
-    print(f"xla_flags: error: {message}", file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Eight fake CPU devices for every test, set before JAX starts."""
 
 import os
+import subprocess
 
 import pytest
 from fake_bucket import BUCKET, fake_bucket
@@ -20,3 +21,22 @@ def bucket():
     """A bucket that is not there: `gs://bucket`, empty for each test module; returns its URL."""
     with fake_bucket():
         yield f"gs://{BUCKET}"
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Returns `mount(kibibytes)`, which makes a disk of that size and gives its directory."""
+    disk = tmp_path / "disk"
+    mounted = []
+
+    def mount(kibibytes):
+        disk.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={kibibytes}k", "tmpfs", str(disk)]
+        if subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("this user may not mount a small disk")
+        mounted.append(disk)
+        return disk
+
+    yield mount
+    for path in mounted:
+        subprocess.run(["umount", str(path)], check=True)

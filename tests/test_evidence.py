@@ -147,15 +147,20 @@ def test_demos_are_run_for_every_seed_and_not_again(verbs, tmp_path):
     assert (tmp_path / "e" / "evidence.md").read_text().startswith("`ellama evidence --config=")
 
 
-def test_the_same_command_skips_demos_that_are_done(verbs):
+def test_the_same_command_skips_demos_that_are_done_and_another_one_is_refused(verbs):
     argv = ["--config", CONFIG.partition("=")[2], "--workdir", "e"]
     evidence.main_evidence(argv)
     (evidence.Path("e/ablation/trials.json")).unlink()
-    (evidence.Path("e/ablation")).rmdir()
+    for name in ("ablation", "heldout"):
+        evidence.Path("e", name).rmdir()
     verbs.clear()
     evidence.main_evidence(argv)
-    assert [words[0] for words in verbs] == ["sweep"]
-    assert verbs[0][1:3] == argv[:2]
+    assert [words[0] for words in verbs] == ["prepare", "sweep"]
+    assert verbs[1][1:3] == argv[:2]
+    with pytest.raises(
+        ValueError, match="new or of the same command, got e/seed-0 of `ellama demo"
+    ):
+        evidence.main_evidence([*argv, "--offline"])
 
 
 def test_the_page_replaces_what_stands_between_the_marks(verbs, tmp_path):

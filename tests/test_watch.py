@@ -112,7 +112,7 @@ def test_a_run_under_way_says_how_it_goes(workdir):
     assert lines[1].startswith("step 40 of 100 ") and lines[1].endswith(" 40%")
     assert lines[2] == "last heard of 0 s ago"
     assert lines[3] == "ETA 10 min, at 2027-01-15 08:10 UTC (10 s a step)"  # 60 steps of 10 s
-    assert lines[4] == "last checkpoint: step 30, 1 min ago"
+    assert lines[4] == "last checkpoint: step 30, 1 min 30 s ago"
     assert row(lines, "loss")[:2] == ["2.0000", "2.4750"]  # the mean of steps 21 to 40
     assert row(lines, "loss/ecommerce/de")[:2] == ["3.0000", "3.4750"]
     trend = row(lines, "loss")[2]
@@ -178,7 +178,7 @@ def test_a_run_that_is_silent_is_called_so(workdir, monkeypatch):
 def test_a_run_with_long_steps_is_not_called_silent_in_one(workdir, monkeypatch):
     add(workdir, *[record(step, at=NOW + 100 * (step - 40)) for step in range(1, 41)])
     monkeypatch.setattr(watch_log.time, "time", lambda: NOW + 400)
-    assert "last heard of 6 min ago" in show(workdir)
+    assert "last heard of 6 min 40 s ago" in show(workdir)
 
 
 def test_the_time_between_two_starts_is_not_in_the_eta(workdir):

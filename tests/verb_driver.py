@@ -17,13 +17,11 @@ import time
 class Driver:
     """Such a process."""
 
-    def __init__(self, module, function, argv, shape="as-it-is", **environment):
+    def __init__(self, module, function, argv, shape="as-it-is", env=None, **options):
         command = [sys.executable, __file__, module, function, shape, *map(str, argv)]
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment}
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **(env or {})}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        self.process = subprocess.Popen(
-            command, env=env, text=True, start_new_session=True, **pipes
-        )
+        self.process = subprocess.Popen(command, env=env, text=True, **pipes, **options)
 
     def begin(self):
         """Lets it work, once it is ready."""
@@ -37,13 +35,17 @@ class Driver:
             self.process.wait(secs)
         except subprocess.TimeoutExpired:
             self.process.kill()
-        _, errors = self.process.communicate()
+        _, errors = self.end()
         assert self.process.returncode in (0, -9), errors
         return self.process.returncode == -9
 
     def end(self):
         """Waits for its end and returns what it wrote."""
-        out, errors = self.process.communicate()
+        return self.process.communicate()
+
+    def succeed(self):
+        """Waits for its end, which must be a good one, and returns what it wrote."""
+        out, errors = self.end()
         assert self.process.returncode == 0, errors
         return out, errors
 
@@ -65,7 +67,7 @@ def kill_until_it_ends(make, kills, work_secs, chance, check):
         killed += died
         check(ended=not died)
     waiting.begin()
-    waiting.end()
+    waiting.succeed()
     check(ended=True)
     return killed
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ellama_jax.paths import is_remote, write_whole
+from ellama_jax.progress import duration
 
 GOODPUT_FILE = "goodput.json"
 STEP = "step"
@@ -181,7 +182,7 @@ def describe_goodput(starts: Sequence[Mapping]) -> str:
     rest = sorted(((s, c) for c, s in secs.items() if c != STEP), reverse=True)
     words = [f"{CATEGORIES.get(c, c)} {s / total:.1%}" for s, c in rest if s / total >= 0.0005]
     lost = sum(start.get("lost_steps", 0) for start in starts)
-    said = f"goodput: {secs.get(STEP, 0.0) / total:.1%} of {_duration(total)} in steps"
+    said = f"goodput: {secs.get(STEP, 0.0) / total:.1%} of {duration(total)} in steps"
     if words:
         said += f"; {', '.join(words)}"
     if len(starts) > 1:
@@ -193,18 +194,6 @@ def read_goodput(workdir: Path) -> list[dict]:
     """Returns the account of a run's starts so far, oldest first; empty if there is none."""
     path = workdir / GOODPUT_FILE
     return json.loads(path.read_text())["starts"] if path.exists() else []
-
-
-def _duration(secs: float) -> str:
-    """Writes seconds as people do.
-
-    >>> _duration(4.2), _duration(754), _duration(93784)
-    ('4.2 s', '12 min 34 s', '26 h 3 min')
-    """
-    if secs < 60:
-        return f"{secs:.1f} s"
-    minutes, rest = divmod(int(secs), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _steady_clock() -> Callable[[], float]:

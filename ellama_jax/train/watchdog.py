@@ -14,7 +14,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import IO
 
-EXIT_HUNG = 75  # EX_TEMPFAIL of sysexits.h: worth another try
+from ellama_jax.distributed import EXIT_AGAIN
+
 _TIMES = struct.Struct("<ff")
 TIMES_BYTES = _TIMES.size
 
@@ -44,7 +45,7 @@ class Watchdog:
         Args:
             hang_secs: silence that is too long; 0 watches nothing.
             where: says where the loop is.
-            abort: end the process after the first report, with status `EXIT_HUNG`. Nothing else
+            abort: end the process after the first report, with status `EXIT_AGAIN`. Nothing else
                 ends a thread that waits inside a device's runtime.
             name: of this process, for the message.
             clock, file, leave: for tests; `file` is where to print, by default stderr.
@@ -73,10 +74,10 @@ class Watchdog:
         faulthandler.dump_traceback(file=file, all_threads=True)
         if self._abort:
             print(
-                f"{self._name}ends with status {EXIT_HUNG} (train.abort_on_hang); the same command "
+                f"{self._name}ends with status {EXIT_AGAIN} (train.abort_on_hang); the same command "
                 "resumes from the newest checkpoint.", file=file, flush=True,
             )  # fmt: skip
-            self._leave(EXIT_HUNG)
+            self._leave(EXIT_AGAIN)
         return True
 
     def _watch(self) -> None:

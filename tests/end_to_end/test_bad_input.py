@@ -719,19 +719,12 @@ def test_seeds_of_a_classifier_that_are_none_are_refused(refused, place):
     )
 
 
-def test_a_curation_on_a_disk_that_fills_up_leaves_nothing(refused, place):
+def test_a_curation_on_a_disk_that_fills_up_leaves_nothing(refused, place, small_disk):
     (place / "curate.py").write_text(CURATE_CONFIG)
-    disk = place / "disk"
-    disk.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(disk)]
-    if subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("this user may not mount a small disk")
-    try:
-        line = refused(*curate(out="disk/out"))
-        assert "o space left on device" in line
-        assert list(disk.iterdir()) == []
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
+    disk = small_disk(8)
+    line = refused(*curate(out="disk/out"))
+    assert "o space left on device" in line
+    assert list(disk.iterdir()) == []
 
 
 def test_an_interrupted_curation_leaves_nothing(refused, place, monkeypatch):

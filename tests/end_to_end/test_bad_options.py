@@ -184,7 +184,7 @@ REFUSED = (
     ('sweep RATES --collect',
      '--workdir: must be the directory of a sweep, got out.'),
     ('sweep RATES --config.rule.limit=-1',
-     'rule.limit: must be a number of at least 0, got -1.0.'),
+     'rule.limit: must be at least 0, got -1.'),
     ('sweep RATES --config.rule.gain=accuracy',
      'rule: metrics must be eval_loss, eval_bits_per_byte or eval_score, or parts of them, got accuracy.'),
     ('evidence --workdir out',

@@ -7,13 +7,12 @@ import random
 import resource
 import shutil
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import prepare_slowly
 import pytest
+from verb_driver import Driver
 
 from ellama_jax import cli
 from ellama_jax.data import prepare, shuffle, tokenising
@@ -22,7 +21,6 @@ from ellama_jax.data.windows import WindowSet, read_manifest
 from ellama_jax.demo import write_jsonl
 
 KILLS = {1: 16, 2: 8}  # by the number of workers
-DRIVER = Path(__file__).with_name("prepare_slowly.py")
 WORDS = [
     "lamp",
     "lampe",
@@ -81,22 +79,9 @@ def small_steps(monkeypatch):
     monkeypatch.setattr(prepare, "CHUNK_TOKENS", prepare_slowly.CHUNK_TOKENS)
 
 
-class Driver:
-    """A process of prepare_slowly.py; it gets ready while its predecessor is still at work."""
-
-    def __init__(self, argv, **options):
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-        command = [sys.executable, str(DRIVER), *argv]
-        self.process = subprocess.Popen(command, env=env, text=True, **pipes, **options)
-
-    def begin(self):
-        assert self.process.stdout.readline() == "ready\n", self.process.stderr.read()
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
-
-    def end(self):
-        return self.process.communicate()
+def slowly(argv, **options):
+    """Returns a process that prepares in many small steps."""
+    return Driver("prepare_slowly", "main", argv, **options)
 
 
 def phase_of(out):
@@ -117,20 +102,19 @@ def test_kill_9_at_any_moment_changes_no_byte(place, tmp_path, small_steps, work
     """
     reference, out = tmp_path / "reference", tmp_path / "out"
     argv = argv_of(place, out, "--workers", workers)
-    driver = Driver(argv)
+    driver = slowly(argv)
     started = time.monotonic()
     driver.begin()
-    printed, errors = driver.end()
-    assert driver.process.returncode == 0, errors
+    driver.succeed()
     work_secs = time.monotonic() - started
     shutil.move(out, reference)
     wanted = content(reference)
     assert len(wanted) > 20
 
     chance, phases, ended = random.Random(workers), [], 0
-    waiting = Driver(argv)
+    waiting = slowly(argv)
     while len(phases) < KILLS[workers] or ended == 0:
-        driver, waiting = waiting, Driver(argv)
+        driver, waiting = waiting, slowly(argv)
         driver.begin()
         # Mostly soon, for many kills; sometimes late enough to come to the end.
         limit = chance.uniform(0, 0.5 if len(phases) < KILLS[workers] else 30) * work_secs
@@ -325,16 +309,15 @@ def test_writes_that_the_system_refuses_leave_what_can_be_gone_on_with(place, tm
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
     out = tmp_path / "out"
-    failing = Driver(argv_of(place, out, "--workers", 1), preexec_fn=forbid)
+    failing = slowly(argv_of(place, out, "--workers", 1), preexec_fn=forbid)
     failing.begin()
     assert failing.process.wait(60) != 0
     failing.end()
     assert [path.name for path in out.iterdir() if not path.name.startswith(".")] == []
     for target in (out, tmp_path / "fresh"):
-        driver = Driver(argv_of(place, target, "--workers", 1))
+        driver = slowly(argv_of(place, target, "--workers", 1))
         driver.begin()
-        _, errors = driver.end()
-        assert driver.process.returncode == 0, errors
+        driver.succeed()
     for path in (tmp_path / "fresh").iterdir():
         fresh = read_manifest(path)
         assert read_manifest(out / path.name).content_sha256 == fresh.content_sha256

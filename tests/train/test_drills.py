@@ -17,7 +17,7 @@ from test_loop import assert_same_state, steady
 from test_multiprocess import finish, run, start
 from verb_driver import Driver, kill_until_it_ends
 
-from ellama_jax.distributed import EXIT_LOST
+from ellama_jax.distributed import EXIT_AGAIN
 from ellama_jax.train.goodput import read_goodput, summarize
 from ellama_jax.train.metrics import read_metrics
 from ellama_jax.weights.layout import latest_step
@@ -42,14 +42,14 @@ def long_run(finished, tiny_arguments, tmp_path_factory):
         driver = train(arguments, workdir)
         driver.begin()
         started = time.monotonic()
-        driver.end()
+        driver.succeed()
         finished.update(workdir=workdir, secs=time.monotonic() - started)
     return finished["workdir"], finished["secs"], arguments
 
 
 def train(arguments, workdir, shape="as-it-is"):
     argv = [*arguments, f"--workdir={workdir}"]
-    return Driver("ellama_jax.train.loop", "main_train", argv, shape, **ONE_DEVICE)
+    return Driver("ellama_jax.train.loop", "main_train", argv, shape, env=ONE_DEVICE)
 
 
 def assert_same_run(workdir, other):
@@ -91,7 +91,7 @@ def test_where_one_of_two_processes_dies_the_other_says_so_and_one_goes_on(
         ends = finish(started)
         assert time.monotonic() - died < 60
         status, _, said = ends[1 - dies]
-        assert status == EXIT_LOST, said
+        assert status == EXIT_AGAIN, said
         last = said.strip().splitlines()[-1]
         assert last.startswith(f"process {1 - dies}: ") and last.endswith(
             "another process of the job died or cannot be reached; start the same command again, on "
@@ -129,7 +129,7 @@ def test_a_clock_that_jumps_by_hours_changes_nothing_but_dates(long_run, tmp_pat
         [*arguments, "--config.train.hang_secs=60"], workdir, "clock:7200,-14400,86400,-3600"
     )
     driver.begin()
-    _, errors = driver.end()
+    _, errors = driver.succeed()
     assert "nothing finished for" not in errors
     assert_same_run(workdir, whole)
     records = [record for record in read_metrics(workdir) if record["step"]]
@@ -152,7 +152,7 @@ def test_a_run_resumed_by_a_clock_that_is_hours_behind_has_no_negative_times(lon
     (workdir / "goodput.json").write_text(json.dumps({"starts": starts}))
     driver = train(arguments, workdir)
     driver.begin()
-    driver.end()
+    driver.succeed()
     secs = summarize(read_goodput(workdir))
     assert all(value >= 0 for value in secs.values()) and sum(secs.values()) < 600
     assert_same_run(workdir, whole)
@@ -163,7 +163,7 @@ def test_a_slow_disk_makes_a_run_slow_and_nothing_else(long_run, tmp_path):
     workdir = tmp_path / "run"
     driver = train(arguments, workdir, "slow-disk")
     driver.begin()
-    driver.end()
+    driver.succeed()
     assert_same_run(workdir, whole)
 
 
@@ -181,7 +181,7 @@ def test_a_newest_checkpoint_that_is_damaged_is_named_and_the_one_before_ends_th
         file.truncate(largest.stat().st_size // 2)
     driver = train(arguments, workdir)
     driver.begin()
-    _, said = driver.process.communicate()
+    _, said = driver.end()
     assert driver.process.returncode != 0
     last = said.strip().splitlines()[-1]
     assert re.search(rf"{root}/{newest}: the checkpoint is damaged or truncated", last), last
@@ -189,5 +189,5 @@ def test_a_newest_checkpoint_that_is_damaged_is_named_and_the_one_before_ends_th
     shutil.rmtree(root / str(newest))
     driver = train(arguments, workdir)
     driver.begin()
-    driver.end()
+    driver.succeed()
     assert_same_run(workdir, whole)

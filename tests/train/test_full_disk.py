@@ -21,22 +21,12 @@ cli.main(["train", *sys.argv[1:]])
 """
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk with room for one checkpoint and not for two."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2400k", "tmpfs", str(disk)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("this user may not mount a small disk")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
-
-
 def test_a_disk_that_fills_during_a_save_is_one_line_and_the_run_goes_on(
     small_disk, tiny_arguments, tmp_path
 ):
-    workdir, whole = small_disk / "run", tmp_path / "whole"
+    # Room for one checkpoint and not for two.
+    disk = small_disk(2400)
+    workdir, whole = disk / "run", tmp_path / "whole"
     argv = [sys.executable, "-c", FILLED_MEANWHILE, *tiny_arguments, f"--workdir={workdir}"]
     failed = subprocess.run(argv, env=one_device(), capture_output=True, text=True)
     lines = [x for x in failed.stderr.splitlines() if not x.startswith("training: ")]
@@ -46,7 +36,7 @@ def test_a_disk_that_fills_during_a_save_is_one_line_and_the_run_goes_on(
         "full while writing; make room, and the same command goes on from the newest checkpoint."
     ]
     assert latest_step(workdir / "checkpoints") == 2
-    subprocess.run(["mount", "-o", "remount,size=99m", str(small_disk)], check=True)
+    subprocess.run(["mount", "-o", "remount,size=99m", str(disk)], check=True)
     for place in (workdir, whole):
         subprocess.run(command(tiny_arguments, place), env=one_device(), check=True)
     assert_same_state(workdir / "checkpoints", whole / "checkpoints")

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from test_loop import assert_same_state, steady
 
+from ellama_jax.distributed import EXIT_AGAIN
 from ellama_jax.train.metrics import read_metrics
-from ellama_jax.train.watchdog import EXIT_HUNG
 from ellama_jax.weights.layout import latest_step
 
 pytestmark = pytest.mark.slow
@@ -200,7 +200,7 @@ def test_a_process_that_hangs_shows_where_and_ends_the_job(tiny_arguments, tmp_p
     keys = ["--config.train.hang_secs=45", "--config.train.abort_on_hang=True"]
     started = start([*tiny_arguments, *keys], tmp_path / "run", 2, program=(SLOW, "hang"))
     (leader, _, first), (follower, _, said) = finish(started)
-    assert EXIT_HUNG in (leader, follower) and leader != 0 and follower != 0
+    assert EXIT_AGAIN in (leader, follower) and leader != 0 and follower != 0
     if "process 1: nothing finished for" in said:
         assert "waiting for data" in said and "slow_process.py" in said and "in slowly" in said
     else:  # the leader's patience ended first, and its end ended the other

@@ -4,7 +4,8 @@ import time
 
 import pytest
 
-from ellama_jax.train.watchdog import EXIT_HUNG, Stragglers, Watchdog, pack_times
+from ellama_jax.distributed import EXIT_AGAIN
+from ellama_jax.train.watchdog import Stragglers, Watchdog, pack_times
 
 
 class Clock:
@@ -46,7 +47,7 @@ def test_abort_leaves_with_the_status_of_another_try(clock, tmp_path):
         )
         clock.now = 3.0
         watchdog.check()
-    assert left == [EXIT_HUNG] == [75]
+    assert left == [EXIT_AGAIN] == [75]
     said = (tmp_path / "said").read_text()
     assert said.startswith("process 4: nothing finished") and "the same command resumes" in said
 

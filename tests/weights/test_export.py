@@ -6,7 +6,6 @@ import io
 import json
 import logging
 import shutil
-import subprocess
 import warnings
 
 import jax.numpy as jnp
@@ -323,27 +322,16 @@ def test_a_damaged_checkpoint_is_named_and_nothing_is_left(tmp_path, tiny_root):
     assert contents(tmp_path) == ["root"]
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of 300 KB: less than a tiny model in bfloat16 with all that lies beside it."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(disk)]
-    if subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("this user may not mount a small disk")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
-
-
 def test_a_disk_that_fills_up_keeps_nothing(tmp_path, tiny_root, small_disk, monkeypatch, capsys):
+    disk = small_disk(300)  # less than a tiny model in bfloat16 with all that lies beside it
     monkeypatch.setattr(layout, "check_disk_space", lambda *_: None)
     with pytest.raises((ValueError, OSError), match="No space left|the disk must have room"):
-        export_checkpoint(tiny_root, small_disk / "hf", dtype="float32")
-    assert contents(small_disk) == []
+        export_checkpoint(tiny_root, disk / "hf", dtype="float32")
+    assert contents(disk) == []
     export_checkpoint(tiny_root, tmp_path / "hf", dtype="float32")
     with pytest.raises(ValueError, match="disk: the disk must have room .* got full while writing"):
-        import_weights(tmp_path / "hf", small_disk / "base")
-    assert contents(small_disk) == []
+        import_weights(tmp_path / "hf", disk / "base")
+    assert contents(disk) == []
 
 
 def test_the_verb_says_what_it_wrote(tmp_path, tiny_root, capsys):
