@@ -27,10 +27,9 @@ _MAX_ERROR_BYTES, _NAME_BYTES = 2048, 64
 # JAX's own 100 s are long for a pod that is paid by the second.
 _HEARTBEAT_SECS = 30
 EXIT_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: worth another try
-_LOST = (
-    f"this process ends with status {EXIT_AGAIN}, for another process of the job died or cannot be "
-    "reached; start the same command again, on as many processes as there are: it resumes from the "
-    "newest checkpoint."
+_AGAIN = (
+    f"another process of the job died or cannot be reached; this one ends with status {EXIT_AGAIN}. Start "
+    "the same command again, on as many processes as there are: a run resumes from its newest checkpoint."
 )
 
 
@@ -105,7 +104,8 @@ def _start_detected() -> None:
 
 def _say_last_words() -> None:
     """Has the runtime's abort, which is how JAX ends who lost the others, end in a clear line."""
-    words = f"process {jax.process_index()}: {_LOST}\n".encode()
+    # A defect of the runtime aborts too; its own words stand before ours.
+    words = f"process {jax.process_index()}: aborted, most likely for {_AGAIN}\n".encode()
 
     @ctypes.CFUNCTYPE(None, ctypes.c_int)
     def leave(_number):
@@ -133,7 +133,7 @@ def ends_with_the_others(known: Callable[[str], object] = lambda text: None) -> 
         if jax.process_count() == 1 or known(str(error)):
             raise
         reason = str(error).partition("\n")[0][:300]
-        print(f"process {jax.process_index()}: {reason}: {_LOST}", file=sys.stderr, flush=True)
+        print(f"process {jax.process_index()}: {reason}: {_AGAIN}", file=sys.stderr, flush=True)
         os._exit(EXIT_AGAIN)
 
 

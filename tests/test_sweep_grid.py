@@ -53,6 +53,16 @@ def test_axes_one_at_a_time_share_the_trial_in_which_all_are_as_in_the_base():
     assert sweep.settings[0].trials == sweep.settings[2].trials == (sweep.trials[0].name,)
 
 
+def test_lone_axes_are_tried_around_every_combination_of_the_others():
+    sweep = plan(
+        product=(("train.steps", (40, 60)),), seeds=(),
+        one_at_a_time=(("schedule.peak_frac", (0.3,)), ("data.replay_frac", (0.0,))),
+    )  # fmt: skip
+    found = [(t.config.train.steps, t.config.schedule.peak_frac, t.config.data.replay_frac)
+             for t in sweep.trials]  # fmt: skip
+    assert found == [(40, 0.3, 0.5), (40, 0.1, 0.0), (60, 0.3, 0.5), (60, 0.1, 0.0)]
+
+
 def test_a_constraint_sees_the_axes_and_the_other_keys():
     asked = []
 

@@ -44,6 +44,8 @@ def test_xpk_takes_every_command(xpk_parser, tmp_path, accelerator, slices):
             assert taken.cluster == "pods" and taken.project == "my-project"
             if "create" in words:
                 assert taken.tpu_type in KNOWN and taken.num_slices == slices
+            if verb == "launch":  # 75: another process was lost
+                assert taken.restart_on_exit_codes == "75" and int(taken.max_restarts) >= 3
             if verb == "cluster":
                 assert taken.spot == (spot == "1") and taken.on_demand == (spot == "0")
 

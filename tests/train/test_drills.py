@@ -94,8 +94,9 @@ def test_where_one_of_two_processes_dies_the_other_says_so_and_one_goes_on(
         assert status == EXIT_AGAIN, said
         last = said.strip().splitlines()[-1]
         assert last.startswith(f"process {1 - dies}: ") and last.endswith(
-            "another process of the job died or cannot be reached; start the same command again, on "
-            "as many processes as there are: it resumes from the newest checkpoint."
+            "another process of the job died or cannot be reached; this one ends with status 75. Start "
+            "the same command again, on as many processes as there are: a run resumes from its newest "
+            "checkpoint."
         )
         assert "Traceback" not in said
 
