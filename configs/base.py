@@ -88,7 +88,7 @@ def get_config() -> ConfigDict:
     train.steps = 85000
     train.num_microbatches = 1  # gradients are summed over this many parts of a batch
     train.max_nonfinite_steps = 10  # consecutive skipped updates after which the job stops
-    # Compiler flag -> value as text, over ellama_jax/xla_flags.py's; "" takes one away. A command
+    # Compiler flag -> value as text, over ellama_jax/core/xla_flags.py's; "" takes one away. A command
     # line gives it whole: --config.train.xla_flags="{'xla_name': 'true'}".
     train.xla_flags = ConfigDict()
     # An update whose loss or gradient norm lies this many standard deviations above the mean of the

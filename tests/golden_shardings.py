@@ -14,10 +14,10 @@ import jax
 import numpy as np
 
 from ellama_jax.config import configs_dir, load_config
+from ellama_jax.core.sharding import describe, make_mesh
+from ellama_jax.core.topology import HARDWARE, Topology, parse_topology
 from ellama_jax.model.llama import param_dims
 from ellama_jax.model.presets import get_preset
-from ellama_jax.sharding import describe, make_mesh
-from ellama_jax.topology import HARDWARE, Topology, parse_topology
 from ellama_jax.train.program import make_program
 
 GOLDENS = Path(__file__).resolve().parent / "goldens" / "shardings"

@@ -2,7 +2,7 @@
 
 import json
 
-from ellama_jax.data.tokenizer import save_tokenizer, train_byte_bpe
+from ellama_jax.tokens.tokenizer import save_tokenizer, train_byte_bpe
 
 TEXTS = {
     ("ecommerce", "de"): [

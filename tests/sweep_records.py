@@ -2,10 +2,10 @@
 
 import dataclasses
 
-from ellama_jax.config_evaluate import GateConfig, SweepConfig
-from ellama_jax.evaluate.loss_line import measure_line
-from ellama_jax.evaluate.tradeoff import add_test
-from ellama_jax.evaluate.tradeoff_rule import choose, make_point, say_rule
+from ellama_jax.config import GateConfig, SweepConfig
+from ellama_jax.merge.loss_line import measure_line
+from ellama_jax.merge.tradeoff import add_test
+from ellama_jax.merge.tradeoff_rule import choose, make_point, say_rule
 
 LANGUAGES = ("en", "de")
 RULE = SweepConfig(standard_errors=0.0)

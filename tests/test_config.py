@@ -15,7 +15,7 @@ from ellama_jax.config import (
     stage_sections,
 )
 from ellama_jax.model.presets import get_preset
-from ellama_jax.plan_targets import axis_sizes, check_sizes, parse_targets
+from ellama_jax.plan.targets import axis_sizes, check_sizes, parse_targets
 from ellama_jax.train.optimizer import peak_learning_rate
 
 BASE = f"--config={configs_dir() / 'base.py'}"

@@ -7,7 +7,7 @@
 #   status   running | exited STATUS | not started
 #   stop     SIGTERM, on which train saves; waits until it has ended
 # Beside this file lie job.env (NAME=value lines) and job.args (one argument a line). Both are read
-# as they stand. The processes find each other as ellama_jax/distributed.py says.
+# as they stand. The processes find each other as ellama_jax/core/distributed.py says.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 export PATH="$PWD/venv/bin:$HOME/.local/bin:$PATH"

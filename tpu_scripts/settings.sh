@@ -79,7 +79,7 @@ check_settings() {
 # Fills FLAGS, the compiler flags, from the one table, which also knows the slices there are.
 check_accelerator() {
   local flags
-  flags=$(PYTHONPATH=$ROOT "${PYTHON:-python3}" -m ellama_jax.xla_flags "$ACCELERATOR") || exit 2
+  flags=$(PYTHONPATH=$ROOT "${PYTHON:-python3}" -m ellama_jax.core.xla_flags "$ACCELERATOR") || exit 2
   eval "$flags" # our own output, quoted by shlex
   FLAGS=$LIBTPU_INIT_ARGS
   case $ACCELERATOR in

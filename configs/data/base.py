@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     config.sources = ConfigDict()  # name -> source(...)
 
     listings = config.listings = ConfigDict()
-    listings.templates = ()  # text forms to draw from, one a product; (): all of data/templates.py
+    listings.templates = ()  # text forms to draw from, one a product; (): all of corpus/templates.py
     listings.collapse_variants = True  # sizes and colours of a product become one document
     listings.boilerplate_products = (
         50  # a sentence in descriptions of so many products goes; 0: none

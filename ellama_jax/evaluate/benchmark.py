@@ -19,11 +19,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ellama_jax import __version__
-from ellama_jax.data import catalogue, listings
-from ellama_jax.data.curation_output import curated_files, is_curated, read_shard
-from ellama_jax.data.reviews import normalise_review, parse_review
-from ellama_jax.data.splits import group_products, identifiers, split_of
-from ellama_jax.data.variants import product_of
+from ellama_jax.core.paths import as_path
+from ellama_jax.corpus import catalogue, listings
+from ellama_jax.corpus.curation_output import curated_files, is_curated, read_shard
+from ellama_jax.corpus.reviews import normalise_review, parse_review
+from ellama_jax.corpus.splits import group_products, identifiers, split_of
+from ellama_jax.corpus.variants import product_of
 from ellama_jax.evaluate.ecommerce import (
     CHOICE_TASKS,
     GENERATED_TASKS,
@@ -32,7 +33,6 @@ from ellama_jax.evaluate.ecommerce import (
     build_benchmark,
     summarise_items,
 )
-from ellama_jax.paths import as_path
 
 _log = logging.getLogger(__name__)
 
@@ -372,7 +372,7 @@ def _review_of(record: dict) -> dict | None:
 
 
 def _load_reviews(path: Path) -> list[dict]:
-    """Reads reviews as data/reviews.py describes them, one JSON object a line."""
+    """Reads reviews as corpus/reviews.py describes them, one JSON object a line."""
     reviews, bad = [], []
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
@@ -397,7 +397,7 @@ def _parse_arguments(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "catalogue",
-        help="listings, JSONL (data/listings.py says which fields), or a directory of ellama curate",
+        help="listings, JSONL (corpus/listings.py says which fields), or a directory of ellama curate",
     )
     parser.add_argument("dst", help="directory to make; its train.jsonl is what may be trained on")
     parser.add_argument(
@@ -418,7 +418,7 @@ def _parse_arguments(argv: list[str]) -> argparse.Namespace:
         default=DEFAULT_ITEMS,
         help=f"items a task and language, at most (default {DEFAULT_ITEMS}: shows 3 points)",
     )
-    parser.add_argument("--reviews", help="reviews of a file's products, JSONL (data/reviews.py)")
+    parser.add_argument("--reviews", help="reviews of a file's products, JSONL (corpus/reviews.py)")
     parser.add_argument(
         "--product-pattern",
         help="regular expression; its first group is what of a variant's id is the product's",

@@ -20,10 +20,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
+from ellama_jax.core.sharding import ACTIVATION_AXES, MESH_AXES, constrain, partition_spec
 from ellama_jax.model import llama
 from ellama_jax.model.attention import AUTO, attend, resolve_attention
 from ellama_jax.model.presets import LlamaConfig
-from ellama_jax.sharding import ACTIVATION_AXES, MESH_AXES, constrain, partition_spec
 
 
 class Sampling(NamedTuple):

@@ -1,7 +1,7 @@
 """Owns the e-commerce tasks: items made from held-out listings and reviews of any catalogue.
 
 The tasks themselves are in `tasks/`, their wording in `prompts`. Three are a listing's own document
-(data/listings.py), cut before the line that is asked for, so a model is asked exactly what
+(corpus/listings.py), cut before the line that is asked for, so a model is asked exactly what
 continued pretraining taught it to write; the others ask a question in the listing's language. This
 module draws which records are asked, balances and finishes the items, and splits them by product.
 Reading listings belongs to data/, scoring to `scorecard` and `answers`.
@@ -123,7 +123,7 @@ def build_benchmark(
         languages: which to build.
         train_listings: records that training sees. They lend wrong answers, and a held-out listing
             with the very title of one of them is dropped.
-        heldout_reviews: records of data/reviews.py that no training text holds.
+        heldout_reviews: records of corpus/reviews.py that no training text holds.
         tasks: names out of `TASKS` and `GENERATED_TASKS`.
 
     Returns:

@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ellama_jax.data.tokenizer import Tokenizer
+from ellama_jax.core.paths import as_path
 from ellama_jax.evaluate import answers, ecommerce, generation
 from ellama_jax.evaluate.choices import mean_of_items, question_print
 from ellama_jax.evaluate.prompt_tokenizer import PromptTokenizer
 from ellama_jax.model.presets import LlamaConfig
-from ellama_jax.paths import as_path
+from ellama_jax.tokens.tokenizer import Tokenizer
 from ellama_jax.weights import checkpoint as checkpoints
 
 GROUP = "ecommerce_generate"

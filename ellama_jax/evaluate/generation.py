@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ellama_jax import sharding
+from ellama_jax.core import sharding
+from ellama_jax.core.progress import progress
 from ellama_jax.evaluate import decoding
 from ellama_jax.model.presets import LlamaConfig
-from ellama_jax.progress import progress
 
 _log = logging.getLogger(__name__)
 

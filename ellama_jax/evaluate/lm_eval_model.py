@@ -24,14 +24,14 @@ from lm_eval.models.utils import (
     normalize_gen_kwargs,
 )
 
-from ellama_jax import sharding
-from ellama_jax.data.tokenizer import check_fits, load_tokenizer
+from ellama_jax.core import sharding
+from ellama_jax.core.paths import as_path
+from ellama_jax.core.tree import flatten_paths, unflatten_paths
 from ellama_jax.evaluate import generation, scorer
 from ellama_jax.evaluate.prompt_tokenizer import PromptTokenizer
 from ellama_jax.model import llama
 from ellama_jax.model.presets import LlamaConfig
-from ellama_jax.paths import as_path
-from ellama_jax.tree import flatten_paths, unflatten_paths
+from ellama_jax.tokens.tokenizer import check_fits, load_tokenizer
 from ellama_jax.weights import checkpoint as checkpoints
 from ellama_jax.weights import huggingface
 

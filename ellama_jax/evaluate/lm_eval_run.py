@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from ellama_jax.paths import as_path, is_remote, write_whole
+from ellama_jax.core.paths import as_path, is_remote, write_whole
 from ellama_jax.weights.layout import check_file
 
 _NEAREST = 3

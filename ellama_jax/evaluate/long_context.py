@@ -22,9 +22,9 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from ellama_jax.data.tokenizer import Tokenizer
 from ellama_jax.evaluate import scorer
 from ellama_jax.model.presets import LlamaConfig
+from ellama_jax.tokens.tokenizer import Tokenizer
 
 FIRST_END = 128  # tokens in the first interval
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)

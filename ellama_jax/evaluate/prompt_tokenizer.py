@@ -13,8 +13,8 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken
 
-from ellama_jax.data.tokenizer import CONFIG_FILE, TOKENIZER_FILE, load_tokenizer
-from ellama_jax.paths import as_path
+from ellama_jax.core.paths import as_path
+from ellama_jax.tokens.tokenizer import CONFIG_FILE, TOKENIZER_FILE, load_tokenizer
 
 _TEMPLATE_FILE = "chat_template.jinja"
 # Marks where the message that is to be continued ends in a chat that is laid out.

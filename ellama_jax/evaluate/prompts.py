@@ -1,13 +1,13 @@
 """The questions of the e-commerce tasks, written by hand in five languages.
 
 Owns words only: `tasks/` says what is asked. Labels of a listing's own lines are those of training
-text (data/wording.py); what is here are questions about a listing, a category or a pair. No pattern
+text (corpus/wording.py); what is here are questions about a listing, a category or a pair. No pattern
 agrees with what is filled in in gender or number, since that may be anything.
 """
 
 from typing import NamedTuple
 
-from ellama_jax.data.wording import line_prompt
+from ellama_jax.corpus.wording import line_prompt
 
 
 class Prompts(NamedTuple):

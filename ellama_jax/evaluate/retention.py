@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ellama_jax.config_evaluate import GateConfig
+from ellama_jax.config import GateConfig
 from ellama_jax.evaluate.comparison import OVERALL, shared_questions
 
 DRAWS, LEVEL = 2000, 0.95

@@ -30,8 +30,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ellama_jax.data.curation_output import curated_files, read_shard
-from ellama_jax.data.tokenizer import Tokenizer, check_fits, load_tokenizer
+from ellama_jax.core.paths import as_path, write_whole
+from ellama_jax.corpus.curation_output import curated_files, read_shard
 from ellama_jax.evaluate import (
     ecommerce,
     generated,
@@ -43,7 +43,7 @@ from ellama_jax.evaluate import (
 )
 from ellama_jax.evaluate.choices import choice_results
 from ellama_jax.model.presets import LlamaConfig
-from ellama_jax.paths import as_path, write_whole
+from ellama_jax.tokens.tokenizer import Tokenizer, check_fits, load_tokenizer
 from ellama_jax.weights import checkpoint as checkpoints
 from ellama_jax.weights import huggingface
 from ellama_jax.weights.layout import check_file

@@ -26,11 +26,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ellama_jax import sharding
-from ellama_jax.distributed import leads
+from ellama_jax.core import sharding
+from ellama_jax.core.distributed import leads
+from ellama_jax.core.progress import progress
 from ellama_jax.model import llama
 from ellama_jax.model.presets import LlamaConfig
-from ellama_jax.progress import progress
 
 _log = logging.getLogger(__name__)
 

@@ -7,18 +7,18 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from ellama_jax.config_evaluate import (
+from ellama_jax.config import (
     EXIT_GATE,
     GATE_ACTIONS,
     GATE_FAILS_WHEN,
     GateConfig,
     check_gate,
 )
+from ellama_jax.core.paths import as_path, write_whole
 from ellama_jax.evaluate import retention
 from ellama_jax.evaluate.card_text import format_markdown, say_comparison, say_gate
 from ellama_jax.evaluate.comparison import format_table
 from ellama_jax.evaluate.long_context import format_long_context
-from ellama_jax.paths import as_path, write_whole
 
 
 def lay_side_by_side(

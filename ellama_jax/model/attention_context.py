@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
+from ellama_jax.core.sharding import ACTIVATION_AXES
 from ellama_jax.model.attention_blocks import visible_pairs
 from ellama_jax.model.attention_blockwise import Views
-from ellama_jax.sharding import ACTIVATION_AXES
 
 AXIS = "context"
 

@@ -17,12 +17,12 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from ellama_jax.config import AttentionConfig
+from ellama_jax.core.sharding import constrain, storage_sharding
+from ellama_jax.core.tree import map_paths, unflatten_paths
 from ellama_jax.model.attention import AUTO, attend, resolve_attention
 from ellama_jax.model.attention_context import context_size, from_zigzag, to_zigzag
 from ellama_jax.model.presets import LlamaConfig
 from ellama_jax.model.remat import checkpointed
-from ellama_jax.sharding import constrain, storage_sharding
-from ellama_jax.tree import map_paths, unflatten_paths
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from ellama_jax.sharding import ACTIVATION_AXES, STORAGE_AXES
+from ellama_jax.core.sharding import ACTIVATION_AXES, STORAGE_AXES
 
 
 def token_losses(

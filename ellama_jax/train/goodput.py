@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ellama_jax.paths import is_remote, write_whole
-from ellama_jax.progress import duration
+from ellama_jax.core.paths import is_remote, write_whole
+from ellama_jax.core.progress import duration
 
 GOODPUT_FILE = "goodput.json"
 STEP = "step"

@@ -1,6 +1,6 @@
 """The training loop: from a configuration to a trained checkpoint, resumable at any step.
 
-Owns the order of things in a run. The arithmetic is step.py's, the batches are data/loader.py's,
+Owns the order of things in a run. The arithmetic is step.py's, the batches are tokens/loader.py's,
 what a checkpoint holds saving.py's, and what is said of it all reporting.py's.
 """
 
@@ -15,11 +15,10 @@ from pathlib import Path
 
 import jax
 
-from ellama_jax.config import load_config
-from ellama_jax.config_evaluate import EXIT_GATE
-from ellama_jax.distributed import ends_with_the_others, leads, on_leader, start_processes
-from ellama_jax.progress import progress
-from ellama_jax.sharding import make_mesh, place_batch, row_parts
+from ellama_jax.config import EXIT_GATE, load_config
+from ellama_jax.core.distributed import ends_with_the_others, leads, on_leader, start_processes
+from ellama_jax.core.progress import progress
+from ellama_jax.core.sharding import make_mesh, place_batch, row_parts
 from ellama_jax.train.goodput import STEP, Goodput, read_goodput
 from ellama_jax.train.metrics import read_metrics
 from ellama_jax.train.prefetch import Placed, Prefetched

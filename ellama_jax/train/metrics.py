@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ellama_jax.paths import copy_file, copy_tree, is_remote
+from ellama_jax.core.paths import copy_file, copy_tree, is_remote
 from ellama_jax.train.step import Metrics
 from ellama_jax.train.tracking import WandbRun
 

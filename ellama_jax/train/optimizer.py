@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import optax
 
 from ellama_jax.config import OptimizerConfig, ScheduleConfig
+from ellama_jax.core.tree import map_paths
 from ellama_jax.model.presets import LlamaConfig
 from ellama_jax.train.rounding import AVERAGE, FIRST_MOMENT, PARAMS, SECOND_MOMENT, round_tree
-from ellama_jax.tree import map_paths
 
 # First match decides, and every leaf must match one: is the leaf decayed?
 DECAY_RULES: tuple[tuple[str, bool], ...] = (

@@ -1,7 +1,7 @@
 """Batches that lie on the devices before they are needed.
 
 Owns the thread that reads and places ahead, and its bound. Which batches there are is the loader's
-business, where they lie sharding.py's.
+business, where they lie core/sharding.py's.
 """
 
 import queue

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jax
 
-from ellama_jax.paths import copy_tree, is_remote
+from ellama_jax.core.paths import copy_tree, is_remote
 
 PROFILE_DIR = "profile"
 

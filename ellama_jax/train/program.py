@@ -14,12 +14,13 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ellama_jax.config import ModelConfig, RunConfig, batch_sizes
-from ellama_jax.distributed import exchange
+from ellama_jax.core.distributed import exchange
+from ellama_jax.core.sharding import batch_sharding, check_batch, check_dims
+from ellama_jax.core.xla_flags import flags_for_device
 from ellama_jax.model.attention import check_attention, resolve_attention
 from ellama_jax.model.llama import abstract_params, dim_sizes
 from ellama_jax.model.presets import LlamaConfig
 from ellama_jax.model.remat import REMAT_POLICIES, check_remat
-from ellama_jax.sharding import batch_sharding, check_batch, check_dims
 from ellama_jax.train.optimizer import (
     abstract_opt_state,
     make_optimizer,
@@ -28,7 +29,6 @@ from ellama_jax.train.optimizer import (
 )
 from ellama_jax.train.spikes import init_guard
 from ellama_jax.train.step import TrainState, make_loss_sums, make_train_step
-from ellama_jax.xla_flags import flags_for_device
 
 # Features of a batch [B, T] and their dtypes; `source_ids` is [B].
 _ROWS = {

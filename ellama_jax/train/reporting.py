@@ -15,12 +15,12 @@ import optax
 from jax.sharding import Mesh
 
 from ellama_jax.config import batch_sizes, config_to_mapping
-from ellama_jax.data.loader import batch_fingerprint, combine_fingerprints
-from ellama_jax.distributed import exchange, leads, process_names
+from ellama_jax.core.distributed import exchange, leads, process_names
+from ellama_jax.core.paths import write_whole
+from ellama_jax.core.progress import Progress
 from ellama_jax.model.attention import describe_attention
 from ellama_jax.model.llama import count_params
-from ellama_jax.paths import write_whole
-from ellama_jax.progress import Progress
+from ellama_jax.tokens.loader import batch_fingerprint, combine_fingerprints
 from ellama_jax.train.goodput import STEP, Goodput, describe_goodput, goodput_scalars
 from ellama_jax.train.metrics import MetricsLog, step_record
 from ellama_jax.train.optimizer import peak_learning_rate

@@ -12,21 +12,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ellama_jax.config import RunConfig, config_to_mapping
-from ellama_jax.data.held_out import HeldOut
-from ellama_jax.data.loader import Loader, open_sources
-from ellama_jax.data.tokenizer import Tokenizer, check_fits, load_tokenizer
+from ellama_jax.core.paths import as_path, is_remote, local_path, write_whole
+from ellama_jax.core.tree import flatten_paths
 from ellama_jax.evaluate.scorecard import check_tasks, gather_questions, limit_each
 from ellama_jax.model.presets import LlamaConfig, config_to_dict, get_preset
-from ellama_jax.paths import as_path, is_remote, local_path, write_whole
+from ellama_jax.tokens.held_out import HeldOut
+from ellama_jax.tokens.loader import Loader, open_sources
+from ellama_jax.tokens.tokenizer import Tokenizer, check_fits, load_tokenizer
 from ellama_jax.train.metrics import known_metrics
 from ellama_jax.train.program import check_model
 from ellama_jax.train.tracking import check_wandb
-from ellama_jax.tree import flatten_paths
 from ellama_jax.weights.layout import CheckpointInfo, check_writable, find_checkpoint
 from ellama_jax.weights.verdict import check_verified
 
 if TYPE_CHECKING:
-    from ellama_jax.data.streaming import Stream
+    from ellama_jax.tokens.streaming import Stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +91,7 @@ def prepare_run(
 def _make_loader(config: RunConfig, tokenizer: Tokenizer) -> "Loader | Stream":
     if config.data.seqio_mixture:
         # Imports TensorFlow, which no other training needs.
-        from ellama_jax.data.streaming import Stream
+        from ellama_jax.tokens.streaming import Stream
 
         return Stream(config.data, tokenizer)
     loader = Loader(open_sources(config.data, tokenizer.fingerprint), config.data)

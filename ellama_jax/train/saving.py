@@ -15,8 +15,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ellama_jax.config import config_to_mapping
-from ellama_jax.data.mixture import mixture_differences
 from ellama_jax.model.llama import init_params
+from ellama_jax.tokens.mixture import mixture_differences
 from ellama_jax.train.metrics import IntervalMeans
 from ellama_jax.train.optimizer import init_opt_state
 from ellama_jax.train.program import Program

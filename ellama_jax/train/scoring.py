@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
-from ellama_jax.distributed import leads
+from ellama_jax.core.distributed import leads
 from ellama_jax.evaluate.card_text import say_comparison, say_gate
 from ellama_jax.evaluate.comparison import summary
 from ellama_jax.evaluate.retention import check_gate, compare

@@ -1,14 +1,14 @@
 """How fast a run is, and what part of its devices' peak that is.
 
-Owns the rates of a record and how they are explained. Peaks are topology.py's, the FLOPs of a token
+Owns the rates of a record and how they are explained. Peaks are core/topology.py's, the FLOPs of a token
 model/flops.py's.
 """
 
 from jax.sharding import Mesh
 
+from ellama_jax.core.topology import hardware_of
 from ellama_jax.model.flops import FORMULA, model_flops
 from ellama_jax.model.presets import LlamaConfig
-from ellama_jax.topology import hardware_of
 
 
 class Throughput:

@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
-from ellama_jax.paths import write_whole
+from ellama_jax.core.paths import write_whole
 
 ID_FILE = "wandb_id.txt"
 

@@ -1,6 +1,6 @@
 """The loss on held-out text during a run, on the run's own mesh.
 
-Owns how it is summed and named. Which text it is, data/held_out.py says; the loss function is that
+Owns how it is summed and named. Which text it is, tokens/held_out.py says; the loss function is that
 of training.
 """
 
@@ -12,9 +12,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ellama_jax.config import RunConfig
-from ellama_jax.data.held_out import HeldOut
+from ellama_jax.core.sharding import place_batch, row_parts
 from ellama_jax.model.presets import LlamaConfig
-from ellama_jax.sharding import place_batch, row_parts
+from ellama_jax.tokens.held_out import HeldOut
 from ellama_jax.train.program import make_losses
 
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import IO
 
-from ellama_jax.distributed import EXIT_AGAIN
+from ellama_jax.core.distributed import EXIT_AGAIN
 
 _TIMES = struct.Struct("<ff")
 TIMES_BYTES = _TIMES.size

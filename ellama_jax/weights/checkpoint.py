@@ -19,12 +19,12 @@ from etils import epath
 from jax.sharding import Mesh, SingleDeviceSharding
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
-from ellama_jax.distributed import exchange, leads, on_leader
+from ellama_jax.core.distributed import exchange, leads, on_leader
+from ellama_jax.core.paths import absolute, as_path, copy_tree, is_remote, remove_tree
+from ellama_jax.core.progress import mebibytes, progress
+from ellama_jax.core.tree import flatten_paths, unflatten_paths
 from ellama_jax.model.llama import abstract_params
 from ellama_jax.model.presets import LlamaConfig, config_to_dict
-from ellama_jax.paths import absolute, as_path, copy_tree, is_remote, remove_tree
-from ellama_jax.progress import mebibytes, progress
-from ellama_jax.tree import flatten_paths, unflatten_paths
 from ellama_jax.weights.layout import (
     TOKENIZER_DIR,
     CheckpointInfo,

@@ -12,11 +12,11 @@ from pathlib import Path
 import jax
 from jax.sharding import AbstractMesh, AxisType
 
-from ellama_jax.data.tokenizer import Tokenizer, load_tokenizer
+from ellama_jax.core.paths import as_path, directory_bytes
+from ellama_jax.core.sharding import MESH_AXES, describe, storage_sharding
 from ellama_jax.model.llama import count_params, param_dims
 from ellama_jax.model.presets import PRESETS, LlamaConfig, config_from_dict, config_to_dict
-from ellama_jax.paths import as_path, directory_bytes
-from ellama_jax.sharding import MESH_AXES, describe, storage_sharding
+from ellama_jax.tokens.tokenizer import Tokenizer, load_tokenizer
 from ellama_jax.weights.checkpoint import list_leaves, open_leaves
 from ellama_jax.weights.layout import (
     CheckpointInfo,

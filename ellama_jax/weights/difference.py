@@ -1,7 +1,7 @@
 """How two sets of weights differ: leaf by leaf, and layer by layer within a stacked leaf.
 
 Owns the sums and what follows from them. It reads both sides in pieces and keeps neither; how a
-difference is put into words and pictures is in difference_words.py and heat_map.py.
+difference is put into words and pictures is in weights/difference_text.py and heat_map.py.
 """
 
 import contextlib
@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ellama_jax.data.tokenizer import load_tokenizer
+from ellama_jax.core.paths import as_path
+from ellama_jax.core.progress import progress
 from ellama_jax.model.presets import LlamaConfig, config_to_dict
-from ellama_jax.paths import as_path
-from ellama_jax.progress import progress
+from ellama_jax.tokens.tokenizer import load_tokenizer
 from ellama_jax.weights.checkpoint import open_leaves
 from ellama_jax.weights.importer import detect_format, open_source
 from ellama_jax.weights.layout import find_checkpoint

@@ -17,10 +17,10 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from ellama_jax.data.tokenizer import Tokenizer, load_tokenizer
+from ellama_jax.core.paths import as_path, copy_file, file_bytes, is_remote, remove_tree
+from ellama_jax.core.progress import Progress, mebibytes, progress
 from ellama_jax.model.presets import LlamaConfig
-from ellama_jax.paths import as_path, copy_file, file_bytes, is_remote, remove_tree
-from ellama_jax.progress import Progress, mebibytes, progress
+from ellama_jax.tokens.tokenizer import Tokenizer, load_tokenizer
 from ellama_jax.weights.checkpoint import CheckpointInfo, find_checkpoint, open_leaves
 from ellama_jax.weights.huggingface import (
     CONFIG_FILE,

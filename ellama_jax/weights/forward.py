@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ellama_jax.core.progress import progress
+from ellama_jax.core.tree import unflatten_paths
 from ellama_jax.model.llama import normalize_final, run_layer
 from ellama_jax.model.presets import LlamaConfig
-from ellama_jax.progress import progress
-from ellama_jax.tree import unflatten_paths
 from ellama_jax.weights.checkpoint import open_leaves
 from ellama_jax.weights.layout import CheckpointInfo
 from ellama_jax.weights.lazy import PIECE_BYTES, LazyArray, whole

@@ -14,10 +14,10 @@ import ml_dtypes
 import numpy as np
 from jax.sharding import Mesh
 
+from ellama_jax.core.paths import absolute, as_path, file_bytes, is_remote, read_range
+from ellama_jax.core.tree import flatten_paths, unflatten_paths
 from ellama_jax.model.llama import abstract_params
 from ellama_jax.model.presets import LlamaConfig, RopeScaling
-from ellama_jax.paths import absolute, as_path, file_bytes, is_remote, read_range
-from ellama_jax.tree import flatten_paths, unflatten_paths
 from ellama_jax.weights.lazy import Box, LazyArray, place, same_bits, split, whole
 from ellama_jax.weights.tensors import assemble_leaves, some_of
 

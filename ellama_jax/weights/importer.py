@@ -21,19 +21,19 @@ from pathlib import Path
 import jax
 import tokenizers
 
-from ellama_jax.data.tokenizer import (
+from ellama_jax.core.distributed import leads, on_leader, start_processes
+from ellama_jax.core.paths import as_path, copy_file, is_remote
+from ellama_jax.core.sharding import make_mesh
+from ellama_jax.core.tree import flatten_paths
+from ellama_jax.model.llama import abstract_params
+from ellama_jax.model.presets import INCIDENTAL, PRESETS, LlamaConfig, get_preset
+from ellama_jax.tokens.tokenizer import (
     CONFIG_FILE,
     TOKENIZER_FILE,
     check_fits,
     load_tokenizer,
     save_tokenizer,
 )
-from ellama_jax.distributed import leads, on_leader, start_processes
-from ellama_jax.model.llama import abstract_params
-from ellama_jax.model.presets import INCIDENTAL, PRESETS, LlamaConfig, get_preset
-from ellama_jax.paths import as_path, copy_file, is_remote
-from ellama_jax.sharding import make_mesh
-from ellama_jax.tree import flatten_paths
 from ellama_jax.weights import gguf, huggingface, meta
 from ellama_jax.weights.checkpoint import CheckpointInfo, make_meta, write_checkpoint
 from ellama_jax.weights.description import describe_checkpoint

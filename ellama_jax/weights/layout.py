@@ -2,7 +2,7 @@
 
 Owns the names in a root (`ROOT/<step>/{params,meta[,opt_state,data,metrics]}`, `ROOT/tokenizer`),
 the meta, which step is the best, and the checks before anything is written. It reads and writes no
-weights; checkpoint.py does. A root may lie in a bucket, see paths.py.
+weights; checkpoint.py does. A root may lie in a bucket, see core/paths.py.
 
 Words: a *root* holds steps; a step is *complete* once Orbax has committed it and its `params` and
 `meta` can be found. Only complete steps are ever restored.
@@ -22,9 +22,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ellama_jax.data.tokenizer import load_tokenizer
-from ellama_jax.model.presets import LlamaConfig, config_from_dict, config_to_dict
-from ellama_jax.paths import (
+from ellama_jax.core.paths import (
     as_path,
     copy_tree,
     is_remote,
@@ -32,6 +30,8 @@ from ellama_jax.paths import (
     remove_tree,
     write_whole,
 )
+from ellama_jax.model.presets import LlamaConfig, config_from_dict, config_to_dict
+from ellama_jax.tokens.tokenizer import load_tokenizer
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
-from ellama_jax.progress import Progress
+from ellama_jax.core.progress import Progress
 from ellama_jax.weights.lazy import Box, LazyArray, split
 
 

@@ -1,7 +1,7 @@
 """Llama 3's tokenizer.model, a file of tokens and ranks, as a tokenizer of the tokenizers library.
 
 Owns the file and the special tokens that are not in it. Saving and loading tokenizers is
-data/tokenizer.py's.
+tokens/tokenizer.py's.
 
 Source of the facts: Meta's `llama-models` 0.3.0 (llama3/tokenizer.py).
 """

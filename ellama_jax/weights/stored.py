@@ -19,7 +19,7 @@ import jax
 import numpy as np
 import tensorstore as ts
 
-from ellama_jax.paths import absolute, is_remote
+from ellama_jax.core.paths import absolute, is_remote
 from ellama_jax.weights.lazy import Box, LazyArray
 
 

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from ellama_jax.core.tree import flatten_paths
 from ellama_jax.model.llama import abstract_params
 from ellama_jax.model.presets import LlamaConfig
-from ellama_jax.tree import flatten_paths
 from ellama_jax.weights.lazy import Box, LazyArray, transpose, whole
 
 # path -> (name at Hugging Face, number of leading dims of our leaf that are inputs).

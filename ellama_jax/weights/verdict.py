@@ -5,7 +5,7 @@ Owns the reading of meta's `verification`; the gate itself is verify.py's.
 
 import sys
 
-from ellama_jax.distributed import leads
+from ellama_jax.core.distributed import leads
 from ellama_jax.weights.layout import CheckpointInfo
 
 

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ellama_jax.data.tokenizer import Tokenizer, load_tokenizer
+from ellama_jax.core.paths import as_path, local_path, write_whole
+from ellama_jax.core.progress import progress
 from ellama_jax.model.llama import rope_frequencies
-from ellama_jax.paths import as_path, local_path, write_whole
-from ellama_jax.progress import progress
+from ellama_jax.tokens.tokenizer import Tokenizer, load_tokenizer
 from ellama_jax.weights.diagnosis import find_faults
 from ellama_jax.weights.forward import Answer, ask
 from ellama_jax.weights.layout import (

@@ -179,7 +179,7 @@ def test_a_run_is_planned_with_and_without_weights(tmp_path):
 def write_huggingface(place):
     """Lays out a tiny model as one from Hugging Face."""
     from ellama_jax import cli
-    from ellama_jax.demo import make_tiny_base
+    from ellama_jax.experiments.demo import make_tiny_base
 
     make_tiny_base(place / "tiny", ["one small text"] * 20, seed=0)
     cli.main(["export", str(place / "tiny"), str(place / "hf")])

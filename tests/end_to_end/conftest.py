@@ -10,15 +10,15 @@ import pytest
 from directory_contents import contents
 
 from ellama_jax import cli
-from ellama_jax.data.catalogue import generate_listings, split_products
-from ellama_jax.data.listings import listing_to_text_record
-from ellama_jax.data.tokenizer import load_tokenizer
-from ellama_jax.data.windows import write_windows
-from ellama_jax.demo import make_tiny_base, write_jsonl
+from ellama_jax.core.tree import flatten_paths
+from ellama_jax.corpus.catalogue import generate_listings, split_products
+from ellama_jax.corpus.listings import listing_to_text_record
 from ellama_jax.evaluate.benchmark import write_benchmark
+from ellama_jax.experiments.demo import make_tiny_base, write_jsonl
 from ellama_jax.model.llama import init_params
 from ellama_jax.model.presets import get_preset
-from ellama_jax.tree import flatten_paths
+from ellama_jax.tokens.tokenizer import load_tokenizer
+from ellama_jax.tokens.windows import write_windows
 from ellama_jax.weights.checkpoint import make_meta, write_checkpoint
 from ellama_jax.weights.tensors import extract_tensor, tensor_names
 

@@ -3,7 +3,7 @@
 What: the other half of test_prepare_restart.py, run by verb_driver.py.
 """
 
-from ellama_jax.data import prepare, tokenising
+from ellama_jax.tokens import prepare, tokenising
 
 PART_BYTES = 1500
 CHUNK_TOKENS = 600

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from raw_sources import PROSE, QUESTION, RECIPE, SPECIAL, write_raw
 
-from ellama_jax.curate import main_curate
-from ellama_jax.data.curation_output import curated_files, read_shard
+from ellama_jax.corpus.curate import main_curate
+from ellama_jax.corpus.curation_output import curated_files, read_shard
 
 SHARED_DATA = Path(__file__).parents[2].parent / "shared" / "data"
 SHARED_RECIPE = """

@@ -7,11 +7,11 @@ from raw_sources import RECIPE, catalogue, write_raw
 from test_curate import digest
 
 from ellama_jax import cli
-from ellama_jax.curate import _check_absent, _start, main_curate
-from ellama_jax.data.curation_output import REPORT_FILE
-from ellama_jax.data.tokenizer import save_tokenizer, train_byte_bpe
+from ellama_jax.core.paths import as_path, copy_tree
+from ellama_jax.corpus.curate import _check_absent, _start, main_curate
+from ellama_jax.corpus.curation_output import REPORT_FILE
 from ellama_jax.evaluate.scorecard import read_texts
-from ellama_jax.paths import as_path, copy_tree
+from ellama_jax.tokens.tokenizer import save_tokenizer, train_byte_bpe
 
 
 def error_of(capfd, *argv):

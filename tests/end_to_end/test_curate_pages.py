@@ -8,12 +8,12 @@ import pytest
 from raw_sources import PROSE
 
 from ellama_jax import cli
-from ellama_jax.curate import main_curate
-from ellama_jax.data.catalogue import generate_listings
-from ellama_jax.data.classifier import load_classifier
-from ellama_jax.data.curation_output import curated_files, read_shard
-from ellama_jax.data.general_text import generate_general_documents
-from ellama_jax.data.listings import listing_to_document
+from ellama_jax.corpus.catalogue import generate_listings
+from ellama_jax.corpus.classifier import load_classifier
+from ellama_jax.corpus.curate import main_curate
+from ellama_jax.corpus.curation_output import curated_files, read_shard
+from ellama_jax.corpus.listings import listing_to_document
+from ellama_jax.experiments.general_text import generate_general_documents
 
 LANGUAGES = ("en", "de", "fr", "it", "es")
 RECIPE = """

@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
-from ellama_jax.data.tokenizer import load_tokenizer
-from ellama_jax.data.windows import PADDING, WindowSet
 from ellama_jax.evaluate.comparison import summary
+from ellama_jax.tokens.tokenizer import load_tokenizer
+from ellama_jax.tokens.windows import PADDING, WindowSet
 from ellama_jax.train.metrics import read_metrics
 from ellama_jax.weights.layout import find_checkpoint
 

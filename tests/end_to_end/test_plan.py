@@ -94,7 +94,7 @@ def test_a_mistake_is_one_line_before_anything_is_compiled(argv, said, capfd, mo
     def compiled(*_):
         raise AssertionError("a compiler was started")
 
-    monkeypatch.setattr("ellama_jax.plan_compile._run", compiled)
+    monkeypatch.setattr("ellama_jax.plan.compile._run", compiled)
     with pytest.raises(SystemExit) as stop:
         cli.main(["plan", *TINY, *argv])
     (line,) = capfd.readouterr().err.splitlines()
@@ -107,7 +107,7 @@ def test_a_compiler_that_fails_is_reported_with_its_first_line(capfd, monkeypatc
         log.write_text("INTERNAL: something broke\n")
         return 1
 
-    monkeypatch.setattr("ellama_jax.plan_compile._run", failed)
+    monkeypatch.setattr("ellama_jax.plan.compile._run", failed)
     with pytest.raises(SystemExit) as stop:
         cli.main(["plan", *TINY, "--topology", "cpu-2", "--text-dir", str(tmp_path)])
     captured = capfd.readouterr()

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import pytest
 
 from ellama_jax.config import load_config
-from ellama_jax.plan import Options, make_plan
-from ellama_jax.plan_targets import check_sizes, parse_targets
+from ellama_jax.plan.targets import check_sizes, parse_targets
+from ellama_jax.plan.verb import Options, make_plan
 
 pytestmark = [
     pytest.mark.slow,

@@ -15,10 +15,10 @@ import pytest
 from verb_driver import Driver
 
 from ellama_jax import cli
-from ellama_jax.data import prepare, shuffle, tokenising
-from ellama_jax.data.tokenizer import save_tokenizer, train_byte_bpe
-from ellama_jax.data.windows import WindowSet, read_manifest
-from ellama_jax.demo import write_jsonl
+from ellama_jax.experiments.demo import write_jsonl
+from ellama_jax.tokens import prepare, shuffle, tokenising
+from ellama_jax.tokens.tokenizer import save_tokenizer, train_byte_bpe
+from ellama_jax.tokens.windows import WindowSet, read_manifest
 
 KILLS = {1: 16, 2: 8}  # by the number of workers
 WORDS = [

@@ -3,9 +3,10 @@
 import jax
 import pytest
 
-from ellama_jax.data import catalogue, listings, tokenizer
+from ellama_jax.corpus import catalogue, listings
 from ellama_jax.model import llama
 from ellama_jax.model.presets import get_preset
+from ellama_jax.tokens import tokenizer
 from ellama_jax.weights import checkpoint
 
 CONFIG = get_preset("tiny")

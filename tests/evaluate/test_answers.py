@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from ellama_jax.data import prices
+from ellama_jax.corpus import prices
 from ellama_jax.evaluate import answers
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ellama_jax.data import catalogue, listings
+from ellama_jax.corpus import catalogue, listings
 from ellama_jax.evaluate import answers, benchmark, ecommerce
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"

@@ -7,16 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ellama_jax.data import catalogue, listings
-from ellama_jax.evaluate import blend, ecommerce, scorecard, scorer
+from ellama_jax.core.sharding import make_mesh
+from ellama_jax.core.tree import flatten_paths
+from ellama_jax.corpus import catalogue, listings
+from ellama_jax.evaluate import ecommerce, scorecard, scorer
 from ellama_jax.evaluate.scorecard import Scoring
+from ellama_jax.merge import blend
+from ellama_jax.merge.verb import merge_checkpoints
 from ellama_jax.model.llama import count_params
-from ellama_jax.sharding import make_mesh
-from ellama_jax.tree import flatten_paths
 from ellama_jax.weights.alphas import Alphas, parse_alphas_by_part
 from ellama_jax.weights.checkpoint import find_checkpoint, restore_params, write_checkpoint
 from ellama_jax.weights.export import export_checkpoint
-from ellama_jax.weights.merge import merge_checkpoints
 
 RECORDS = list(catalogue.generate_listings(0, 12))
 ITEMS = ecommerce.build_items(RECORDS, seed=0, items_per_task=2, languages=["en"])

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from ellama_jax.data import catalogue, listings
+from ellama_jax.corpus import catalogue, listings
 from ellama_jax.evaluate import benchmark, ecommerce
 
 LISTINGS = list(catalogue.generate_listings(0, 60))

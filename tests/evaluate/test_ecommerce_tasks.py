@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ellama_jax.data import catalogue, listings, reviews
+from ellama_jax.corpus import catalogue, listings, reviews
 from ellama_jax.evaluate import ecommerce
 from ellama_jax.evaluate.prompts import PROMPTS
 from ellama_jax.evaluate.tasks import aspects, matching, prices, ratings, titles

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from ellama_jax.cli import main
-from ellama_jax.data import catalogue
+from ellama_jax.corpus import catalogue
 from ellama_jax.evaluate import (
     benchmark,
     card_text,

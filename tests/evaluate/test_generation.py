@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from transposed import params_of_transformers
 
+from ellama_jax.core.sharding import make_mesh
 from ellama_jax.evaluate import decoding, generation
 from ellama_jax.evaluate.generation import Prompt
 from ellama_jax.model import llama
 from ellama_jax.model.presets import get_preset
-from ellama_jax.sharding import make_mesh
 
 CONFIG = dataclasses.replace(get_preset("tiny"), vocab_size=102, max_seq_len=96)
 END = 7

@@ -6,7 +6,7 @@ import lm_eval_cases as cases
 import numpy as np
 import pytest
 
-from ellama_jax.sharding import make_mesh
+from ellama_jax.core.sharding import make_mesh
 
 pytest.importorskip("torch", reason="lm-eval's own backend runs in torch")
 pytest.importorskip("transformers", reason="lm-eval's own backend")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ellama_jax.data import catalogue
+from ellama_jax.corpus import catalogue
 from ellama_jax.evaluate import card_text, long_context, scorecard
 from ellama_jax.model import llama
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ellama_jax.evaluate.loss_line import line_alphas, measure_line, say_line
+from ellama_jax.merge.loss_line import line_alphas, measure_line, say_line
 
 
 def card(bits, language="en", domain="general", sizes=None):

@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 from test_tradeoff import ITEMS, TEST, TEXTS
 
-from ellama_jax import cli, report
-from ellama_jax.evaluate import comparison, moved, revert, scorecard
-from ellama_jax.tree import map_paths
+from ellama_jax import cli
+from ellama_jax.core.tree import map_paths
+from ellama_jax.evaluate import comparison, scorecard
+from ellama_jax.merge import moved, revert
+from ellama_jax.merge.verb import merge_checkpoints
+from ellama_jax.report.verb import verb as report
 from ellama_jax.weights.checkpoint import (
     find_checkpoint,
     restore_params,
     write_checkpoint,
 )
-from ellama_jax.weights.merge import merge_checkpoints
 
 
 @pytest.fixture(scope="module")

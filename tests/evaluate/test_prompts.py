@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from ellama_jax.data.language import identify_language
-from ellama_jax.data.wording import LABELS
+from ellama_jax.corpus.language import identify_language
+from ellama_jax.corpus.wording import LABELS
 from ellama_jax.evaluate.ecommerce import LANGUAGES
 from ellama_jax.evaluate.prompts import PROMPTS, Prompts, ask
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ellama_jax.config_evaluate import GateConfig, check_gate
+from ellama_jax.config import GateConfig, check_gate
 from ellama_jax.evaluate import card_text, comparison, retention
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ellama_jax.evaluate.revert import Limits, parts_of, revert, say_reverts, study_reverts
+from ellama_jax.merge.revert import Limits, parts_of, revert, say_reverts, study_reverts
 
 LAYERS = 4
 PARTS = parts_of(LAYERS, tied=True)

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from ellama_jax.data import catalogue, listings
+from ellama_jax.corpus import catalogue, listings
 from ellama_jax.evaluate import benchmark, ecommerce, harness, scorecard, scorer
 
 RECORDS = list(catalogue.generate_listings(0, 60))

@@ -6,11 +6,12 @@ import json
 import numpy as np
 import pytest
 
-from ellama_jax.data import catalogue, listings
-from ellama_jax.evaluate import blend, ecommerce, scorecard, tradeoff
-from ellama_jax.evaluate.tradeoff import SweepPlan
+from ellama_jax.corpus import catalogue, listings
+from ellama_jax.evaluate import ecommerce, scorecard
+from ellama_jax.merge import blend, tradeoff
+from ellama_jax.merge.tradeoff import SweepPlan
+from ellama_jax.merge.verb import merge_checkpoints
 from ellama_jax.weights.checkpoint import find_checkpoint
-from ellama_jax.weights.merge import merge_checkpoints
 
 RECORDS = list(catalogue.generate_listings(0, 15))
 ITEMS = ecommerce.build_items(RECORDS, seed=0, items_per_task=2, languages=["en", "it"])

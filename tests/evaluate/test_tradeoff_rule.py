@@ -2,9 +2,9 @@
 
 import pytest
 
-from ellama_jax.config_evaluate import SweepConfig, check_sweep
-from ellama_jax.evaluate import tradeoff_points, tradeoff_rule
-from ellama_jax.evaluate.tradeoff_points import NARROWEST, next_alpha
+from ellama_jax.config import SweepConfig, check_sweep
+from ellama_jax.merge import tradeoff_points, tradeoff_rule
+from ellama_jax.merge.tradeoff_points import NARROWEST, next_alpha
 
 RULE = SweepConfig(standard_errors=0.0)
 

@@ -6,9 +6,10 @@ import shutil
 import pytest
 
 from ellama_jax.config import configs_dir
-from ellama_jax.data import catalogue, listings
-from ellama_jax.evaluate import benchmark, tradeoff, tradeoff_verb
-from ellama_jax.evaluate.tradeoff_verb import main_merge_sweep, parse_alphas, split_texts
+from ellama_jax.corpus import catalogue, listings
+from ellama_jax.evaluate import benchmark
+from ellama_jax.merge import tradeoff, tradeoff_verb
+from ellama_jax.merge.tradeoff_verb import main_merge_sweep, parse_alphas, split_texts
 from ellama_jax.weights.layout import find_checkpoint
 
 RECORDS = list(catalogue.generate_listings(0, 15))

@@ -3,8 +3,8 @@
 import pytest
 from sweep_records import make_sweep
 
-from ellama_jax.evaluate.tradeoff_plot import draw_sweep
-from ellama_jax.evaluate.tradeoff_words import (
+from ellama_jax.merge.tradeoff_plot import draw_sweep
+from ellama_jax.merge.tradeoff_text import (
     curve_rows,
     format_sweep,
     format_sweep_markdown,

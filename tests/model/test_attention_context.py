@@ -9,6 +9,7 @@ import pytest
 from attention_cases import assert_close, kernel, out_and_gradients, packed_rows, reference
 
 from ellama_jax.config import AttentionConfig
+from ellama_jax.core.sharding import make_mesh, place_batch
 from ellama_jax.model.attention_blocks import visible_pairs
 from ellama_jax.model.attention_context import (
     batch_to_zigzag,
@@ -18,7 +19,6 @@ from ellama_jax.model.attention_context import (
 )
 from ellama_jax.model.llama import abstract_params, hidden_states, init_params
 from ellama_jax.model.presets import get_preset
-from ellama_jax.sharding import make_mesh, place_batch
 from ellama_jax.train.step import make_loss_sums
 
 TINY = get_preset("tiny")

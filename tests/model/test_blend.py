@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ellama_jax.core.sharding import make_mesh
+from ellama_jax.core.tree import map_paths
 from ellama_jax.evaluate.scorer import Request, _score_rows, score
 from ellama_jax.model.llama import Blend, init_params
 from ellama_jax.model.presets import get_preset
-from ellama_jax.sharding import make_mesh
-from ellama_jax.tree import map_paths
 from ellama_jax.weights.alphas import Alphas, parse_alphas_by_part
 
 TIED = dataclasses.replace(get_preset("tiny"), num_layers=3)

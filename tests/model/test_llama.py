@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jaxprs import arrays_in
 
+from ellama_jax.core.tree import flatten_paths
 from ellama_jax.model.llama import (
     Llama,
     Tracked,
@@ -25,7 +26,6 @@ from ellama_jax.model.llama import (
 )
 from ellama_jax.model.loss import token_losses
 from ellama_jax.model.presets import PRESETS, RopeScaling, get_preset
-from ellama_jax.tree import flatten_paths
 
 TINY = get_preset("tiny")
 LLAMA3 = RopeScaling(8.0, 1.0, 4.0, 8192)

@@ -9,8 +9,8 @@ import optax
 import pytest
 from jaxprs import arrays_in
 
+from ellama_jax.core.sharding import MESH_AXES, make_mesh
 from ellama_jax.model.loss import token_losses
-from ellama_jax.sharding import MESH_AXES, make_mesh
 
 
 def example(seed=0, batch=3, length=7, dim=8, vocab=50):

@@ -2,14 +2,14 @@
 
 import pytest
 
-from ellama_jax.data.tokenizer import (
+from ellama_jax.tokens.tokenizer import (
     BEGIN_OF_TEXT,
     END_OF_TEXT,
     load_tokenizer,
     save_tokenizer,
     train_byte_bpe,
 )
-from ellama_jax.data.windows import write_windows
+from ellama_jax.tokens.windows import write_windows
 
 CONFIG = """
 from configs import demo

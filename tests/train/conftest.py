@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from ellama_jax.config import configs_dir, load_config
-from ellama_jax.data.tokenizer import (
+from ellama_jax.tokens.tokenizer import (
     BEGIN_OF_TEXT,
     END_OF_TEXT,
     load_tokenizer,
     save_tokenizer,
     train_byte_bpe,
 )
-from ellama_jax.data.windows import to_features, write_windows
+from ellama_jax.tokens.windows import to_features, write_windows
 
 NUM_SOURCES = 3
 WORDS = {"en": "red lamp oak table price", "de": "rote Lampe Eiche Tisch Preis"}

@@ -5,7 +5,7 @@ import time
 
 import jax
 
-from ellama_jax.data.loader import Loader
+from ellama_jax.tokens.loader import Loader
 from ellama_jax.train.loop import main_train
 
 

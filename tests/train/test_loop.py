@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from ellama_jax.config import StageConfig
-from ellama_jax.data.loader import batch_fingerprint
-from ellama_jax.data.windows import PADDING
+from ellama_jax.core.tree import flatten_paths
+from ellama_jax.tokens.loader import batch_fingerprint
+from ellama_jax.tokens.windows import PADDING
 from ellama_jax.train.loop import main_train, prepare_run, train
 from ellama_jax.train.metrics import read_metrics
-from ellama_jax.tree import flatten_paths
 from ellama_jax.weights import layout
 from ellama_jax.weights.checkpoint import restore_params
 from ellama_jax.weights.layout import find_checkpoint, latest_step

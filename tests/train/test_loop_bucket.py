@@ -8,7 +8,7 @@ import pytest
 from test_loop import assert_same_state, steady
 
 from ellama_jax.cli import main
-from ellama_jax.paths import as_path
+from ellama_jax.core.paths import as_path
 from ellama_jax.train.metrics import MetricsLog, read_metrics
 from ellama_jax.weights.layout import find_checkpoint, latest_step
 
@@ -18,9 +18,9 @@ def base(bucket, windows_dir):
     """Random weights of the tiny model in the bucket, with the tokenizer of the windows."""
     import jax
 
-    from ellama_jax.data.tokenizer import load_tokenizer
     from ellama_jax.model.llama import init_params
     from ellama_jax.model.presets import get_preset
+    from ellama_jax.tokens.tokenizer import load_tokenizer
     from ellama_jax.weights.checkpoint import make_meta, write_checkpoint
 
     tiny, tokenizer_dir = get_preset("tiny"), windows_dir / "tokenizer"

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from test_loop import assert_same_state, steady
 
+from ellama_jax.merge.average import average_checkpoints
 from ellama_jax.train.loop import prepare_run, train
 from ellama_jax.train.metrics import read_metrics
-from ellama_jax.weights.average import average_checkpoints
 from ellama_jax.weights.checkpoint import open_average, restore_params
 
 RAMP = {"3": 8}  # then 16

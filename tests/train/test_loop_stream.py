@@ -11,8 +11,8 @@ from ellama_jax.train.metrics import read_metrics
 
 WORDS = {"en": "red lamp oak table price", "de": "rote Lampe Eiche Tisch Preis"}
 TASKS = """
-from ellama_jax.data.tasks import make_mixture, register_documents
-from ellama_jax.data.tokenizer import load_tokenizer
+from ellama_jax.tokens.tasks import make_mixture, register_documents
+from ellama_jax.tokens.tokenizer import load_tokenizer
 tokenizer = load_tokenizer({tokenizer!r})
 for name in ("en", "de"):
     register_documents("words_" + name, {directory!r} + "/" + name + ".jsonl", tokenizer)

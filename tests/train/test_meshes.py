@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from ellama_jax.config import configs_dir, load_config
+from ellama_jax.core.sharding import MESH_AXES, make_mesh, place_batch
+from ellama_jax.core.tree import flatten_paths
 from ellama_jax.model import llama
 from ellama_jax.model.llama import init_params
 from ellama_jax.model.presets import get_preset
-from ellama_jax.sharding import MESH_AXES, make_mesh, place_batch
 from ellama_jax.train.optimizer import init_opt_state
 from ellama_jax.train.program import make_program
 from ellama_jax.train.step import init_state
-from ellama_jax.tree import flatten_paths
 
 STEPS, ROWS, LENGTH, NUM_SOURCES = 3, 16, 32, 3
 TINY = get_preset("tiny")

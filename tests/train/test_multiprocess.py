@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from test_loop import assert_same_state, steady
 
-from ellama_jax.distributed import EXIT_AGAIN
+from ellama_jax.core.distributed import EXIT_AGAIN
 from ellama_jax.train.metrics import read_metrics
 from ellama_jax.weights.layout import latest_step
 
@@ -208,7 +208,7 @@ def test_a_process_that_hangs_shows_where_and_ends_the_job(tiny_arguments, tmp_p
         assert "process 1: " in said and "this one ends with status 75" in said
 
 
-STARTED = "import jax; from ellama_jax.distributed import start_processes; start_processes();"
+STARTED = "import jax; from ellama_jax.core.distributed import start_processes; start_processes();"
 
 
 def test_alone_nothing_is_started():

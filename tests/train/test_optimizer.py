@@ -9,9 +9,10 @@ import optax
 import pytest
 
 from ellama_jax.config import OptimizerConfig, ScheduleConfig
+from ellama_jax.core.sharding import make_mesh
+from ellama_jax.core.tree import flatten_paths, unflatten_paths
 from ellama_jax.model.llama import abstract_params, init_params
 from ellama_jax.model.presets import PRESETS, get_preset
-from ellama_jax.sharding import make_mesh
 from ellama_jax.train.optimizer import (
     abstract_opt_state,
     add_updates,
@@ -22,7 +23,6 @@ from ellama_jax.train.optimizer import (
     make_schedule,
     peak_learning_rate,
 )
-from ellama_jax.tree import flatten_paths, unflatten_paths
 
 TINY = get_preset("tiny")
 ADAMW = OptimizerConfig(b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1, clip_norm=1.0)

@@ -6,8 +6,8 @@ import jax
 import pytest
 
 from ellama_jax.config import load_config
+from ellama_jax.core.sharding import make_mesh
 from ellama_jax.model.presets import get_preset
-from ellama_jax.sharding import make_mesh
 from ellama_jax.train import loop as loop_module
 from ellama_jax.train import program as program_module
 from ellama_jax.train.loop import train

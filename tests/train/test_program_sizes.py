@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from ellama_jax.config import load_config
+from ellama_jax.core.sharding import make_mesh
 from ellama_jax.model.presets import get_preset
-from ellama_jax.sharding import make_mesh
 from ellama_jax.train.program import check_model, check_sizes, make_program
 
 ONE = {"data": 1, "fsdp": 1, "context": 1, "tensor": 1}

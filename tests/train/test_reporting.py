@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import pytest
 
-from ellama_jax.sharding import make_mesh
+from ellama_jax.core.sharding import make_mesh
 from ellama_jax.train import loop
 from ellama_jax.train.loop import main_train, prepare_run
 from ellama_jax.train.reporting import say_what_runs

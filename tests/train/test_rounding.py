@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ellama_jax.sharding import make_mesh
+from ellama_jax.core.sharding import make_mesh
 from ellama_jax.train.rounding import (
     FIRST_MOMENT,
     PARAMS,

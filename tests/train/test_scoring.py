@@ -9,9 +9,9 @@ from test_loop import assert_same_state, steady
 from test_loop_watched import compiled_once, without_evaluation  # noqa: F401
 
 from ellama_jax.cli import main
+from ellama_jax.core.sharding import make_mesh
 from ellama_jax.evaluate import retention, scorecard
 from ellama_jax.model.llama import init_params
-from ellama_jax.sharding import make_mesh
 from ellama_jax.train.goodput import read_goodput, summarize
 from ellama_jax.train.loop import EXIT_GATE, prepare_run, train
 from ellama_jax.train.metrics import read_metrics

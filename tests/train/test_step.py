@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from ellama_jax.config import OptimizerConfig
+from ellama_jax.core.sharding import make_mesh, place_batch
 from ellama_jax.model.llama import (
     abstract_params,
     hidden_states,
@@ -18,7 +19,6 @@ from ellama_jax.model.llama import (
     read_params,
 )
 from ellama_jax.model.presets import get_preset
-from ellama_jax.sharding import make_mesh, place_batch
 from ellama_jax.train.optimizer import abstract_opt_state, init_opt_state, make_optimizer
 from ellama_jax.train.spikes import make_guard
 from ellama_jax.train.step import Sums, init_state, make_loss_sums, make_train_step

@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
+from ellama_jax.core.sharding import make_mesh
 from ellama_jax.model.llama import init_params
 from ellama_jax.model.presets import get_preset
-from ellama_jax.sharding import make_mesh
 from ellama_jax.train.step import make_loss_sums
 from ellama_jax.train.validation import Validation, _rows_at_once
 

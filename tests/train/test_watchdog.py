@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from ellama_jax.distributed import EXIT_AGAIN
+from ellama_jax.core.distributed import EXIT_AGAIN
 from ellama_jax.train.watchdog import Stragglers, Watchdog, pack_times
 
 

@@ -7,9 +7,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ellama_jax.data.tokenizer import load_tokenizer, save_tokenizer, train_byte_bpe
 from ellama_jax.model.llama import abstract_params
 from ellama_jax.model.presets import get_preset
+from ellama_jax.tokens.tokenizer import load_tokenizer, save_tokenizer, train_byte_bpe
 from ellama_jax.weights.checkpoint import make_meta, write_checkpoint
 
 TEXT = ["The blue shoe costs 20 euros.", "Der blaue Schuh kostet 20 Euro.", "La chaussure bleue."]

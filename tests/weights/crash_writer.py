@@ -12,9 +12,9 @@ import jax
 import numpy as np
 import optax
 
-from ellama_jax.data.tokenizer import load_tokenizer
 from ellama_jax.model.llama import abstract_params
 from ellama_jax.model.presets import get_preset
+from ellama_jax.tokens.tokenizer import load_tokenizer
 from ellama_jax.weights.checkpoint import open_manager, restore_training, save_training
 from ellama_jax.weights.layout import make_meta
 

@@ -8,9 +8,9 @@ import optax
 import pytest
 
 from ellama_jax.config import OptimizerConfig
+from ellama_jax.core.tree import flatten_paths
+from ellama_jax.merge.average import average_checkpoints, main_average
 from ellama_jax.train.optimizer import make_optimizer
-from ellama_jax.tree import flatten_paths
-from ellama_jax.weights.average import average_checkpoints, main_average
 from ellama_jax.weights.checkpoint import (
     find_checkpoint,
     open_manager,

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from ellama_jax.cli import main
-from ellama_jax.data.tokenizer import load_tokenizer
+from ellama_jax.core.paths import as_path, copy_tree, remove_tree
+from ellama_jax.core.sharding import make_mesh
+from ellama_jax.core.tree import flatten_paths
 from ellama_jax.evaluate.scorecard import load_model
-from ellama_jax.paths import as_path, copy_tree, remove_tree
-from ellama_jax.sharding import make_mesh
-from ellama_jax.tree import flatten_paths
+from ellama_jax.tokens.tokenizer import load_tokenizer
 from ellama_jax.weights import layout
 from ellama_jax.weights.checkpoint import (
     find_checkpoint,

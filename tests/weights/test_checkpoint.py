@@ -12,10 +12,10 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ellama_jax.data.tokenizer import load_tokenizer
+from ellama_jax.core.sharding import make_mesh
+from ellama_jax.core.tree import flatten_paths
 from ellama_jax.model.llama import abstract_params
-from ellama_jax.sharding import make_mesh
-from ellama_jax.tree import flatten_paths
+from ellama_jax.tokens.tokenizer import load_tokenizer
 from ellama_jax.weights import layout
 from ellama_jax.weights.checkpoint import (
     find_checkpoint,

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import pytest
 
+from ellama_jax.core.sharding import make_mesh
+from ellama_jax.core.tree import flatten_paths
 from ellama_jax.model.llama import abstract_params, count_params
-from ellama_jax.sharding import make_mesh
-from ellama_jax.tree import flatten_paths
 from ellama_jax.weights.checkpoint import open_manager, restore_params, save_training
 from ellama_jax.weights.description import describe_facts, find_facts, parse_mesh
 from ellama_jax.weights.layout import find_checkpoint, list_steps

@@ -8,8 +8,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ellama_jax.data.tokenizer import load_tokenizer, save_tokenizer, train_byte_bpe
-from ellama_jax.tree import flatten_paths, unflatten_paths
+from ellama_jax.core.tree import flatten_paths, unflatten_paths
+from ellama_jax.report.heat_map import draw_heat_map
+from ellama_jax.tokens.tokenizer import load_tokenizer, save_tokenizer, train_byte_bpe
 from ellama_jax.weights import difference as module
 from ellama_jax.weights.checkpoint import make_meta, open_leaves, write_checkpoint
 from ellama_jax.weights.difference import (
@@ -19,8 +20,7 @@ from ellama_jax.weights.difference import (
     constants_that_differ,
     difference,
 )
-from ellama_jax.weights.difference_words import describe_difference, difference_to_data
-from ellama_jax.weights.heat_map import draw_heat_map
+from ellama_jax.weights.difference_text import describe_difference, difference_to_data
 from ellama_jax.weights.importer import main_import
 from ellama_jax.weights.lazy import LazyArray, from_array
 

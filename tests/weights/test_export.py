@@ -13,10 +13,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ellama_jax.data.tokenizer import load_tokenizer
+from ellama_jax.core.tree import flatten_paths
+from ellama_jax.merge.verb import merge_checkpoints
 from ellama_jax.model.llama import abstract_params, hidden_states, project_logits
 from ellama_jax.model.presets import RopeScaling, config_to_dict, get_preset
-from ellama_jax.tree import flatten_paths
+from ellama_jax.tokens.tokenizer import load_tokenizer
 from ellama_jax.weights import layout
 from ellama_jax.weights.checkpoint import (
     make_meta,
@@ -29,7 +30,6 @@ from ellama_jax.weights.export import export_checkpoint, main_export, make_confi
 from ellama_jax.weights.huggingface import open_safetensors, read_config
 from ellama_jax.weights.importer import import_weights
 from ellama_jax.weights.lazy import PIECE_BYTES, LazyArray, from_array, split
-from ellama_jax.weights.merge import merge_checkpoints
 from ellama_jax.weights.tensors import open_tensors
 
 SCALING = RopeScaling(8.0, 1.0, 4.0, 8192)

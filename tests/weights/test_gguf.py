@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import tokenizers
 
+from ellama_jax.core.tree import flatten_paths, unflatten_paths
 from ellama_jax.model.presets import RopeScaling, get_preset
-from ellama_jax.tree import flatten_paths, unflatten_paths
 from ellama_jax.weights.gguf import open_gguf, rope_factors, unpermute_rotary, unpermuted
 from ellama_jax.weights.lazy import from_array
 from ellama_jax.weights.tensors import extract_tensor

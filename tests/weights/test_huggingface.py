@@ -6,9 +6,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from ellama_jax.core.sharding import make_mesh
+from ellama_jax.core.tree import flatten_paths
 from ellama_jax.model.presets import RopeScaling
-from ellama_jax.sharding import make_mesh
-from ellama_jax.tree import flatten_paths
 from ellama_jax.weights.huggingface import load_params, open_safetensors, read_config
 from ellama_jax.weights.tensors import extract_tensor, tensor_names
 

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ellama_jax.tree import flatten_paths
+from ellama_jax.core.tree import flatten_paths
 from ellama_jax.weights.checkpoint import restore_params
 from ellama_jax.weights.export import export_checkpoint
 from ellama_jax.weights.layout import find_checkpoint

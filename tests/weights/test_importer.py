@@ -10,9 +10,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ellama_jax.data.tokenizer import load_tokenizer, save_tokenizer, train_byte_bpe
+from ellama_jax.core.tree import flatten_paths
 from ellama_jax.model.presets import get_preset
-from ellama_jax.tree import flatten_paths
+from ellama_jax.tokens.tokenizer import load_tokenizer, save_tokenizer, train_byte_bpe
 from ellama_jax.weights.checkpoint import list_leaves, restore_params
 from ellama_jax.weights.description import describe_checkpoint
 from ellama_jax.weights.importer import detect_format, import_weights, main_import, match_preset

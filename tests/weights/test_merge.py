@@ -9,9 +9,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ellama_jax.tree import flatten_paths
+from ellama_jax.core.tree import flatten_paths
+from ellama_jax.merge.verb import main_merge, merge_checkpoints, merge_linear
 from ellama_jax.weights.checkpoint import find_checkpoint, restore_params
-from ellama_jax.weights.merge import main_merge, merge_checkpoints, merge_linear
 
 
 def assert_same_bits(got, expected):
@@ -185,7 +185,7 @@ def test_an_unknown_method_is_named_with_the_nearest(roots, tmp_path):
 
 
 def test_an_occupied_place_is_refused_before_reading(roots, monkeypatch):
-    monkeypatch.setattr("ellama_jax.weights.merge.merge_arrays", None)
+    monkeypatch.setattr("ellama_jax.merge.verb.merge_arrays", None)
     with pytest.raises(ValueError, match="base: must not exist yet; pass --overwrite"):
         merge_checkpoints(*roots, 0.3, roots[0])
 

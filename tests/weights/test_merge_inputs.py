@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from ellama_jax.cli import main
-from ellama_jax.data.tokenizer import load_tokenizer, save_tokenizer, train_byte_bpe
-from ellama_jax.sharding import make_mesh
-from ellama_jax.tree import flatten_paths
+from ellama_jax.core.sharding import make_mesh
+from ellama_jax.core.tree import flatten_paths
+from ellama_jax.merge.average import average_checkpoints
+from ellama_jax.merge.stream import Recipe
+from ellama_jax.merge.verb import load_merged, main_merge, merge_checkpoints, merge_models
+from ellama_jax.tokens.tokenizer import load_tokenizer, save_tokenizer, train_byte_bpe
 from ellama_jax.weights import layout
 from ellama_jax.weights.alphas import Alphas
-from ellama_jax.weights.average import average_checkpoints
 from ellama_jax.weights.checkpoint import (
     find_checkpoint,
     make_meta,
@@ -25,8 +27,6 @@ from ellama_jax.weights.checkpoint import (
 from ellama_jax.weights.export import export_checkpoint
 from ellama_jax.weights.huggingface import load_params, read_config
 from ellama_jax.weights.importer import import_weights
-from ellama_jax.weights.merge import load_merged, main_merge, merge_checkpoints, merge_models
-from ellama_jax.weights.merge_stream import Recipe
 from ellama_jax.weights.origin import describe_provenance
 
 LINEAR = Recipe("linear", (Alphas((0.3,)),))

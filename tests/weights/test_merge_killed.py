@@ -8,9 +8,9 @@ import pytest
 from directory_contents import contents
 from verb_driver import Driver, kill_until_it_ends
 
-from ellama_jax.demo import make_tiny_base
+from ellama_jax.core.tree import flatten_paths
+from ellama_jax.experiments.demo import make_tiny_base
 from ellama_jax.model.llama import init_params
-from ellama_jax.tree import flatten_paths
 from ellama_jax.weights.checkpoint import restore_params, write_checkpoint
 from ellama_jax.weights.layout import find_checkpoint
 
@@ -40,7 +40,7 @@ def test_killed_at_random_moments_it_ends_bit_for_bit_and_leaves_nothing(models,
     def merge(target):
         words = ["--base", models / "base", "--adapted", models / "adapted", "--alpha", "0.5",
                  "--method", method, *more, "--out", target]  # fmt: skip
-        return Driver("ellama_jax.weights.merge", "main_merge", words)
+        return Driver("ellama_jax.merge.verb", "main_merge", words)
 
     peace.parent.mkdir()
     driver = merge(peace)

@@ -7,13 +7,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ellama_jax.tree import flatten_paths
-from ellama_jax.weights.alphas import Alphas, parse_alphas_by_part
-from ellama_jax.weights.checkpoint import restore_params
-from ellama_jax.weights.content_hash import leaf_arrays
-from ellama_jax.weights.lazy import from_array
-from ellama_jax.weights.merge import merge_models
-from ellama_jax.weights.merge_methods import (
+from ellama_jax.core.tree import flatten_paths
+from ellama_jax.merge.methods import (
     METHODS,
     keep_mask,
     kept_count,
@@ -21,7 +16,12 @@ from ellama_jax.weights.merge_methods import (
     slerp_weights,
     stock_weights,
 )
-from ellama_jax.weights.merge_stream import Group, Recipe, merge_arrays, narrow, widen
+from ellama_jax.merge.stream import Group, Recipe, merge_arrays, narrow, widen
+from ellama_jax.merge.verb import merge_models
+from ellama_jax.weights.alphas import Alphas, parse_alphas_by_part
+from ellama_jax.weights.checkpoint import restore_params
+from ellama_jax.weights.content_hash import leaf_arrays
+from ellama_jax.weights.lazy import from_array
 from ellama_jax.weights.tensors import extract_tensor, tensor_names
 
 FLOAT64 = np.float64
@@ -160,7 +160,7 @@ def test_any_boxes_give_the_same_bits(tiny, models, method, monkeypatch):
     arrays = merge(recipe_of(method, count), models[: count + 1], tiny, ml_dtypes.bfloat16)
     at_once = {path: array.load() for path, array in arrays.items()}
     for name, value in (("_BLOCK", 100), ("_BUDGET_BYTES", 5000)):
-        monkeypatch.setattr(f"ellama_jax.weights.merge_stream.{name}", value)
+        monkeypatch.setattr(f"ellama_jax.merge.stream.{name}", value)
     for path, array in arrays.items():
         for box in boxes(array.shape):
             got, expected = array.read(box), at_once[path][box]

@@ -8,8 +8,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ellama_jax.data.tokenizer import load_tokenizer
 from ellama_jax.model.presets import PRESETS, RopeScaling, get_preset
+from ellama_jax.tokens.tokenizer import load_tokenizer
 from ellama_jax.weights import meta
 from ellama_jax.weights.checkpoint import open_leaves
 from ellama_jax.weights.importer import import_weights
@@ -487,8 +487,8 @@ def meta_model(torch, tmp_path):
 
 def to_params(config, arrays):
     """Our parameters, by the table of names."""
+    from ellama_jax.core.tree import flatten_paths, unflatten_paths
     from ellama_jax.model.llama import abstract_params
-    from ellama_jax.tree import flatten_paths, unflatten_paths
 
     flat = {}
     for path, leaf in flatten_paths(abstract_params(config)).items():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tokenizers
 
-from ellama_jax.data.tokenizer import load_tokenizer, save_tokenizer, train_byte_bpe
+from ellama_jax.tokens.tokenizer import load_tokenizer, save_tokenizer, train_byte_bpe
 from ellama_jax.weights.rankfile import convert_tokenizer
 
 TEXTS = [

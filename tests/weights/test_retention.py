@@ -9,9 +9,9 @@ import numpy as np
 import optax
 import pytest
 
-from ellama_jax.data.tokenizer import load_tokenizer
+from ellama_jax.core.sharding import make_mesh
 from ellama_jax.model.llama import abstract_params
-from ellama_jax.sharding import make_mesh
+from ellama_jax.tokens.tokenizer import load_tokenizer
 from ellama_jax.train.optimizer import abstract_opt_state
 from ellama_jax.weights.checkpoint import (
     make_meta,

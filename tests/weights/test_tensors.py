@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from ellama_jax.core.tree import flatten_paths
 from ellama_jax.model.llama import abstract_params
-from ellama_jax.tree import flatten_paths
 from ellama_jax.weights.lazy import LazyArray, from_array, split
 from ellama_jax.weights.tensors import (
     TENSORS,

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from ellama_jax import cli
-from ellama_jax.data.tokenizer import load_tokenizer
-from ellama_jax.demo import SMOLLM2_REFERENCE, find_smollm2
+from ellama_jax.experiments.demo import SMOLLM2_REFERENCE, find_smollm2
+from ellama_jax.merge.verb import merge_checkpoints
 from ellama_jax.model.presets import RopeScaling, get_preset
+from ellama_jax.tokens.tokenizer import load_tokenizer
 from ellama_jax.weights import layout, reference
 from ellama_jax.weights.checkpoint import (
     find_checkpoint,
@@ -24,7 +25,6 @@ from ellama_jax.weights.checkpoint import (
     write_checkpoint,
 )
 from ellama_jax.weights.importer import import_weights
-from ellama_jax.weights.merge import merge_checkpoints
 from ellama_jax.weights.verdict import inherit_verification, verification_state
 from ellama_jax.weights.verify import (
     main_verify,
@@ -310,7 +310,7 @@ def test_wrong_constants_fail_and_are_named(convert, references, config, check, 
 
 
 def test_another_tokenizer_fails_and_is_named(convert, references, tmp_path):
-    from ellama_jax.data.tokenizer import save_tokenizer, train_byte_bpe
+    from ellama_jax.tokens.tokenizer import save_tokenizer, train_byte_bpe
 
     other = train_byte_bpe(["Wanderschuhe und Größe"] * 9, 290)
     ids = map(other.token_to_id, ("<|begin_of_text|>", "<|end_of_text|>"))

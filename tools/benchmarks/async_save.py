@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ellama_jax.data.tokenizer import load_tokenizer, save_tokenizer, train_byte_bpe
 from ellama_jax.model.llama import abstract_params, init_params
 from ellama_jax.model.presets import get_preset
+from ellama_jax.tokens.tokenizer import load_tokenizer, save_tokenizer, train_byte_bpe
 from ellama_jax.weights.checkpoint import (
     open_manager,
     restore_training,

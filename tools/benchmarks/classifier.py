@@ -20,12 +20,12 @@ import numpy as np
 from real_texts import LANGUAGES, load_real_texts
 from sklearn.metrics import roc_auc_score
 
-from ellama_jax.data.catalogue import generate_listings
-from ellama_jax.data.classifier import fit_classifier, train_classifier
-from ellama_jax.data.classifier_report import report_of
-from ellama_jax.data.classifier_seeds import Seed, split_seeds
-from ellama_jax.data.general_text import generate_general_documents
-from ellama_jax.data.listings import listing_to_document
+from ellama_jax.corpus.catalogue import generate_listings
+from ellama_jax.corpus.classifier import fit_classifier, train_classifier
+from ellama_jax.corpus.classifier_report import report_of
+from ellama_jax.corpus.classifier_seeds import Seed, split_seeds
+from ellama_jax.corpus.listings import listing_to_document
+from ellama_jax.experiments.general_text import generate_general_documents
 
 # Sources held out together: one kind of shop text and one of other text, so that every test
 # compares two kinds that the model never saw; what two packages of one project say alike is one.

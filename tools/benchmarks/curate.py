@@ -18,15 +18,15 @@ import tempfile
 import time
 from pathlib import Path
 
-from ellama_jax.data import sources
-from ellama_jax.data.catalogue import generate_listings, max_products
-from ellama_jax.data.duplicates import Signer, exact_key
-from ellama_jax.data.general_text import generate_general_documents
-from ellama_jax.data.language import identify_language
-from ellama_jax.data.listings import clean_listing, listing_to_document, normalise_listing
-from ellama_jax.data.privacy import mask_private
-from ellama_jax.data.quality import judge_quality
-from ellama_jax.data.variants import collapse_variants
+from ellama_jax.corpus import sources
+from ellama_jax.corpus.catalogue import generate_listings, max_products
+from ellama_jax.corpus.duplicates import Signer, exact_key
+from ellama_jax.corpus.language import identify_language
+from ellama_jax.corpus.listings import clean_listing, listing_to_document, normalise_listing
+from ellama_jax.corpus.privacy import mask_private
+from ellama_jax.corpus.quality import judge_quality
+from ellama_jax.corpus.variants import collapse_variants
+from ellama_jax.experiments.general_text import generate_general_documents
 
 RECIPE = """
 from configs.data import base

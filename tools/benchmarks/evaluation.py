@@ -21,9 +21,9 @@ from pathlib import Path
 
 from results import machine_cpu, provenance, report
 
-from ellama_jax.demo import find_smollm2
+from ellama_jax.core.verb_process import MALLOC_SETTINGS
 from ellama_jax.evaluate import harness
-from ellama_jax.verb_process import MALLOC_SETTINGS
+from ellama_jax.experiments.demo import find_smollm2
 
 TITLE = "Requests against lm-eval's own backend, by date"
 KINDS = ("loglikelihood", "loglikelihood_rolling", "generate_until")

@@ -30,12 +30,12 @@ from random_run import first_state, load_run_config, parse_with_config, random_b
 from results import markdown_table, provenance, report
 
 from ellama_jax.config import RunConfig
+from ellama_jax.core.sharding import make_mesh, place_batch
+from ellama_jax.core.topology import hardware_of
 from ellama_jax.model.flops import FORMULA, model_flops
 from ellama_jax.model.llama import count_params
 from ellama_jax.model.presets import PRESETS, LlamaConfig, get_preset
 from ellama_jax.model.remat import REMAT_POLICIES
-from ellama_jax.sharding import make_mesh, place_batch
-from ellama_jax.topology import hardware_of
 from ellama_jax.train.program import make_program
 
 TITLE = "Training step on one GPU, by date"

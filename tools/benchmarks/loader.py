@@ -20,8 +20,8 @@ import grain
 import numpy as np
 
 from ellama_jax.config import DataConfig, configs_dir, load_config
-from ellama_jax.data.loader import Loader, batch_fingerprint, open_sources
-from ellama_jax.data.windows import WindowSet, to_features, write_windows
+from ellama_jax.tokens.loader import Loader, batch_fingerprint, open_sources
+from ellama_jax.tokens.windows import WindowSet, to_features, write_windows
 
 TOKENIZER = SimpleNamespace(bos_id=128000, eos_id=128001, vocab_size=128256, fingerprint="f" * 64)
 # Set -> (mean tokens of a document as a part of the window, share of the tokens). Documents of 0.7 of

@@ -32,10 +32,10 @@ import ml_dtypes
 import numpy as np
 from weights import watch_memory
 
-from ellama_jax.data.tokenizer import save_tokenizer, train_byte_bpe
+from ellama_jax.core.tree import flatten_paths
 from ellama_jax.model.llama import abstract_params
 from ellama_jax.model.presets import get_preset
-from ellama_jax.tree import flatten_paths
+from ellama_jax.tokens.tokenizer import save_tokenizer, train_byte_bpe
 from ellama_jax.weights.export import make_config, write_tensors
 from ellama_jax.weights.huggingface import open_safetensors
 from ellama_jax.weights.lazy import LazyArray, split
@@ -49,7 +49,7 @@ import sys
 from pathlib import Path
 from ellama_jax.weights.checkpoint import CheckpointInfo, make_meta, write_checkpoint
 from ellama_jax.weights.export import write_directory
-from ellama_jax.weights.merge_inputs import open_models
+from ellama_jax.merge.inputs import open_models
 src, dst, format = sys.argv[1:]
 with open_models({"base": src}) as (model,):
     meta = make_meta(model.config, tokenizer_fingerprint=model.tokenizer.fingerprint,

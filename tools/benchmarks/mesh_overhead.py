@@ -22,8 +22,8 @@ from random_run import first_state, load_run_config, parse_with_config, random_b
 from results import machine_cpu, provenance, report
 
 from ellama_jax.config import RunConfig
+from ellama_jax.core.sharding import MESH_AXES, make_mesh, place_batch
 from ellama_jax.model.presets import LlamaConfig, get_preset
-from ellama_jax.sharding import MESH_AXES, make_mesh, place_batch
 from ellama_jax.train.program import make_program
 
 MESHES = (

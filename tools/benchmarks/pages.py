@@ -15,8 +15,8 @@ from pathlib import Path
 from classifier import pick
 from real_texts import LANGUAGES, load_real_texts
 
-from ellama_jax.data.language import identify_language, keep_language, language_shares
-from ellama_jax.data.quality import judge_quality
+from ellama_jax.corpus.language import identify_language, keep_language, language_shares
+from ellama_jax.corpus.quality import judge_quality
 
 LENGTHS = (20, 40, 80, 200, 1000)
 UNSURE_LABELS = ("libreoffice-help", "installation-guide")

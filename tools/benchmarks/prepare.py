@@ -2,7 +2,7 @@
 
 What: seconds and ratio of both, taken in turns; padding; peak memory of all processes at 1x and 4x
 the text, which should be equal. The text is that of the Debian reference and the product taxonomy
-(ellama_jax/data/sources.py), repeated with a number in front so that no two documents are equal.
+(ellama_jax/corpus/sources.py), repeated with a number in front so that no two documents are equal.
 Command: python tools/benchmarks/prepare.py --tokenizer DIR --workdir /tmp/bench --mebibytes 24
 """
 
@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from ellama_jax.data.sources import gather_sources, load_debian_documents, load_taxonomy_documents
+from ellama_jax.corpus.sources import gather_sources, load_debian_documents, load_taxonomy_documents
 
 ELLAMA = [sys.executable, "-m", "ellama_jax.cli"]
 BARE = """

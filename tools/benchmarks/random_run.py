@@ -12,9 +12,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ellama_jax.config import RunConfig, configs_dir, load_config
-from ellama_jax.data.features import to_features
 from ellama_jax.model.llama import init_params
 from ellama_jax.model.presets import LlamaConfig
+from ellama_jax.tokens.features import to_features
 from ellama_jax.train.optimizer import init_opt_state
 from ellama_jax.train.program import Program
 from ellama_jax.train.step import TrainState

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import yaml
 
-from ellama_jax.data import sources
-from ellama_jax.data.listings import format_price
-from ellama_jax.data.quality import page_text
+from ellama_jax.corpus import sources
+from ellama_jax.corpus.listings import format_price
+from ellama_jax.corpus.quality import page_text
 
 LANGUAGES = ("en", "de", "fr", "it", "es")
 _HELP = {language: f"libreoffice-help-{language.replace('en', 'en-us')}" for language in LANGUAGES}

@@ -22,11 +22,11 @@ import jax
 from random_run import first_state, load_run_config, parse_with_config, random_batch
 from results import machine_cpu, provenance, report
 
+from ellama_jax.core.sharding import make_mesh, place_batch
+from ellama_jax.core.verb_process import MALLOC_SETTINGS
 from ellama_jax.model.presets import PRESETS, LlamaConfig, get_preset
 from ellama_jax.model.remat import REMAT_POLICIES
-from ellama_jax.sharding import make_mesh, place_batch
 from ellama_jax.train.program import make_program
-from ellama_jax.verb_process import MALLOC_SETTINGS
 
 CONTENDERS = ["ours float32", "torch float32", "torch bfloat16", "ours bfloat16"]
 TITLE = "Training step against transformers + torch, by date"

@@ -22,10 +22,10 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from ellama_jax.data.tokenizer import save_tokenizer, train_byte_bpe
+from ellama_jax.core.tree import flatten_paths
 from ellama_jax.model.llama import abstract_params
 from ellama_jax.model.presets import get_preset
-from ellama_jax.tree import flatten_paths
+from ellama_jax.tokens.tokenizer import save_tokenizer, train_byte_bpe
 from ellama_jax.weights.export import make_config, write_tensors
 from ellama_jax.weights.lazy import LazyArray
 from ellama_jax.weights.tensors import open_tensors

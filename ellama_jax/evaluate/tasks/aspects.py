@@ -10,7 +10,7 @@ common_aspects       category, what is stated most often? -> an aspect's name, o
 import collections
 import re
 
-from ellama_jax.data.wording import LABELS, line_prompt
+from ellama_jax.corpus.wording import LABELS, line_prompt
 from ellama_jax.evaluate.prompts import PROMPTS, ask
 from ellama_jax.evaluate.tasks.drafts import (
     NUM_CHOICES,

@@ -10,7 +10,7 @@ import dataclasses
 import random
 from collections.abc import Iterable, Sequence
 
-from ellama_jax.data import listings
+from ellama_jax.corpus import listings
 
 NUM_CHOICES = 4
 # Names of aspects that variants of one product differ in, as `compact` writes them.

@@ -5,8 +5,8 @@ product of the same category, brand and wording, whose title differs in more tha
 numbers. Both are held out. Numbers that name a product (GTIN, model number) are not shown.
 """
 
-from ellama_jax.data.splits import identifiers
-from ellama_jax.data.wording import LABELS, line_prompt
+from ellama_jax.corpus.splits import identifiers
+from ellama_jax.corpus.wording import LABELS, line_prompt
 from ellama_jax.evaluate.prompts import PROMPTS, ask
 from ellama_jax.evaluate.tasks.drafts import (
     Draft,

@@ -7,8 +7,8 @@ price_bins          the same listing, in which price range? -> one of four neigh
 
 import bisect
 
-from ellama_jax.data import listings
-from ellama_jax.data.prices import currency_decimals
+from ellama_jax.corpus import listings
+from ellama_jax.corpus.prices import currency_decimals
 from ellama_jax.evaluate.prompts import PROMPTS, ask
 from ellama_jax.evaluate.tasks.drafts import (
     NUM_CHOICES,

@@ -1,13 +1,13 @@
 """review_rating: a review, "Rating:" -> its stars, one to five, in their order.
 
-The review is written as training text has it where the rating comes last (data/reviews.py).
+The review is written as training text has it where the rating comes last (corpus/reviews.py).
 """
 
 import collections
 import random
 
-from ellama_jax.data.reviews import review_to_document
-from ellama_jax.data.wording import REVIEW_WORDS, line_prompt, one_line
+from ellama_jax.corpus.reviews import review_to_document
+from ellama_jax.corpus.wording import REVIEW_WORDS, line_prompt, one_line
 from ellama_jax.evaluate.tasks.drafts import Draft, Draw, Facts, Unusable, is_named
 
 SCALE = 5

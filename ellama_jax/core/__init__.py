@@ -1,0 +1,1 @@
+"""What every part may use: meshes, processes, TPU slices, paths, trees, progress."""

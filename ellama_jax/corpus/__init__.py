@@ -1,0 +1,1 @@
+"""Raw records to documents: readers, listings, reviews, pages, splits, duplicates, leaks."""

@@ -1,1 +1,0 @@
-"""Text to batches: listings, tokens, windows on disk, the mixture loader."""

@@ -1,0 +1,1 @@
+"""The demo, sweeps of configurations, and the evidence for the claims."""

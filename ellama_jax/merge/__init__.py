@@ -1,0 +1,1 @@
+"""Between models: merging methods, averages, the sweep from base to adapted."""

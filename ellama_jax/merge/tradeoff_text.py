@@ -1,0 +1,171 @@
+"""Owns the words of a sweep: a table of points for a terminal and in Markdown, and one sentence.
+
+It reads what tradeoff.py found.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from ellama_jax.evaluate.card_text import say_change, say_gate, write_value
+from ellama_jax.merge.loss_line import say_line
+from ellama_jax.merge.tradeoff_profiles import PROFILES, UNIFORM
+from ellama_jax.merge.tradeoff_rule import standard_error
+
+_COLUMNS = {
+    "ecommerce": "e-commerce, %",
+    "general": "general, %",
+    "bpb_ecommerce": "e-commerce text, bits/byte",
+    "bpb_general": "general text, bits/byte",
+}
+_CHANGES = {"ecommerce": "e-commerce change", "general": "general change"}
+LANGUAGE_COLUMNS = {
+    ("ecommerce", "accuracy"): "e-commerce",
+    ("general", "accuracy"): "general",
+    ("ecommerce", "bits_per_byte"): "e-commerce text, bits/byte",
+    ("general", "bits_per_byte"): "general text, bits/byte",
+}
+
+
+def say_result(found: Mapping) -> str:
+    """Says in one sentence what was chosen and what it does, on test questions where there are any.
+
+    The numbers are relative changes against the base with their 95 % intervals.
+    """
+    alpha, profile, step = (found[key] for key in ("chosen", "chosen_profile", "chosen_step"))
+    if not alpha:
+        return (
+            "Keep the base: no model between it and the adapted one is better at e-commerce and "
+            "as good at general tasks as the rule asks."
+        )
+    where = "" if step is None else f" of step {step}"
+    shape = "" if profile == UNIFORM else f" with the profile {profile} ({PROFILES[profile].says})"
+    if alpha == 1.0 and profile == UNIFORM:
+        what = f"Take the adapted model{where} as it is"
+    else:
+        what = f"Go {100 * alpha:g} % of the way from the base to the adapted model{where}{shape}"
+    if found["test"] is None:
+        point = find_chosen(found)
+        return f"{what}: {_say_changes(point['changes'])}, on the questions that chose it."
+    told = _say_changes(found["test"]["changes"]["chosen"]["overall"])
+    rest = found["test"]["changes"]["adapted"]["overall"]
+    beside = "" if alpha == 1.0 else f" (adapted model itself: {_say_changes(rest)})"
+    return f"{what}: {told}, on test questions that chose nothing{beside}."
+
+
+def _say_changes(changes: Mapping[str, dict]) -> str:
+    said = []
+    for names, label in (
+        (("ecommerce", "bpb_ecommerce"), "e-commerce"),
+        (("general", "bpb_general"), "general ability"),
+    ):
+        name = next((n for n in names if n in changes), None)
+        if name is not None:
+            unit = " in bits per byte, where less is better" if name.startswith("bpb") else ""
+            said.append(f"{label} {say_change(changes[name])}{unit}")
+    return " and ".join(said)
+
+
+def say_caution(found: Mapping) -> str | None:
+    """Says so where the general questions that chose are too few to see the loss allowed."""
+    chosen = find_chosen(found)
+    change = (chosen if chosen["alpha"] else found["alphas"][-1])["changes"].get("general")
+    limit = -found["rule_settings"]["general_mean"]
+    if change is None or change["low"] is None or standard_error(change) <= max(limit, 0.01):
+        return None
+    return (
+        f"Caution: {change['n']} general questions are too few to see a loss of {100 * limit:g} %: "
+        f"one standard error of the change is {100 * standard_error(change):.1f} %."
+    )
+
+
+def find_chosen(found: Mapping) -> dict:
+    """Returns the point that was chosen."""
+    wanted = found["chosen"], found["chosen_profile"], found["chosen_step"]
+    return next(p for p in all_points(found) if (p["alpha"], p["profile"], p["step"]) == wanted)
+
+
+def all_points(found: Mapping) -> list[dict]:
+    """Returns every point of a sweep: the curve's, the profiles', those of earlier steps."""
+    others = [entry["points"] for entry in found["steps"][:-1]]
+    return [p for curve in (found["alphas"], *found["profiles"].values(), *others) for p in curve]
+
+
+def curve_rows(found: Mapping) -> list[list[str]]:
+    """Returns the table of points with a header: values, and changes of e-commerce and general."""
+    points = all_points(found)
+    names = [name for name in _COLUMNS if any(point[name] is not None for point in points)]
+    changed = [name for name in _CHANGES if name in names]
+    told = {"profile": bool(found["profiles"]), "step": bool(found["steps"])}
+    shown = [key for key, is_told in told.items() if is_told]
+    header = ["alpha", "by the rule", *shown, *(_COLUMNS[name] for name in names)]
+    rows = [[*header, *(_CHANGES[name] for name in changed)]]
+    chosen = find_chosen(found)
+    for point in points:
+        kept = "chosen" if point is chosen else "allowed" if point["keeps_general"] else "forgets"
+        row = [f"{point['alpha']:g}", kept, *(str(point[key]) for key in shown)]
+        row += [_write(point, name) for name in names]
+        rows.append([*row, *(say_change(point["changes"][name]) for name in changed)])
+    return rows
+
+
+def language_rows(points: Sequence[Mapping]) -> list[list[str]]:
+    """Returns the curve by language with a header: a row an alpha, a column a language."""
+    keys = dict.fromkeys(
+        (row["domain"], row["metric"], row["language"])
+        for point in points
+        for row in point["by_language"]
+        if (row["domain"], row["metric"]) in LANGUAGE_COLUMNS
+    )
+    rows = [["alpha", *(f"{LANGUAGE_COLUMNS[key[:2]]} {key[2]}" for key in keys)]]
+    for point in points:
+        held = {(r["domain"], r["metric"], r["language"]): r for r in point["by_language"]}
+        cells = [write_value(held[key]["value"], key[1]) if key in held else "–" for key in keys]
+        rows.append([f"{point['alpha']:g}", *cells])
+    return rows
+
+
+def _write(point: Mapping, name: str) -> str:
+    if point[name] is None:
+        return "–"
+    error = point[f"{name}_stderr"]
+    if name.startswith("bpb"):
+        return f"{point[name]:.4f}" + ("" if error is None else f" ±{error:.4f}")
+    return f"{100 * point[name]:.1f}" + ("" if error is None else f" ±{100 * error:.1f}")
+
+
+def format_sweep(found: Mapping) -> str:
+    """Lays a sweep out for a terminal."""
+    rows = curve_rows(found)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    lines.insert(1, "-" * len(lines[0]))
+    lines += ["", *_closing(found)]
+    return "\n".join(lines)
+
+
+def format_sweep_markdown(found: Mapping) -> str:
+    """Writes a sweep as Markdown, for a model card."""
+    lines = ["## Trade-off between base and adapted", "", found["sentence"], ""]
+    lines += [*_markdown(curve_rows(found)), "### By language", ""]
+    lines += _markdown(language_rows(found["alphas"]))
+    lines += [line for said in _closing(found)[:-1] for line in (said, "")]
+    return "\n".join(lines)
+
+
+def _closing(found: Mapping) -> list[str]:
+    said = [found["rule"]]
+    if caution := say_caution(found):
+        said.append(caution)
+    if found["line"]:
+        said += say_line(found["line"])
+    if found["test"]:
+        said.append(f"On test questions the {say_gate(found['test']['gate'])}")
+    return [*said, found["sentence"]]
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    lines.insert(1, f"|{' --- |' * len(rows[0])}")
+    return [*lines, ""]

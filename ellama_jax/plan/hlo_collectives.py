@@ -1,0 +1,339 @@
+"""What devices tell each other in one step: collectives, their mesh axes, and what hides them.
+
+Owns the reading of collectives from a compiled module. Seconds are plan/roofline.py's part.
+"""
+
+import itertools
+import math
+import re
+from dataclasses import dataclass
+
+import numpy as np
+from jax.sharding import Mesh
+
+from ellama_jax.plan.hlo_costs import flops_inside
+from ellama_jax.plan.hlo_text import Computation, Instruction, Module
+
+KINDS = (
+    "all-gather", "reduce-scatter", "all-reduce", "all-to-all", "ragged-all-to-all",
+    "collective-permute", "collective-broadcast",
+)  # fmt: skip
+# Part of an operation's path -> what is sent, the first that fits. Layers are scanned: what a loop
+# over layers gathers is their weights, and what its transpose reduces their gradients.
+_SOURCES = (
+    (re.compile(r"cd,vd->cv|cv,vd->cd|cv,cd->vd|log_softmax|logsumexp"), "loss"),
+    (re.compile(r"state\.params|params\["), "weights"),
+    (re.compile(r"_take|embed"), "embedding"),
+    (re.compile(r"attention|splash|shard_map.*ppermute"), "attention"),
+)
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One collective of the program; bytes are a device's.
+
+    Attributes:
+        kind: one of `KINDS`.
+        name: of the instruction.
+        op_name: the JAX operation it came from.
+        source: a word for what is sent: weights, gradients, activations, loss, embedding, attention,
+            scalars (under 1 KiB) or other.
+        axes: mesh axes along which it talks; () where only one device would.
+        slices: how many slices a group spans; above 1 it crosses the data-centre network.
+        group_size: devices of a group.
+        dtype: of the largest array it sends.
+        payload_bytes: of the whole array of one execution: the gathered one of an all-gather, the
+            operand of the others.
+        count: executions a step.
+        overlapped: whether computation stands between its start and its end.
+    """
+
+    kind: str
+    name: str
+    op_name: str
+    source: str
+    axes: tuple[str, ...]
+    slices: int
+    group_size: int
+    dtype: str
+    payload_bytes: int
+    count: int
+    overlapped: bool
+
+    @property
+    def network(self) -> str:
+        """`dcn` where a group spans slices, else `ici`."""
+        return "dcn" if self.slices > 1 else "ici"
+
+    @property
+    def ici_bytes(self) -> float:
+        """Bytes a device sends to its neighbours in a step, by the ring formula."""
+        inside = self.group_size // self.slices
+        return self.count * _ring_bytes(self.kind, self.payload_bytes, inside)
+
+    @property
+    def dcn_bytes(self) -> float:
+        """Bytes a device sends to other slices in a step: each sends its part of the slice's."""
+        inside = self.group_size // self.slices
+        part = self.payload_bytes / (inside if self.kind != "collective-permute" else 1)
+        return self.count * _ring_bytes(self.kind, part, self.slices)
+
+
+@dataclass(frozen=True)
+class CollectiveSum:
+    """Collectives alike in kind, axes, network, dtype and source: a row of a table."""
+
+    kind: str
+    source: str
+    axes: tuple[str, ...]
+    network: str
+    dtype: str
+    count: int
+    payload_bytes: float
+    link_bytes: float
+    overlapped_bytes: float  # of link_bytes
+
+
+def find_collectives(module: Module, mesh: Mesh) -> tuple[Collective, ...]:
+    """Finds every collective that runs in one step, in the order of the program.
+
+    Args:
+        module: of a program compiled for all devices of `mesh`.
+        mesh: its axes and devices, those of other slices told by their `slice_index`.
+    """
+    found = []
+    for visit in module.walk():
+        instruction = visit.instruction
+        kind = instruction.opcode.removesuffix("-start")
+        if kind == "send" and "megascale" in instruction.attributes:
+            found.append(_between_slices(module, visit, mesh))
+        if kind not in KINDS:
+            continue
+        groups = _groups(instruction, mesh.size)
+        if groups.shape[1] < 2:
+            continue
+        outer = _around(module, visit.computation, instruction) if visit.fused else None
+        kind = "reduce-scatter" if outer and _is_scattered(visit.computation) else kind
+        arrays = _payload(kind, instruction, visit.computation)
+        payload = sum(array.bytes for array in arrays)
+        op_name = instruction.op_name or (outer[1].op_name if outer else "")
+        start = outer or (visit.computation, instruction)
+        found.append(
+            Collective(
+                kind,
+                instruction.name,
+                op_name,
+                _source(kind, op_name, payload, _axes(groups, mesh)),
+                _axes(groups, mesh),
+                _slices(groups, mesh),
+                groups.shape[1],
+                max(arrays, key=lambda array: array.bytes).dtype,
+                payload,
+                visit.count,
+                _is_overlapped(module, *start),
+            )  # fmt: skip
+        )
+    return tuple(found)
+
+
+def _between_slices(module: Module, visit, mesh: Mesh) -> Collective:
+    """Reads a collective over the data-centre network, which libtpu writes as a send and a recv.
+
+    `_xla_megascale_target="{1,2}x{0:3}"` names its slices and, of each, its devices; what is sent is
+    the device's part already.
+    """
+    send = visit.instruction
+    kind = send.frontend_attribute("_xla_megascale_transfer_type").lower().replace("_", "-")
+    listed = _numbers(send.frontend_attribute("_xla_megascale_target").split("}")[0])
+    array = visit.computation.by_name[send.operands[0]].arrays[0]
+    slices = _slice_grid(mesh)
+    axes = tuple(
+        axis
+        for place, axis in enumerate(mesh.axis_names)
+        if (slices != slices.take([0], axis=place)).any()
+    )
+    return Collective(
+        kind, send.name, send.op_name, _source(kind, send.op_name, array.bytes, axes), axes, len(listed),
+        len(listed), array.dtype, array.bytes, visit.count,
+        _is_overlapped(module, visit.computation, send),
+    )  # fmt: skip
+
+
+def _slice_grid(mesh):
+    numbers = [getattr(device, "slice_index", 0) or 0 for device in mesh.devices.flat]
+    return np.array(numbers).reshape(mesh.devices.shape)
+
+
+def summarize_collectives(collectives: tuple[Collective, ...]) -> tuple[CollectiveSum, ...]:
+    """Adds up collectives that are alike; what sends most comes first."""
+
+    def key(c):
+        return c.kind, c.source, c.axes, c.network, c.dtype
+
+    rows = []
+    for alike, group in itertools.groupby(sorted(collectives, key=key), key):
+        group = list(group)
+        sent = [c.ici_bytes + c.dcn_bytes for c in group]
+        hidden = sum(b for b, c in zip(sent, group, strict=True) if c.overlapped)
+        payload = float(sum(c.payload_bytes * c.count for c in group))
+        rows.append(
+            CollectiveSum(*alike, sum(c.count for c in group), payload, float(sum(sent)), hidden)
+        )
+    return tuple(sorted(rows, key=lambda row: -row.link_bytes))
+
+
+def parse_groups(text: str, num_devices: int) -> np.ndarray:
+    """Reads `replica_groups` in any of its three forms.
+
+    Returns:
+        [groups, size] int: places in the mesh, in the order of its devices.
+
+    >>> parse_groups("{{0,2},{1,3}}", 4).tolist()
+    [[0, 2], [1, 3]]
+    >>> parse_groups("[2,2]<=[2,2]T(1,0)", 4).tolist()
+    [[0, 2], [1, 3]]
+    >>> parse_groups("mesh['data'=2,'fsdp'=2] {'data'}", 4).tolist()
+    [[0, 2], [1, 3]]
+    """
+    if text.startswith("mesh["):
+        return _mesh_groups(text)
+    if text.startswith("["):
+        shape, iota = text.split("<=", 1)
+        return _iota(iota).reshape(_numbers(shape))
+    groups = [_numbers(group) for group in re.findall(r"\{([\d,\s]+)\}", text)]
+    if not groups:  # {}: all devices
+        groups = [list(range(num_devices))]
+    return np.array(groups)
+
+
+def _numbers(text):
+    return [int(number) for number in re.findall(r"\d+", text)]
+
+
+def _iota(text):
+    """Reads `[2,4]T(1,0)`: 0, 1, 2, ... in that shape, transposed."""
+    dims, _, order = text.partition("T")
+    grid = np.arange(math.prod(_numbers(dims))).reshape(_numbers(dims))
+    return (grid.transpose(_numbers(order)) if order else grid).reshape(-1)
+
+
+def _mesh_groups(text):
+    """Reads `mesh['a'=2,'b'=4], device_ids=(...) {'b','a':(1)2}`: axes, or parts of them."""
+    match = re.match(r"mesh\[([^\]]*)\](?:,? ?device_ids=\((.*?)\)(?= ?\{))? ?\{([^}]*)\}", text)
+    axes = dict(re.findall(r"'([^']*)'=(\d+)", match.group(1)))
+    sizes = {axis: int(size) for axis, size in axes.items()}
+    devices = np.arange(math.prod(sizes.values()))
+    if match.group(2):
+        listed = match.group(2)
+        devices = _iota(listed) if listed.startswith("[") else np.array(_numbers(listed))
+    # Each axis is cut into (before, part, after); a whole axis is its own part.
+    parts, chosen = [], []
+    wanted = re.findall(r"'([^']*)'(?::\((\d+)\)(\d+))?", match.group(3))
+    cuts = {axis: (int(before or 1), int(part or sizes[axis])) for axis, before, part in wanted}
+    for axis, size in sizes.items():
+        before, part = cuts.get(axis, (size, 1))
+        parts += [before, part, size // (before * part)]
+        chosen.append(len(parts) - 2)
+    grid = devices.reshape(parts)
+    last = [chosen[list(sizes).index(axis)] for axis, _, _ in wanted]
+    rest = [place for place in range(grid.ndim) if place not in last]
+    group = math.prod(grid.shape[place] for place in last)
+    return grid.transpose(rest + last).reshape(-1, group)
+
+
+def _groups(instruction: Instruction, num_devices: int) -> np.ndarray:
+    if instruction.opcode.startswith("collective-permute"):
+        pairs = instruction.attribute("source_target_pairs") or ""
+        pairs = [_numbers(pair) for pair in re.findall(r"\{(\d+,\d+)\}", pairs)]
+        return np.array([pair for pair in pairs if pair[0] != pair[1]] or [[0]])
+    text = re.search(r"replica_groups=(.*)", instruction.attributes)
+    if text is None:
+        return np.arange(num_devices)[None]
+    if text.group(1).startswith("mesh["):
+        return parse_groups(text.group(1), num_devices)
+    return parse_groups(instruction.attribute("replica_groups"), num_devices)
+
+
+def _axes(groups, mesh):
+    """Returns the mesh axes along which the members of a group differ."""
+    places = np.stack(np.unravel_index(groups, mesh.devices.shape), axis=-1)
+    differs = (places != places[:, :1]).any(axis=(0, 1))
+    return tuple(axis for axis, yes in zip(mesh.axis_names, differs, strict=True) if yes)
+
+
+def _slices(groups, mesh):
+    return max(len(set(row)) for row in _slice_grid(mesh).reshape(-1)[groups].tolist())
+
+
+def _ring_bytes(kind, payload, size):
+    """What one device of a ring of `size` sends.
+
+    A gather or a scatter passes each of the other parts on once; a reduction over all is a scatter
+    and a gather (Thakur et al. 2005, doi 10.1177/1094342005051521); a permutation sends the array.
+    """
+    if size < 2:
+        return 0.0
+    if kind in ("collective-permute", "collective-broadcast"):
+        return float(payload)
+    passes = 2 if kind == "all-reduce" else 1
+    return passes * payload * (size - 1) / size
+
+
+def _payload(kind, instruction, computation: Computation):
+    if kind == "all-gather":
+        return computation.results_of(instruction)
+    operands = [computation.by_name[name] for name in instruction.operands]
+    return tuple(array for operand in operands for array in operand.arrays if array.size)
+
+
+def _is_scattered(computation):
+    """Whether a fusion keeps only this device's part of what it reduces (a reduce-scatter)."""
+    root = computation.root
+    while root.opcode in ("bitcast", "copy", "convert"):
+        root = computation.by_name[root.operands[0]]
+    return root.opcode == "dynamic-slice"
+
+
+def _around(module: Module, computation, instruction):
+    """Returns (computation, fusion) of the outermost fusion around a fused instruction."""
+    inner, found = computation.name, None
+    while True:
+        outer = module.callers.get(inner)
+        if outer is None or outer[1].opcode != "fusion":
+            return found
+        found, inner = outer, outer[0].name
+
+
+def _source(kind, op_name, payload, axes):
+    if payload < 1024:
+        return "scalars"
+    for pattern, source in _SOURCES:
+        if pattern.search(op_name):
+            return source
+    if axes == ("tensor",):  # it divides what layers compute, and no weight is gathered along it
+        return "activations"
+    if "while/body" in op_name:
+        if kind == "all-gather":
+            return "weights"
+        if kind in ("reduce-scatter", "all-reduce") and "transpose" in op_name:
+            return "gradients"
+    return "other"
+
+
+def _is_overlapped(module: Module, computation: Computation, start: Instruction) -> bool:
+    """Whether something with matrix products runs between a start and its done."""
+    handle = start
+    if start.opcode == "send":  # what waits for the answer is the done of the matching recv
+        where = start.frontend_attribute("_xla_host_transfer_rendezvous")
+        received = (i for i in computation.instructions if i.opcode == "recv")
+        fits = (i for i in received if f'rendezvous="{where}"' in i.attributes)
+        handle = next(fits, start)
+    elif not start.opcode.endswith("-start") and "async" not in start.name:
+        return False
+    order = computation.instructions
+    for later in order[order.index(start) + 1 :]:
+        if handle.name in later.operands:
+            return False
+        if flops_inside(module, computation, later):
+            return True
+    return False

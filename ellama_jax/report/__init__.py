@@ -1,0 +1,1 @@
+"""What a person looks at: pages, terminals, descriptions of what lies on disk."""

@@ -1,0 +1,1 @@
+"""Documents to batches: tokenizer, windows on disk, mixture, loader, SeqIO tasks."""

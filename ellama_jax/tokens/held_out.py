@@ -1,0 +1,147 @@
+"""Text that a run is measured on and never trained on: the same rows every time it is asked.
+
+Owns which rows of held-out window sets are read, and their batches. The loss on them is
+train/validation.py's.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from ellama_jax.core.paths import local_path
+from ellama_jax.tokens.mixture import host_rows
+from ellama_jax.tokens.windows import MANIFEST_FILE, PADDING, WindowSet, to_features
+
+_NAME = "evaluate.windows_dir"
+
+
+class HeldOut:
+    """Rows of held-out window sets, an equal number of each, spread evenly over it.
+
+        held_out = HeldOut("heldout", seq_len=8192, num_rows=5760, tokenizer_fingerprint=None)
+        for batch in held_out.batches(1440): ...    # the format of `Loader`
+
+    Attributes:
+        names: `<domain>/<language>` by `source_ids`; sets of one domain and language share one.
+        num_rows: rows there are to read, at most what was asked for.
+    """
+
+    def __init__(
+        self,
+        windows_dir: str | os.PathLike,
+        seq_len: int,
+        num_rows: int,
+        tokenizer_fingerprint: str | None,
+    ):
+        """Opens the sets below `windows_dir`; reads no window yet.
+
+        Args:
+            windows_dir: directory of window sets.
+            seq_len: tokens a row; divides the window length.
+            num_rows: rows over all sets together; a set with fewer than its part gives all it has.
+            tokenizer_fingerprint: of the model's tokenizer; None accepts any.
+
+        Raises:
+            ValueError: if there is no set, or one does not fit.
+        """
+        directory = local_path(windows_dir, _NAME)
+        if not directory.is_dir():
+            raise ValueError(f"{_NAME}: must be a directory, got {directory}.")
+        paths = sorted(path.parent for path in directory.glob(f"[!.]*/{MANIFEST_FILE}"))
+        if not paths:
+            raise ValueError(
+                f"{_NAME}: must hold window sets, got none in {directory}; `ellama prepare` writes "
+                "them."
+            )
+        self._sets = [WindowSet(path, tokenizer_fingerprint) for path in paths]
+        self._seq_len = seq_len
+        for windows in self._sets:
+            if windows.manifest.window_length % seq_len:
+                raise ValueError(
+                    f"data.seq_len: must divide the window_length {windows.manifest.window_length} "
+                    f"of {windows.path}, got {seq_len}."
+                )
+        labels = [f"{w.manifest.domain}/{w.manifest.language}" for w in self._sets]
+        self.names = sorted(set(labels))
+        self._ids = [self.names.index(label) for label in labels]
+        self._places = _spread([self._count_rows(w) for w in self._sets], num_rows)
+        self.num_rows = len(self._places)
+
+    def check_apart(self, trained: Iterable[WindowSet]) -> None:
+        """Refuses sets that are trained on.
+
+        Raises:
+            ValueError: naming the set.
+        """
+        here = {windows.manifest.content_sha256: windows for windows in self._sets}
+        for windows in trained:
+            same = here.get(windows.manifest.content_sha256)
+            if same is not None:
+                raise ValueError(
+                    f"{_NAME}: must hold text that is not trained on, got {same.path}, which has "
+                    f"the windows of {windows.path}."
+                )
+
+    def bytes_per_token(self) -> dict[str, float]:
+        """Returns by name the mean UTF-8 bytes of a token that is predicted at whole documents.
+
+        Every token but a document's first (BOS) is predicted, EOS too. A name whose sets do not
+        say their bytes is left out.
+        """
+        totals: dict[str, list[int]] = {}
+        unknown = set()
+        for windows, number in zip(self._sets, self._ids, strict=True):
+            manifest, name = windows.manifest, self.names[number]
+            if manifest.num_bytes is None:
+                unknown.add(name)
+                continue
+            framing = manifest.num_documents if manifest.bos_id is not None else 0
+            total = totals.setdefault(name, [0, 0])
+            total[0] += manifest.num_bytes
+            total[1] += manifest.num_tokens - framing
+        return {n: text / tokens for n, (text, tokens) in totals.items() if n not in unknown}
+
+    def batches(
+        self, batch_size: int, part: int = 0, num_parts: int = 1
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Yields the rows of one part of each batch, always in the same order.
+
+        The last batch is filled up with rows of padding, whose loss weighs 0.
+
+        Args:
+            batch_size: rows of a whole batch.
+            part, num_parts: which rows of it, as `Loader.iterate`'s process_index and count.
+        """
+        mine = host_rows(batch_size, part, num_parts)
+        for start in range(0, self.num_rows, batch_size):
+            rows = [self._read(start + row) for row in range(mine.start, mine.stop)]
+            yield {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def _count_rows(self, windows: WindowSet) -> int:
+        return len(windows) * (windows.manifest.window_length // self._seq_len)
+
+    def _read(self, row: int) -> dict[str, np.ndarray]:
+        number, index = self._places[row] if row < self.num_rows else (0, 0)
+        windows = self._sets[number]
+        window, piece = divmod(index, windows.manifest.window_length // self._seq_len)
+        tokens = windows[window][piece * self._seq_len : (piece + 1) * self._seq_len]
+        if row >= self.num_rows:
+            tokens = np.full(self._seq_len, PADDING, np.uint32)
+        manifest = windows.manifest
+        features = to_features(tokens, eos_id=manifest.eos_id, bos_id=manifest.bos_id)
+        return features | {"source_ids": np.int32(self._ids[number])}
+
+
+def _spread(counts: list[int], num_rows: int) -> list[tuple[int, int]]:
+    """Chooses (set, row) pairs, about as many of each set, at equal distances.
+
+    >>> _spread([2, 100], 6)
+    [(0, 0), (0, 1), (1, 0), (1, 33), (1, 66)]
+    """
+    each = max(1, num_rows // len(counts))
+    places = []
+    for number, count in enumerate(counts):
+        wanted = min(each, count)
+        places += [(number, i * count // wanted) for i in range(wanted)]
+    return places

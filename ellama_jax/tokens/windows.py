@@ -1,0 +1,426 @@
+"""Token windows: documents packed into rows of one length, on disk and back.
+
+Owns the ArrayRecord directories with their manifests. Which documents share a window is
+tokens/packing.py's, what a window's tokens mean for training is tokens/features.py's, and mixing and
+batching is tokens/loader.py's.
+"""
+
+import dataclasses
+import errno
+import hashlib
+import itertools
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from array_record.python import array_record_data_source, array_record_module
+
+import ellama_jax
+from ellama_jax.core.paths import local_path, write_whole
+from ellama_jax.tokens.features import segments as segments
+from ellama_jax.tokens.features import shift_within_documents as shift_within_documents
+from ellama_jax.tokens.features import to_features as to_features
+from ellama_jax.tokens.packing import PADDING as PADDING
+from ellama_jax.tokens.packing import fill_windows, plan_windows
+from ellama_jax.tokens.tokenizer import Tokenizer
+
+MANIFEST_FILE = "manifest.json"
+
+_MAX_SHARD_BYTES = 2**28
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a window set holds; manifest.json beside the shards, written last.
+
+    Attributes:
+        name: `<domain>-<language>` or `<domain>-<language>-<source>`.
+        domain, language, source: what the name is made of; source may be None.
+        tokenizer_fingerprint, vocab_size, bos_id, eos_id: of the tokenizer that made the ids.
+        window_length: tokens in a window, padding included.
+        num_windows, num_documents: documents count once, also where they were split.
+        num_tokens: all that is not padding, BOS and EOS included.
+        num_padding: num_windows * window_length - num_tokens.
+        num_split_documents: documents longer than a window.
+        seed: of the shuffles.
+        content_sha256: over the shards' sha256 in order; the identity of the set.
+        sources: [{name, sha256, documents}], the files the documents came from.
+        shards: [{name, records, bytes, sha256}]; sha256 is over the bytes of the windows.
+        command, version: what wrote the set.
+        num_bytes, num_words: of the documents' text, in UTF-8 and between white space; None where
+            only tokens were known.
+        by_source: document source -> {documents, tokens, bytes, words}; BOS and EOS counted.
+        run: {sha256, sets}: over everything that decides the bytes, and the names of all sets that
+            the run of `ellama prepare` wrote.
+    """
+
+    name: str
+    domain: str
+    language: str
+    source: str | None
+    tokenizer_fingerprint: str
+    vocab_size: int
+    bos_id: int | None
+    eos_id: int
+    window_length: int
+    num_windows: int
+    num_documents: int
+    num_tokens: int
+    num_padding: int
+    num_split_documents: int
+    seed: int
+    content_sha256: str
+    sources: list[dict]
+    shards: list[dict]
+    command: str
+    version: str
+    num_bytes: int | None = None
+    num_words: int | None = None
+    by_source: dict | None = None
+    run: dict | None = None
+
+
+class WindowSet:
+    """Random access to the windows of a finished set.
+
+        windows = WindowSet("data/ecommerce-de")
+        windows.manifest.num_tokens, len(windows), windows[0]    # [window_length] uint32
+
+    Safe to read from several threads.
+    """
+
+    def __init__(self, windows_dir: str | os.PathLike, tokenizer_fingerprint: str | None = None):
+        """Opens the set and checks it against its manifest.
+
+        Args:
+            windows_dir: as `write_windows` made it.
+            tokenizer_fingerprint: the set must have been made by this tokenizer; None accepts any.
+
+        Raises:
+            ValueError: if the manifest is missing or broken, a shard is missing or has another
+                size, the counts contradict each other, or the tokenizer is another one.
+        """
+        self.path = local_path(windows_dir, "windows")
+        self.manifest = read_manifest(self.path)
+        if tokenizer_fingerprint not in (None, self.manifest.tokenizer_fingerprint):
+            raise ValueError(
+                f"windows {self.path}: tokenizer_fingerprint must be that of the model, "
+                f"{tokenizer_fingerprint[:12]}, got {self.manifest.tokenizer_fingerprint[:12]}; "
+                "prepare the windows again with the tokenizer beside the checkpoint."
+            )
+        self._check_shards()
+        paths = [str(self.path / shard["name"]) for shard in self.manifest.shards]
+        try:
+            self._records = array_record_data_source.ArrayRecordDataSource(paths)
+        except RuntimeError as error:
+            raise ValueError(
+                f"windows {self.path}: shards must be readable, got {error}."
+            ) from error
+        if len(self._records) != self.manifest.num_windows:
+            raise ValueError(
+                f"windows {self.path}: must hold {self.manifest.num_windows} windows as its "
+                f"manifest says, got {len(self._records)}; prepare the set again."
+            )
+
+    def __len__(self) -> int:
+        return self.manifest.num_windows
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """Returns window `index`, [window_length] uint32, read-only."""
+        try:
+            record = self._records[index]
+        except RuntimeError as error:  # ArrayRecord keeps a checksum of every chunk
+            raise ValueError(f"windows {self.path}: window {index} is damaged: {error}.") from error
+        return np.frombuffer(record, dtype="<u4")
+
+    def _check_shards(self) -> None:
+        for shard in self.manifest.shards:
+            path = self.path / shard["name"]
+            size = path.stat().st_size if path.is_file() else None
+            if size != shard["bytes"]:
+                found = "no such file" if size is None else f"{size}"
+                raise ValueError(
+                    f"windows {self.path}: {shard['name']} must have {shard['bytes']} bytes, "
+                    f"got {found}; was it copied completely?"
+                )
+
+
+def write_windows(
+    dst: str | os.PathLike,
+    documents: Iterable[Sequence[int]],
+    *,
+    tokenizer: Tokenizer,
+    window_length: int,
+    domain: str,
+    language: str,
+    source: str | None = None,
+    seed: int,
+    sources: Sequence[dict],
+    command: str,
+    overwrite: bool = False,
+    max_shard_bytes: int = _MAX_SHARD_BYTES,
+) -> Manifest:
+    """Packs tokenised documents and writes them as a window set.
+
+    Documents and then windows are shuffled over the whole set. Nothing exists under `dst` until
+    the set is complete; an interrupted write leaves at most a hidden sibling, which the next one
+    removes.
+
+    Args:
+        dst: directory of the set.
+        documents: ids of each document, without BOS and EOS; held in memory, 4 bytes a token.
+        tokenizer: what made the ids.
+        window_length: tokens in a window.
+        domain, language, source: of every document in the set.
+        seed: of the shuffles; equal arguments give equal bytes.
+        sources: [{name, sha256, documents}] for the manifest.
+        command: for the manifest.
+        overwrite: replace a finished set at `dst`.
+        max_shard_bytes: size at which a new shard begins, before compression.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        ValueError: if `dst` exists, there is no document, or a document is empty or holds ids
+            that are not ordinary tokens of the tokenizer.
+    """
+    dst = Path(dst)
+    check_absent(dst, overwrite)
+    window_set_name(domain, language, source)
+    tokens, lengths = frame_documents(list(documents), tokenizer)
+    plan = plan_windows(lengths, window_length, seed)
+    partial = dst.with_name(f".{dst.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        windows_per_shard = max(1, max_shard_bytes // (4 * window_length))
+        windows = fill_windows(tokens, plan)
+        shards = _write_shards(partial, windows, plan.num_windows, windows_per_shard)
+        manifest = make_manifest(
+            tokenizer, shards, window_length=window_length, domain=domain, language=language,
+            source=source, num_documents=len(lengths), num_tokens=len(tokens),
+            num_split_documents=int(np.sum(lengths > window_length)), seed=seed,
+            sources=list(sources), command=command,
+        )  # fmt: skip
+        finish_set(partial, manifest)
+        move_into_place(partial, dst)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return manifest
+
+
+def frame_documents(
+    documents: Sequence[Sequence[int]], tokenizer: Tokenizer
+) -> tuple[np.ndarray, np.ndarray]:
+    """Puts BOS and EOS around documents and lays them end to end.
+
+    Args:
+        documents: ids of each document, without BOS and EOS.
+        tokenizer: what made the ids.
+
+    Returns:
+        `tokens` [N] uint32 and `lengths` [documents] int64, BOS and EOS counted.
+
+    Raises:
+        ValueError: if there is no document, or one is empty or holds ids that are not ordinary
+            tokens of the tokenizer.
+    """
+    if not documents:
+        raise ValueError("documents: must be at least one, got none.")
+    lengths = np.fromiter(map(len, documents), dtype=np.int64, count=len(documents))
+    ids = np.fromiter(itertools.chain.from_iterable(documents), dtype=np.int64, count=lengths.sum())
+    _check_ids(ids, lengths, tokenizer)
+    bos = 0 if tokenizer.bos_id is None else 1
+    lengths += bos + 1
+    ends = np.cumsum(lengths)
+    ordinary = np.ones(ends[-1], dtype=bool)
+    tokens = np.empty(ends[-1], dtype=np.uint32)
+    for places, token in ((ends - 1, tokenizer.eos_id), (ends - lengths, tokenizer.bos_id))[
+        : 1 + bos
+    ]:
+        ordinary[places] = False
+        tokens[places] = token
+    tokens[ordinary] = ids
+    return tokens, lengths
+
+
+def write_shard(path: str | os.PathLike, windows: Iterable[np.ndarray]) -> dict:
+    """Writes windows, [window_length] uint32 each, as one ArrayRecord file.
+
+    Returns:
+        {name, records, bytes, sha256} for the manifest.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    path, digest, records = Path(path), hashlib.sha256(), 0
+    # One record a group: Grain reads single records, and a group is decompressed as a whole.
+    try:
+        writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+        for window in windows:
+            record = window.astype("<u4").tobytes()
+            digest.update(record)
+            writer.write(record)
+            records += 1
+        writer.close()
+    except RuntimeError as error:  # ArrayRecord's, for everything
+        raise OSError(_system_error(error), f"{error}".splitlines()[0], str(path)) from error
+    size = path.stat().st_size
+    return {"name": path.name, "records": records, "bytes": size, "sha256": digest.hexdigest()}
+
+
+def make_manifest(
+    tokenizer: Tokenizer, shards: list[dict], *, window_length: int, num_tokens: int, **fields
+) -> Manifest:
+    """Returns the manifest of shards that `write_shard` wrote; `fields` are further ones of it."""
+    num_windows = sum(shard["records"] for shard in shards)
+    digests = "".join(shard["sha256"] for shard in shards)
+    return Manifest(
+        name=window_set_name(fields["domain"], fields["language"], fields["source"]),
+        tokenizer_fingerprint=tokenizer.fingerprint,
+        vocab_size=tokenizer.vocab_size,
+        bos_id=tokenizer.bos_id,
+        eos_id=tokenizer.eos_id,
+        window_length=window_length,
+        num_windows=num_windows,
+        num_tokens=num_tokens,
+        num_padding=num_windows * window_length - num_tokens,
+        content_sha256=hashlib.sha256(digests.encode()).hexdigest(),
+        shards=shards,
+        version=ellama_jax.__version__,
+        **fields,
+    )
+
+
+def finish_set(directory: Path, manifest: Manifest) -> None:
+    """Writes the manifest beside the shards; what cannot be read back is refused."""
+    text = json.dumps(dataclasses.asdict(manifest), indent=1, ensure_ascii=False)
+    write_whole(directory / MANIFEST_FILE, text + "\n")
+    WindowSet(directory)
+
+
+def check_absent(dst: str | os.PathLike, overwrite: bool) -> None:
+    """Refuses a destination that exists, except a finished set with `overwrite`.
+
+    Raises:
+        ValueError: if it would have to be overwritten. What is not a window set is never removed.
+    """
+    dst = local_path(dst, "windows")
+    is_set = (dst / MANIFEST_FILE).is_file()
+    if is_set and not overwrite:
+        raise ValueError(
+            f"windows {dst}: must not exist yet, got a finished set; pass --overwrite to replace "
+            "it."
+        )
+    if not is_set and dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
+        raise ValueError(
+            f"windows {dst}: must be a new directory or a window set, got other files."
+        )
+
+
+def window_set_name(domain: str, language: str, source: str | None = None) -> str:
+    """Returns the name of the set of a domain, a language and, where given, one source.
+
+    Raises:
+        ValueError: if a part could not stand in a directory's name.
+
+    >>> window_set_name("ecommerce", "de"), window_set_name("general", "en", "debian")
+    ('ecommerce-de', 'general-en-debian')
+    """
+    parts = {"domain": domain, "language": language, "source": source}
+    for part, text in parts.items():
+        optional = part == "source" and text is None
+        if not optional and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", str(text)):
+            raise ValueError(f"{part}: must be letters, digits and ._- only, got {text!r}.")
+    return "-".join(text for text in parts.values() if text is not None)
+
+
+def read_manifest(windows_dir: str | os.PathLike) -> Manifest:
+    """Reads the manifest of a window set.
+
+    Raises:
+        ValueError: if there is none (an unfinished set), it is not ours, or its counts do not fit.
+    """
+    directory = local_path(windows_dir, "windows")
+    path = directory / MANIFEST_FILE
+    if not path.is_file():
+        raise ValueError(
+            f"windows {directory}: must hold {MANIFEST_FILE}, got none; a set without it was never "
+            "finished: prepare it again."
+        )
+    try:
+        manifest = Manifest(**json.loads(path.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: must be a window set's manifest, got {error}.") from error
+    places = manifest.num_windows * manifest.window_length
+    records = sum(shard["records"] for shard in manifest.shards)
+    if places != manifest.num_tokens + manifest.num_padding or records != manifest.num_windows:
+        raise ValueError(
+            f"{path}: counts must fit together, got {manifest.num_windows} windows of "
+            f"{manifest.window_length}, {records} records, {manifest.num_tokens} tokens and "
+            f"{manifest.num_padding} padding; prepare the set again."
+        )
+    return manifest
+
+
+def _check_ids(ids: np.ndarray, lengths: np.ndarray, tokenizer: Tokenizer) -> None:
+    """Names the first document whose ids are no text's; `ids` holds all of them end to end."""
+    if not lengths.all():
+        raise ValueError(f"document {np.argmin(lengths)}: must hold tokens, got none.")
+    outside = (ids < 0) | (ids >= tokenizer.vocab_size)
+    wrong = outside | (ids == tokenizer.eos_id)
+    if not wrong.any():
+        return
+    first = int(np.argmax(wrong))
+    number = int(np.searchsorted(np.cumsum(lengths), first, side="right"))
+    if outside[first]:
+        raise ValueError(
+            f"document {number}: ids must be in [0, {tokenizer.vocab_size}), got {ids[first]}; was "
+            "it made by another tokenizer?"
+        )
+    raise ValueError(
+        f"document {number}: must not hold EOS ({tokenizer.eos_id}), which ends documents in a "
+        "window; encode texts with tokens/tokenizer.py."
+    )
+
+
+def _system_error(error: RuntimeError) -> int:
+    """Returns the number of the system's error that a library only has in words."""
+    full = "space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error)
+    return errno.ENOSPC if full else errno.EIO
+
+
+def _write_shards(
+    directory: Path, windows: Iterator[np.ndarray], num_windows: int, windows_per_shard: int
+) -> list[dict]:
+    num_shards = -(-num_windows // windows_per_shard)
+    return [
+        write_shard(
+            directory / shard_name(number, num_shards), itertools.islice(windows, windows_per_shard)
+        )
+        for number in range(num_shards)
+    ]
+
+
+def shard_name(number: int, num_shards: int) -> str:
+    """Returns the file name of a shard."""
+    return f"windows-{number:05d}-of-{num_shards:05d}.array_record"
+
+
+def move_into_place(partial: Path, dst: Path) -> None:
+    """Renames a finished set to `dst`, in place of one that is there, unless that is done."""
+    # A directory with files cannot be replaced in one step; the old set goes aside first, so at
+    # no time does a mixture of both exist.
+    old = dst.with_name(f".{dst.name}.old")
+    if partial.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        if (dst / MANIFEST_FILE).is_file():
+            os.replace(dst, old)
+        os.replace(partial, dst)
+    shutil.rmtree(old, ignore_errors=True)

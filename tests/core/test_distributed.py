@@ -1,0 +1,42 @@
+"""How processes find each other: what is refused, and that one process needs nothing."""
+
+import jax
+import pytest
+
+from ellama_jax.core.distributed import exchange, leads, on_leader, start_processes
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"JAX_COORDINATOR_ADDRESS": "a:1"}, r"JAX_NUM_PROCESSES, JAX_PROCESS_ID: must be set beside"),
+        ({"JAX_NUM_PROCESSES": "2"}, "JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID: must be set"),
+        (("a:1", "2", "2"), r"JAX_PROCESS_ID: must be smaller than JAX_NUM_PROCESSES \(2\), got 2"),
+        (("a:1", "two", "0"), "JAX_NUM_PROCESSES: must be a whole number, got two"),
+        (("a", "2", "0"), "JAX_COORDINATOR_ADDRESS: must be HOST:PORT, got a"),
+    ],
+)  # fmt: skip
+def test_half_a_description_of_the_processes_is_refused(given, message):
+    if not isinstance(given, dict):
+        names = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+        given = dict(zip(names, given, strict=True))
+    with pytest.raises(ValueError, match=message):
+        start_processes(given)
+
+
+def test_one_process_needs_no_coordinator():
+    start_processes({"JAX_NUM_PROCESSES": "1"})
+    assert not jax.distributed.is_initialized()
+    assert exchange(b"word")() == [b"word"]
+
+
+def test_one_process_leads_and_its_errors_are_its_own():
+    done = []
+    on_leader(lambda: done.append(leads()))
+    assert done == [True]
+    with pytest.raises(OSError, match="no room"):
+        on_leader(_fail)
+
+
+def _fail():
+    raise OSError("no room")
