@@ -12,7 +12,7 @@ from ellama_jax.core.tree import map_paths
 from ellama_jax.evaluate import comparison, scorecard
 from ellama_jax.merge import moved, revert
 from ellama_jax.merge.verb import merge_checkpoints
-from ellama_jax.report.verb import verb as report
+from ellama_jax.report import verb as report
 from ellama_jax.weights.checkpoint import (
     find_checkpoint,
     restore_params,

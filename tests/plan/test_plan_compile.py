@@ -8,9 +8,9 @@ import sys
 import pytest
 
 from ellama_jax.config import StageConfig, load_config
+from ellama_jax.plan import compile as plan_compile
 from ellama_jax.plan.compile import compile_for, count_sources, last_words
 from ellama_jax.plan.targets import parse_targets
-from ellama_jax.plan.verb import compile as plan_compile
 
 
 def config():

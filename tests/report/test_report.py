@@ -7,8 +7,8 @@ import re
 import pytest
 from sweep_records import make_sweep
 
+from ellama_jax.report import verb as report
 from ellama_jax.report.plots import Bar, Curve, Line, Point, bar_chart, curve_chart, line_chart
-from ellama_jax.report.verb import verb as report
 
 LANGUAGES = ("en", "de")
 

@@ -7,8 +7,8 @@ import pytest
 from test_report import CONFIG, make_card, make_metrics, section, text_of
 
 from ellama_jax.evaluate import retention
+from ellama_jax.report import verb as report
 from ellama_jax.report.plots import Change, change_chart
-from ellama_jax.report.verb import verb as report
 
 
 def make_long_context(nats):

@@ -6,8 +6,8 @@ import re
 import pytest
 from sweep_records import make_sweep
 
+from ellama_jax.report import verb as report
 from ellama_jax.report.plots import Band, Line, Square, heat_map, line_chart
-from ellama_jax.report.verb import verb as report
 
 
 def page_of(sweep, folder):

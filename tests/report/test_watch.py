@@ -17,7 +17,7 @@ from rich.console import Console
 
 from ellama_jax import cli
 from ellama_jax.config import config_to_mapping, configs_dir, load_config
-from ellama_jax.report.verb import watch_log
+from ellama_jax.report import watch_log
 from ellama_jax.report.watch_log import Curve, Watched
 from ellama_jax.report.watch_screen import page
 from ellama_jax.train import metrics as metrics_module
