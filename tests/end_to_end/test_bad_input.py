@@ -674,30 +674,30 @@ def source(key, value):
     ],
 )  # fmt: skip
 def test_a_curation_that_cannot_work_is_refused_before_it_starts(refused, place, changes, words):
-    (place / "corpus/curate.py").write_text(CURATE_CONFIG)
+    (place / "curate.py").write_text(CURATE_CONFIG)
     assert words in refused(*curate(*changes))
 
 
 def test_a_curation_without_its_recipe_is_refused(refused):
-    assert "corpus/curate.py" in refused(*curate())
+    assert "curate.py" in refused(*curate())
 
 
 def test_a_source_of_bad_records_is_refused_with_the_first_of_them(refused, place):
-    (place / "corpus/curate.py").write_text(CURATE_CONFIG)
+    (place / "curate.py").write_text(CURATE_CONFIG)
     (place / "listings.jsonl").write_text("{\n" * 5)
     line = refused(*curate())
     assert "got 5 of the first 5; listings.jsonl@byte 0: " in line
 
 
 def test_pages_with_a_classifier_that_is_none_are_refused(refused, place):
-    (place / "corpus/curate.py").write_text(CURATE_CONFIG)
+    (place / "curate.py").write_text(CURATE_CONFIG)
     changes = [source("kind", "pages"), source("paths", "('documents.jsonl',)")]
     assert "nowhere" in refused(*curate(*changes, "--config.pages.classifier=nowhere"))
     assert "windows" in refused(*curate(*changes, "--config.pages.classifier=windows"))
 
 
 def test_what_lies_where_a_curation_is_to_be_is_not_touched(refused, place):
-    (place / "corpus/curate.py").write_text(CURATE_CONFIG)
+    (place / "curate.py").write_text(CURATE_CONFIG)
     for out in ("windows", "run.py"):
         assert refused(*curate("--overwrite", out=out)).startswith(f"{out}: must be new or empty")
     (place / "mine").mkdir()
@@ -720,7 +720,7 @@ def test_seeds_of_a_classifier_that_are_none_are_refused(refused, place):
 
 
 def test_a_curation_on_a_disk_that_fills_up_leaves_nothing(refused, place, small_disk):
-    (place / "corpus/curate.py").write_text(CURATE_CONFIG)
+    (place / "curate.py").write_text(CURATE_CONFIG)
     disk = small_disk(8)
     line = refused(*curate(out="disk/out"))
     assert "o space left on device" in line
@@ -733,7 +733,7 @@ def test_an_interrupted_curation_leaves_nothing(refused, place, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    (place / "corpus/curate.py").write_text(CURATE_CONFIG)
+    (place / "curate.py").write_text(CURATE_CONFIG)
     monkeypatch.setattr(curation, "run_pipeline", interrupt)
     assert refused(*curate()) == "interrupted."
 

@@ -13,7 +13,7 @@ from ellama_jax.experiments.evidence_tables import BEGIN, END, describe, pool, v
 from ellama_jax.experiments.sweep_grid import Rule, Setting, Sweep
 from ellama_jax.experiments.sweep_results import judge
 
-CONFIG = f"--config={configs_dir() / 'experiments/evidence.py'}:demo.py:tiny"
+CONFIG = f"--config={configs_dir() / 'evidence.py'}:demo.py:tiny"
 
 
 def make_ablation():
