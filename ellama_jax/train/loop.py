@@ -28,7 +28,6 @@ from ellama_jax.train.reporting import (
     Dispatched,
     OwnTime,
     StepReport,
-    learning_rates,
     say_goodput,
     say_what_runs,
     tell_others,
@@ -110,7 +109,6 @@ def train(run: Run) -> Path:
         run = dataclasses.replace(run, config=config)
     else:
         program = make_program(config, run.model, mesh, num_sources)
-    rates = learning_rates(program.schedule, config.train.steps)
     on_leader(lambda: check_room(run, program))
     try:
         # Leaving the manager, by an error too, waits until a save under way is whole.
@@ -133,8 +131,7 @@ def train(run: Run) -> Path:
             stopped = False
             if scores is None or not scores.refusal:
                 stopped = _steps(
-                    run, program, manager, state, so_far, rates, goodput, profiler, terminated,
-                    scores,
+                    run, program, manager, state, so_far, goodput, profiler, terminated, scores
                 )  # fmt: skip
             goodput.enter("checkpoint")
     finally:
@@ -156,7 +153,7 @@ def train(run: Run) -> Path:
 
 
 def _steps(
-    run: Run, program: Program, manager, state: TrainState, so_far: SoFar, rates, goodput: Goodput,
+    run: Run, program: Program, manager, state: TrainState, so_far: SoFar, goodput: Goodput,
     profiler: Profiler, terminated: Callable[[], bool], scores: RunScores | None,
 ) -> bool:  # fmt: skip
     """Runs the remaining steps; a step's metrics are read once the next one is under way.
@@ -171,7 +168,7 @@ def _steps(
     own, depth = OwnTime(goodput), config.train.prefetch_batches
     with (
         progress("training", total=last, unit="steps", shown=leads()) as bar,
-        StepReport(run, rates, mesh, so_far, goodput, own, bar, first) as report,
+        StepReport(run, mesh, so_far, goodput, own, bar, first) as report,
         Prefetched(rows, lambda batch: place_batch(batch, mesh), depth) as batches,
         _watchdog(run, goodput, report) as watchdog,
     ):

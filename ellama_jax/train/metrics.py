@@ -19,19 +19,16 @@ from ellama_jax.train.tracking import WandbRun
 
 METRICS_FILE = "metrics.jsonl"
 # Scalars of `Metrics` that a record has under names of its own, or not at all.
-_NAMED = ("loss", "grad_norm", "weight_sum", "skipped", "skipped_in_a_row")
+_NAMED = ("loss", "grad_norm", "learning_rate", "weight_sum", "skipped", "skipped_in_a_row")
 
 
-def step_record(
-    metrics: Metrics, source_names: list[str], *, step: int, learning_rate: float, secs: float
-) -> dict:
+def step_record(metrics: Metrics, source_names: list[str], *, step: int, secs: float) -> dict:
     """Turns a step's device metrics into one flat record.
 
     Args:
         metrics: from the train step, on the device; reading them waits for the step to end.
         source_names: `<domain>/<language>` by source id; equal names are one curve.
         step: number of the update, from 1.
-        learning_rate: of this update.
         secs: wall time of the step, seconds.
 
     Returns:
@@ -43,7 +40,7 @@ def step_record(
     record = {
         "step": step,
         "loss": float(values["loss"]),
-        "learning_rate": learning_rate,
+        "learning_rate": float(values["learning_rate"]),
         "grad_norm": float(values["grad_norm"]),
         "loss_tokens": int(values["weight_sum"]),
         "step_secs": secs,

@@ -47,7 +47,6 @@ class Program:
     """
 
     mesh: Mesh
-    schedule: optax.Schedule
     optimizer: optax.GradientTransformation
     step_fn: jax.stages.Wrapped
     state: TrainState
@@ -78,6 +77,7 @@ def make_program(config: RunConfig, model: LlamaConfig, mesh: Mesh, num_sources:
     step = make_train_step(
         make_losses(config, model, mesh, num_sources),
         optimizer,
+        schedule,
         config.train.num_microbatches,
         compute_dtype(config.model, device.platform),
         rounding_seed=config.optimizer.rounding_seed,
@@ -97,7 +97,7 @@ def make_program(config: RunConfig, model: LlamaConfig, mesh: Mesh, num_sources:
     batch = _abstract_batch(config, mesh, config.data.global_batch_size)
     options = flags_for_device(device.device_kind, config.train.xla_flags)
     step_fn = jax.jit(step, donate_argnums=0, compiler_options=options or None)
-    return Program(mesh, schedule, optimizer, step_fn, state, batch)
+    return Program(mesh, optimizer, step_fn, state, batch)
 
 
 def compile_program(

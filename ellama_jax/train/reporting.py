@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-import optax
 from jax.sharding import Mesh
 
 from ellama_jax.config import batch_sizes, config_to_mapping
@@ -89,17 +88,16 @@ class StepReport:
     """
 
     def __init__(
-        self, run: Run, rates: np.ndarray, mesh: Mesh, so_far: SoFar, goodput: Goodput,
+        self, run: Run, mesh: Mesh, so_far: SoFar, goodput: Goodput,
         own: OwnTime, bar: Progress, first: int,
     ):  # fmt: skip
         """Opens the logs for the steps after `first`. All processes must call this.
 
         Args:
-            rates: [steps] learning rate of every update, from 1 at index 0.
             first: updates done so far.
         """
         self.asked_to_stop, self.finished = False, first
-        self._run, self._rates, self._so_far, self._bar = run, rates, so_far, bar
+        self._run, self._so_far, self._bar = run, so_far, bar
         self._goodput, self._own = goodput, own
         self._sources, self._config = source_names(run.loader), run.config.train
         self._throughput = Throughput(run.model, run.config.data.seq_len, mesh)
@@ -138,8 +136,7 @@ class StepReport:
         for source, tokens in zip(self._run.loader.sources, metrics.source_tokens, strict=True):
             ledger[source.name] += int(tokens)
         self._so_far.means.add(metrics)
-        rate = float(self._rates[step - 1])
-        record = step_record(metrics, self._sources, step=step, learning_rate=rate, secs=secs)
+        record = step_record(metrics, self._sources, step=step, secs=secs)
         record |= self._throughput.rates(record["loss_tokens"], done.positions, secs)
         record |= {"tokens_consumed": dict(ledger), "batch_fingerprint": fingerprint}
         record |= {"epochs": self._run.loader.epochs(step), "time": self._goodput.now()}
@@ -155,7 +152,8 @@ class StepReport:
             self._goodput.write(self._run.workdir)
             if evaluated:
                 print(f"after step {step}: {_say_evaluated(evaluated)}", file=sys.stderr)
-        self._bar.note(loss=record["loss"], lr=rate, tok_s=int(record["tokens_per_sec"]))
+        rate, speed = record["learning_rate"], int(record["tokens_per_sec"])
+        self._bar.note(loss=record["loss"], lr=rate, tok_s=speed)
         self._bar.update(1)
         self._check_finite(step, fingerprint, metrics)
 
@@ -233,14 +231,6 @@ def say_goodput(goodput: Goodput) -> None:
     """Says on the leader how much of the run's time trained."""
     if leads():
         print(describe_goodput(goodput.starts()), file=sys.stderr, flush=True)
-
-
-def learning_rates(schedule: optax.Schedule, steps: int) -> np.ndarray:
-    """Returns the rate of every update, [steps] float32 on the host.
-
-    Asked once for all of them: one at a time would go to a device and back in every step.
-    """
-    return np.asarray(jax.jit(jax.vmap(schedule))(np.arange(steps)))
 
 
 def say_what_runs(run: Run, mesh: Mesh, done: int) -> None:

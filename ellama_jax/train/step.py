@@ -41,10 +41,12 @@ class Metrics(NamedTuple):
     `source_loss_sums` and `source_weight_sums` are [sources] float32: a source's loss is their ratio;
     `source_tokens` [sources] int32 counts all its tokens, predicted or not, padding left out.
     `spikes` counts the updates that the guard left out, `spiked` says if this is one of them.
+    `learning_rate` is that of this update, also where it was left out.
     """
 
     loss: jax.Array
     grad_norm: jax.Array
+    learning_rate: jax.Array
     weight_sum: jax.Array
     source_loss_sums: jax.Array
     source_weight_sums: jax.Array
@@ -102,6 +104,7 @@ def make_loss_sums(
 def make_train_step(
     loss_sums: Callable,
     optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
     num_microbatches: int,
     compute_dtype=jnp.float32,
     *,
@@ -118,6 +121,7 @@ def make_train_step(
     Args:
         loss_sums: from `make_loss_sums`.
         optimizer: any optax transformation.
+        schedule: learning rate by number of updates made, what `optimizer` goes by.
         num_microbatches: parts of a batch whose gradients are summed one after the other, in
             float32.
         compute_dtype: dtype in which `loss_sums` computes, and so that of a matrix's gradient.
@@ -163,8 +167,10 @@ def make_train_step(
         )  # fmt: skip
         skipped = state.skipped + ~finite
         in_a_row = jnp.where(finite, 0, state.skipped_in_a_row + 1)
+        # An update that is left out leaves the optimizer's count as it was.
+        updates_made = state.step - state.skipped - state.guard.spikes
         metrics = Metrics(
-            sums.loss / divisor, norm, sums.weight, sums.source_losses, sums.source_weights,
+            sums.loss / divisor, norm, schedule(updates_made), sums.weight, sums.source_losses, sums.source_weights,
             sums.source_tokens, skipped, in_a_row, guard.spikes, spiked,
         )  # fmt: skip
         return TrainState(state.step + 1, params, opt_state, skipped, in_a_row, guard), metrics

@@ -28,11 +28,13 @@ def last_loss(batches, dtype, moments="float32"):
         mu_dtype=moments,
         nu_dtype=moments,
     )
-    optimizer = make_optimizer(config, optax.constant_schedule(RATE))
+    schedule = optax.constant_schedule(RATE)
+    optimizer = make_optimizer(config, schedule)
     losses_of = training.make_loss_sums(
         tiny, num_sources=3, compute_dtype=jnp.float32, remat="none", chunk_tokens=64
     )
-    step = jax.jit(training.make_train_step(losses_of, optimizer, 1), donate_argnums=0)
+    step = training.make_train_step(losses_of, optimizer, schedule, 1)
+    step = jax.jit(step, donate_argnums=0)
     params = init_params(tiny, 0, dtype)
     state = training.init_state(params, optimizer.init(params))
     losses = []

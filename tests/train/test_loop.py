@@ -330,6 +330,10 @@ def test_too_many_bad_updates_stop_the_job(tiny_config, tmp_path):
         start = place["part"] * 32
         stored = source.windows[place["window"]][start : start + 32]
         np.testing.assert_array_equal(np.where(stored == PADDING, 0, stored)[:-1], tokens[:-1])
+    # Only the first of the three updates was made: the second and the third had the same rate.
+    rates = [record["learning_rate"] for record in read_metrics(tmp_path / "run")]
+    peak = config.schedule.peak_frac * 1e30
+    np.testing.assert_allclose(rates, [peak / 2, peak, peak], rtol=1e-6)
     # A save that was under way when the job stopped is whole.
     assert latest_step(tmp_path / "run" / "checkpoints") == 2
 

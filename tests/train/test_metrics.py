@@ -16,7 +16,8 @@ from ellama_jax.train.step import Metrics
 
 def metrics(loss_sums, weights, loss=2.0):
     return Metrics(
-        loss=np.float32(loss), grad_norm=np.float32(0.5), weight_sum=np.float32(sum(weights)),
+        loss=np.float32(loss), grad_norm=np.float32(0.5), learning_rate=np.float32(0.5),
+        weight_sum=np.float32(sum(weights)),
         source_loss_sums=np.array(loss_sums, np.float32),
         source_weight_sums=np.array(weights, np.float32),
         source_tokens=np.array(weights, np.int32), skipped=np.int32(1),
@@ -27,18 +28,16 @@ def metrics(loss_sums, weights, loss=2.0):
 def test_sources_of_one_domain_and_language_are_one_curve():
     """Their sums are added before dividing: 30 nats over 20 tokens, not the mean of 1 and 2."""
     names = ["ecommerce/de", "general/de", "ecommerce/de"]
-    record = step_record(
-        metrics([10, 8, 20], [10, 4, 10]), names, step=3, learning_rate=0.1, secs=2.0
-    )
+    record = step_record(metrics([10, 8, 20], [10, 4, 10]), names, step=3, secs=2.0)
     assert record == {
-        "step": 3, "loss": 2.0, "learning_rate": 0.1, "grad_norm": 0.5, "loss_tokens": 24,
+        "step": 3, "loss": 2.0, "learning_rate": 0.5, "grad_norm": 0.5, "loss_tokens": 24,
         "step_secs": 2.0, "tokens_per_sec": 12.0, "skipped_updates": 1, "spikes": 2, "spiked": 0,
         "loss/ecommerce/de": 1.5, "loss/general/de": 2.0,
     }  # fmt: skip
 
 
 def test_a_source_without_tokens_has_no_loss():
-    record = step_record(metrics([3, 0], [2, 0]), ["a/en", "b/en"], step=1, learning_rate=0, secs=1)
+    record = step_record(metrics([3, 0], [2, 0]), ["a/en", "b/en"], step=1, secs=1)
     assert record["loss/a/en"] == 1.5 and "loss/b/en" not in record
 
 

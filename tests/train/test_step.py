@@ -26,7 +26,8 @@ from ellama_jax.train.step import Sums, init_state, make_loss_sums, make_train_s
 TINY = get_preset("tiny")
 # eps far above rounding: otherwise the first updates are signs of gradients, of noise too.
 ADAMW = OptimizerConfig(b1=0.9, b2=0.95, eps=1e-3, weight_decay=0.1, clip_norm=1.0)
-OPTIMIZER = make_optimizer(ADAMW, optax.constant_schedule(1e-2))
+RATE = optax.constant_schedule(1e-2)
+OPTIMIZER = make_optimizer(ADAMW, RATE)
 MESHES = {
     "one device": None,
     "data 8": (8, 1, 1, 1),
@@ -46,7 +47,8 @@ def loss_sums(chunk_tokens=64):
 @functools.cache
 def compiled_step(num_microbatches):
     """One jitted function for all tests of a kind, so that each mesh is compiled for once."""
-    return jax.jit(make_train_step(loss_sums(), OPTIMIZER, num_microbatches), donate_argnums=0)
+    step = make_train_step(loss_sums(), OPTIMIZER, RATE, num_microbatches)
+    return jax.jit(step, donate_argnums=0)
 
 
 def run_steps(batches, *, num_microbatches=1, mesh_shape=None):
@@ -140,7 +142,7 @@ def test_microbatches_of_bfloat16_gradients_add_up_in_float32():
         nothing = jnp.zeros(1)
         return total, Sums(total, jnp.float32(len(batch["x"])), nothing, nothing, nothing)
 
-    step = make_train_step(sums, optax.sgd(1.0), 4, jnp.bfloat16)
+    step = make_train_step(sums, optax.sgd(1.0), RATE, 4, jnp.bfloat16)
     params = {"w": jnp.zeros(2)}
     batch = {"x": jnp.array([[256.0, 1.0], [1.0, 256.0], [1.0, 1.0], [1.0, 1.0]])}
     state, metrics = jax.jit(step)(init_state(params, optax.sgd(1.0).init(params)), batch)
@@ -194,11 +196,17 @@ LIGHT = dataclasses.replace(
 )
 
 
+def rising(count):
+    return 1e-2 * (1 + count / 100)
+
+
 @functools.cache
 def light_step(rounding_seed=0):
     """All of the state in bfloat16, and a guard of 4 updates."""
-    optimizer = make_optimizer(LIGHT, optax.constant_schedule(1e-2))
-    step = make_train_step(loss_sums(), optimizer, 1, rounding_seed=rounding_seed, spike_factor=6.0)
+    optimizer = make_optimizer(LIGHT, rising)
+    step = make_train_step(
+        loss_sums(), optimizer, rising, 1, rounding_seed=rounding_seed, spike_factor=6.0
+    )
     return optimizer, jax.jit(step, donate_argnums=0)
 
 
@@ -248,15 +256,26 @@ def test_rounding_is_the_same_on_a_mesh(make_batch):
 
 
 def test_a_spike_is_left_out_counted_and_forgotten(make_batch):
-    """Loss weights of a spike are turned round, so its loss is far off and finite."""
-    good = [make_batch(seed) for seed in range(5)]
-    spike = make_batch(9)
+    """All targets of a spike are one word, so its loss is far off and finite."""
+    good, spike, bad = make_batch(0), make_batch(9), make_batch(1)
     spike["targets"] = np.full_like(spike["targets"], 1)
-    batches = [good[0]] * 12 + [spike, good[0]]
-    states, metrics = run_light(batches)
-    assert [bool(m.spiked) for m in metrics] == [False] * 12 + [True, False]
-    assert (metrics[-1].spikes, metrics[-1].skipped) == (1, 0)
+    bad["loss_weights"] = bad["loss_weights"] * np.float32(np.nan)
+    states, metrics = run_light([good] * 12 + [spike, bad, good, good])
+    assert [bool(m.spiked) for m in metrics] == [False] * 12 + [True, False, False, False]
+    assert (metrics[-1].spikes, metrics[-1].skipped) == (1, 1)
     before, after = states[12], states[13]
     jax.tree.map(np.testing.assert_array_equal, before.params, after.params)
     jax.tree.map(np.testing.assert_array_equal, before.opt_state, after.opt_state)
     assert after.step == before.step + 1 and after.guard.count == before.guard.count
+    # The rate is that of the optimizer's own count, which stands still where an update is left out.
+    counts = [count for state in states for count in updates_made(state.opt_state)]
+    assert counts == [*range(13), 12, 12, 13, 14]
+    rates = [float(m.learning_rate) for m in metrics]
+    np.testing.assert_allclose(rates, [rising(count) for count in counts[:-1]], rtol=1e-6)
+
+
+def updates_made(opt_state):
+    """The counts that schedules go by, among those of an optimizer's parts."""
+    is_schedule = lambda x: isinstance(x, optax.ScaleByScheduleState)  # noqa: E731
+    parts = jax.tree.leaves(opt_state, is_leaf=is_schedule)
+    return [int(part.count) for part in parts if is_schedule(part)]
