@@ -643,7 +643,7 @@ def get_config():
 
 
 def curate(*changes, out="curated"):
-    return ("curate", "--config=corpus/curate.py", *changes, "--out", out)
+    return ("curate", "--config=curate.py", *changes, "--out", out)
 
 
 def source(key, value):

@@ -155,7 +155,7 @@ def test_checkpoints_go_only_if_the_file_says_so(place):
 def test_a_sweep_that_is_stopped_lets_its_trials_save_and_goes_on_later(place, number):
     behave(place, slow=0.1)
     program = (
-        f"import sys; from ellama_jax import verb_process, sweep, cli\n"
+        "import sys; from ellama_jax import cli; from ellama_jax.core import verb_process\n"
         f"verb_process._PROGRAM = [sys.executable, {str(place / 'trial.py')!r}]\n"
         "cli.main(sys.argv[1:])"
     )
@@ -199,7 +199,7 @@ def test_commands_are_written_one_a_trial_and_make_the_same_trials(place, capsys
 
 
 def test_for_tpu_slices_every_trial_gets_an_env_file_that_the_launch_scripts_take(place):
-    root = Path(sweep.__file__).parents[1]
+    root = Path(sweep.__file__).parents[2]
     env = (root / "tpu_scripts" / "env.example").read_text()
     (place / "env").write_text(env.replace("PROJECT=my-project", "PROJECT=shop-1"))
     run("--write-commands", "go.sh", "--env", "env", workdir="gs://bucket/lr")
