@@ -1,16 +1,26 @@
-"""Small programs in HLO text, and meshes of devices that are not there."""
+"""Small programs from HLO text, and meshes of devices that are not there."""
 
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxlib import _hlo
 
 
 def entry(lines, before="", header="HloModule m, is_scheduled=true"):
-    """Returns a module whose entry holds `lines`, behind the computations of `before`."""
+    """Returns a module whose entry holds `lines`, behind the computations of `before`, serialized."""
     body = "\n".join(f"  {line}" for line in lines.strip().splitlines())
-    return f"{header}\n{before}\nENTRY %main (p: f32[1]) -> f32[1] {{\n{body}\n}}\n"
+    text = f"{header}\n{_ADD}{before}\nENTRY %main {{\n{body}\n}}\n"
+    return _hlo.hlo_module_from_text(text).as_serialized_hlo_module_proto()
+
+
+_ADD = """%add (add_x: f32[], add_y: f32[]) -> f32[] {
+  %add_x = f32[] parameter(0)
+  %add_y = f32[] parameter(1)
+  ROOT %added = f32[] add(%add_x, %add_y)
+}
+"""
 
 
 def fake_mesh(slices=1, **sizes):

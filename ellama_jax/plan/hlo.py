@@ -1,6 +1,6 @@
 """From a compiled train step to numbers: FLOPs, memory traffic, collectives, the largest buffers.
 
-Owns what `ellama plan` asks of a compiled program's text. Reading the text is plan/hlo_text.py's part,
+Owns what `ellama plan` asks of a compiled program. Reading it is plan/hlo_module.py's part,
 the split of memory by use plan/hlo_memory.py's, seconds and ratios plan/roofline.py's.
 """
 
@@ -23,7 +23,7 @@ from ellama_jax.plan.hlo_costs import (
     estimate_traffic,
     list_operations,
 )
-from ellama_jax.plan.hlo_text import parse_module
+from ellama_jax.plan.hlo_module import read_module
 
 __all__ = (
     "Buffer", "Collective", "CollectiveSum", "Flops", "Operation", "StepCosts", "Traffic",
@@ -58,17 +58,17 @@ class StepCosts:
         return kinds
 
 
-def analyze_step(text: str, mesh: Mesh) -> StepCosts:
-    """Reads the costs of one step out of its compiled text.
+def analyze_step(serialized: bytes, mesh: Mesh) -> StepCosts:
+    """Reads the costs of one step out of its compiled module.
 
     Args:
-        text: `compiled.as_text()` of a program for the devices of `mesh`.
+        serialized: `hlo_module.serialize` of a program for the devices of `mesh`.
         mesh: its axes name what collectives run along.
 
     Raises:
-        ValueError: if the text is no compiled module, or a loop's trip count is not in it.
+        ValueError: if it is no compiled module, or a loop's trip count is not in it.
     """
-    module = parse_module(text)
+    module = read_module(serialized)
     return StepCosts(
         count_flops(module), estimate_traffic(module), find_collectives(module, mesh),
         list_operations(module), find_peak(module),

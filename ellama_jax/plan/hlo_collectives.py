@@ -9,10 +9,11 @@ import re
 from dataclasses import dataclass
 
 import numpy as np
+from google.protobuf.unknown_fields import UnknownFieldSet
 from jax.sharding import Mesh
 
 from ellama_jax.plan.hlo_costs import flops_inside
-from ellama_jax.plan.hlo_text import Computation, Instruction, Module
+from ellama_jax.plan.hlo_module import Computation, Instruction, Module
 
 KINDS = (
     "all-gather", "reduce-scatter", "all-reduce", "all-to-all", "ragged-all-to-all",
@@ -105,11 +106,11 @@ def find_collectives(module: Module, mesh: Mesh) -> tuple[Collective, ...]:
     for visit in module.walk():
         instruction = visit.instruction
         kind = instruction.opcode.removesuffix("-start")
-        if kind == "send" and "megascale" in instruction.attributes:
+        if kind == "send" and instruction.frontend_attribute("_xla_megascale_target"):
             found.append(_between_slices(module, visit, mesh))
         if kind not in KINDS:
             continue
-        groups = _groups(instruction, mesh.size)
+        groups = read_groups(instruction.proto, mesh.size)
         if groups.shape[1] < 2:
             continue
         outer = _around(module, visit.computation, instruction) if visit.fused else None
@@ -144,7 +145,8 @@ def _between_slices(module: Module, visit, mesh: Mesh) -> Collective:
     """
     send = visit.instruction
     kind = send.frontend_attribute("_xla_megascale_transfer_type").lower().replace("_", "-")
-    listed = _numbers(send.frontend_attribute("_xla_megascale_target").split("}")[0])
+    target = send.frontend_attribute("_xla_megascale_target")
+    listed = re.findall(r"\d+", target.split("}")[0])
     array = visit.computation.by_name[send.operands[0]].arrays[0]
     slices = _slice_grid(mesh)
     axes = tuple(
@@ -182,76 +184,52 @@ def summarize_collectives(collectives: tuple[Collective, ...]) -> tuple[Collecti
     return tuple(sorted(rows, key=lambda row: -row.link_bytes))
 
 
-def parse_groups(text: str, num_devices: int) -> np.ndarray:
-    """Reads `replica_groups` in any of its three forms.
+def read_groups(proto, num_devices: int) -> np.ndarray:
+    """Reads which devices talk to each other, in any of the forms that XLA has for it.
 
     Returns:
         [groups, size] int: places in the mesh, in the order of its devices.
-
-    >>> parse_groups("{{0,2},{1,3}}", 4).tolist()
-    [[0, 2], [1, 3]]
-    >>> parse_groups("[2,2]<=[2,2]T(1,0)", 4).tolist()
-    [[0, 2], [1, 3]]
-    >>> parse_groups("mesh['data'=2,'fsdp'=2] {'data'}", 4).tolist()
-    [[0, 2], [1, 3]]
     """
-    if text.startswith("mesh["):
-        return _mesh_groups(text)
-    if text.startswith("["):
-        shape, iota = text.split("<=", 1)
-        return _iota(iota).reshape(_numbers(shape))
-    groups = [_numbers(group) for group in re.findall(r"\{([\d,\s]+)\}", text)]
-    if not groups:  # {}: all devices
-        groups = [list(range(num_devices))]
-    return np.array(groups)
+    if proto.opcode.startswith("collective-permute"):
+        pairs = [(p.source, p.target) for p in proto.source_target_pairs if p.source != p.target]
+        return np.array(pairs or [[0]])
+    if proto.HasField("mesh_axes_replica_group_list"):
+        return _mesh_groups(proto)
+    listed = proto.collective_device_list
+    for iota in (proto.iota_collective_device_list, listed.iota_replica_group_list):
+        if iota.num_replica_groups:
+            grid = np.arange(math.prod(iota.iota_reshape_dims)).reshape(iota.iota_reshape_dims)
+            shape = iota.num_replica_groups, iota.num_devices_per_group
+            return grid.transpose(iota.iota_transpose_perm).reshape(shape)
+    groups = [list(group.replica_ids) for group in proto.replica_groups or listed.replica_groups]
+    return np.array(groups or [range(num_devices)])  # none: all devices
 
 
-def _numbers(text):
-    return [int(number) for number in re.findall(r"\d+", text)]
-
-
-def _iota(text):
-    """Reads `[2,4]T(1,0)`: 0, 1, 2, ... in that shape, transposed."""
-    dims, _, order = text.partition("T")
-    grid = np.arange(math.prod(_numbers(dims))).reshape(_numbers(dims))
-    return (grid.transpose(_numbers(order)) if order else grid).reshape(-1)
-
-
-def _mesh_groups(text):
-    """Reads `mesh['a'=2,'b'=4], device_ids=(...) {'b','a':(1)2}`: axes, or parts of them."""
-    match = re.match(r"mesh\[([^\]]*)\](?:,? ?device_ids=\((.*?)\)(?= ?\{))? ?\{([^}]*)\}", text)
-    axes = dict(re.findall(r"'([^']*)'=(\d+)", match.group(1)))
-    sizes = {axis: int(size) for axis, size in axes.items()}
-    devices = np.arange(math.prod(sizes.values()))
-    if match.group(2):
-        listed = match.group(2)
-        devices = _iota(listed) if listed.startswith("[") else np.array(_numbers(listed))
-    # Each axis is cut into (before, part, after); a whole axis is its own part.
-    parts, chosen = [], []
-    wanted = re.findall(r"'([^']*)'(?::\((\d+)\)(\d+))?", match.group(3))
-    cuts = {axis: (int(before or 1), int(part or sizes[axis])) for axis, before, part in wanted}
-    for axis, size in sizes.items():
-        before, part = cuts.get(axis, (size, 1))
-        parts += [before, part, size // (before * part)]
-        chosen.append(len(parts) - 2)
-    grid = devices.reshape(parts)
-    last = [chosen[list(sizes).index(axis)] for axis, _, _ in wanted]
+def _mesh_groups(proto):
+    """Groups by axes of a mesh, or by parts of axes: each is cut into (before, part, after)."""
+    listed = proto.mesh_axes_replica_group_list
+    sizes = [axis.size for axis in listed.mesh.axes]
+    devices = np.array(listed.mesh.device_ids or range(math.prod(sizes)))
+    for field in UnknownFieldSet(listed.mesh):
+        # Newer than TensorFlow's schema: a range, its dims in field 1 and their order in field 2. The
+        # numbers of a dot's dims lie in the same fields in the same form.
+        if field.field_number == 3:
+            iota = type(proto.dot_dimension_numbers).FromString(field.data)
+            dims, order = iota.lhs_contracting_dimensions, iota.rhs_contracting_dimensions
+            devices = np.arange(math.prod(dims)).reshape(dims).transpose(order)
+    cuts = {axis: (size, 1) for axis, size in enumerate(sizes)}
+    for axis in listed.axes:
+        part = axis.sub_axis_info
+        whole = 1, sizes[axis.mesh_axis_index]
+        cuts[axis.mesh_axis_index] = (part.pre_size, part.size) if part.size else whole
+    parts = [
+        (before, part, sizes[axis] // (before * part)) for axis, (before, part) in cuts.items()
+    ]
+    grid = devices.reshape([size for cut in parts for size in cut])
+    last = [3 * axis.mesh_axis_index + 1 for axis in listed.axes]
     rest = [place for place in range(grid.ndim) if place not in last]
     group = math.prod(grid.shape[place] for place in last)
     return grid.transpose(rest + last).reshape(-1, group)
-
-
-def _groups(instruction: Instruction, num_devices: int) -> np.ndarray:
-    if instruction.opcode.startswith("collective-permute"):
-        pairs = instruction.attribute("source_target_pairs") or ""
-        pairs = [_numbers(pair) for pair in re.findall(r"\{(\d+,\d+)\}", pairs)]
-        return np.array([pair for pair in pairs if pair[0] != pair[1]] or [[0]])
-    text = re.search(r"replica_groups=(.*)", instruction.attributes)
-    if text is None:
-        return np.arange(num_devices)[None]
-    if text.group(1).startswith("mesh["):
-        return parse_groups(text.group(1), num_devices)
-    return parse_groups(instruction.attribute("replica_groups"), num_devices)
 
 
 def _axes(groups, mesh):
@@ -326,7 +304,8 @@ def _is_overlapped(module: Module, computation: Computation, start: Instruction)
     if start.opcode == "send":  # what waits for the answer is the done of the matching recv
         where = start.frontend_attribute("_xla_host_transfer_rendezvous")
         received = (i for i in computation.instructions if i.opcode == "recv")
-        fits = (i for i in received if f'rendezvous="{where}"' in i.attributes)
+        name = "_xla_host_transfer_rendezvous"
+        fits = (i for i in received if i.frontend_attribute(name) == where)
         handle = next(fits, start)
     elif not start.opcode.endswith("-start") and "async" not in start.name:
         return False

@@ -8,7 +8,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from ellama_jax.plan.hlo_text import HBM, HOST, Array, Computation, Instruction, Module
+from ellama_jax.plan.hlo_module import HBM, HOST, Array, Computation, Instruction, Module
 
 # Matrix products an attention kernel runs, each 2 B N T S H: forward q k^T and p v; the queries'
 # gradient recomputes p and adds do v^T and ds k; the keys' adds two instead of one; fused, p and
@@ -138,7 +138,7 @@ def _bytes_moved(module, visit, space):
 def _is_free(instruction):
     opcode = instruction.opcode
     if opcode == "custom-call":
-        return any(f'"{name}"' in instruction.attributes for name in _FREE_CALLS)
+        return instruction.proto.custom_call_target in _FREE_CALLS
     return opcode in _FREE or opcode.endswith(("-done", "-update"))
 
 
@@ -168,8 +168,8 @@ def _flops_of(instruction, computation):
 
 def _contracted(dot, computation):
     left = computation.by_name[dot.operands[0]].arrays[0]
-    dims = re.findall(r"\d+", dot.attribute("lhs_contracting_dims") or "")
-    return math.prod(left.dims[int(d)] for d in dims)
+    dims = dot.proto.dot_dimension_numbers.lhs_contracting_dimensions
+    return math.prod(left.dims[d] for d in dims)
 
 
 def _convolution_products(convolution, computation):
@@ -180,45 +180,31 @@ def _convolution_products(convolution, computation):
     """
     left, right = (computation.by_name[name].arrays[0] for name in convolution.operands[:2])
     result = convolution.arrays[0]
-    labels = convolution.attribute("dim_labels")
-    inputs, kernel, outputs = re.fullmatch(r"(\w+)_(\w+)->(\w+)", labels).groups()
-    window = _window(convolution.attribute("window") or "")
-    products = right.dims[kernel.index("i")] * right.dims[kernel.index("o")]
-    products *= left.dims[inputs.index("b")]
-    products //= int(convolution.attribute("batch_group_count") or 1)
-    for place in range(len(inputs) - 2):
-        label = str(place)
-        products *= _valid_positions(
-            left.dims[inputs.index(label)], right.dims[kernel.index(label)],
-            result.dims[outputs.index(label)], window(place),
-        )  # fmt: skip
+    dims, windows = (
+        convolution.proto.convolution_dimension_numbers,
+        convolution.proto.window.dimensions,
+    )
+    products = right.dims[dims.kernel_input_feature_dimension]
+    products *= right.dims[dims.kernel_output_feature_dimension]
+    products *= left.dims[dims.input_batch_dimension]
+    products //= max(1, convolution.proto.batch_group_count)
+    places = zip(
+        dims.input_spatial_dimensions, dims.kernel_spatial_dimensions, dims.output_spatial_dimensions,
+        windows, strict=True,
+    )  # fmt: skip
+    for i, k, o, window in places:
+        products *= _valid_positions(left.dims[i], right.dims[k], result.dims[o], window)
     return products
-
-
-def _window(text):
-    """Returns the window of a dim: place -> (stride, low padding, input and kernel dilation)."""
-    fields = dict(re.findall(r"(\w+)=([\d_\-x]+)", text))
-
-    def at(name, place, default):
-        return fields[name].split("x")[place] if name in fields else default
-
-    def window(place):
-        low = int(at("pad", place, "0_0").split("_")[0])
-        return tuple(int(at(name, place, 1)) for name in ("stride", "lhs_dilate", "rhs_dilate")) + (
-            low,
-        )
-
-    return window
 
 
 def _valid_positions(size, kernel, result, window):
     """Counts the pairs (output, kernel position) that read an input element, not padding."""
-    stride, input_dilation, kernel_dilation, low = window
+    stride, input_dilation = window.stride, window.base_dilation
     last = (size - 1) * input_dilation
     count = 0
     for k in range(kernel):
         # The input position of output o is o * stride + offset.
-        offset = k * kernel_dilation - low
+        offset = k * window.window_dilation - window.padding_low
         if input_dilation == 1:
             first = max(0, -(offset // stride))
             count += max(0, min(result - 1, (last - offset) // stride) - first + 1)
@@ -229,7 +215,7 @@ def _valid_positions(size, kernel, result, window):
 
 
 def _custom_call_flops(call, computation):
-    target = (call.attribute("custom_call_target") or "").strip('"')
+    target = call.proto.custom_call_target
     if not _KERNEL_TARGETS.search(target):
         return None, 0.0
     arrays = [computation.by_name[name].arrays[0] for name in call.operands]
@@ -241,15 +227,15 @@ def _custom_call_flops(call, computation):
 
 
 def _gemm_flops(call, arrays):
-    match = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', call.attributes)
-    dims = [int(d) for d in re.findall(r"\d+", match.group(1))]
-    return 2.0 * call.arrays[0].size * math.prod(arrays[0].dims[d] for d in dims)
+    numbers = call.backend_config["gemm_backend_config"]["dot_dimension_numbers"]
+    dims = numbers["lhs_contracting_dimensions"]
+    return 2.0 * call.arrays[0].size * math.prod(arrays[0].dims[int(d)] for d in dims)
 
 
 def _cudnn_attention_flops(call, target, arrays):
     q, k = arrays[:2]  # [B, T, N, H] and [B, S, K, H]
     products = 5 if "Backward" in target else 2
-    share = 0.5 if "CAUSAL" in call.attributes else 1.0
+    share = 0.5 if b"CAUSAL" in call.proto.backend_config else 1.0
     return share * products * 2.0 * q.size * k.dims[1]
 
 
@@ -258,12 +244,15 @@ def _kernel_flops(call, arrays):
     path = call.op_name.rsplit("pallas_call", 1)[0].rstrip("/").rsplit("/", 1)[-1]
     name = f"{call.name} {path}"
     floating = [a for a in arrays if a.dtype[0] in "fb" and len(a.dims) >= 3]
-    on_gpu = re.search("|".join(_GPU_KERNELS), call.attributes)
+    config = call.proto.backend_config.decode(errors="replace")
+    on_gpu = re.search("|".join(_GPU_KERNELS), config)
     if on_gpu and len(floating) >= 2:
         q, k = floating[:2]
         return "attention", 0.5 * _GPU_KERNELS[on_gpu.group()] * 2.0 * q.size * k.dims[1]
     products = next((count for pattern, count in _KERNELS if pattern.search(name)), None)
-    if products == 4 and _FUSED.search(call.attributes):  # the queries' gradient comes with it
+    if products == 4 and _FUSED.search(
+        call.frontend_attribute("kernel_metadata")
+    ):  # the queries' gradient comes with it
         products = 5
     if products is None or len(floating) < 3:
         return "uncounted", 0.0
@@ -279,7 +268,7 @@ def causal_share(call: Instruction, keys: int) -> float:
     that is (n + 1) / 2n. Queries divided over mesh.context see more or fewer; this is their mean. Kernels
     that do not say their blocks are taken for 1/2.
     """
-    sizes = dict(_BLOCKS.findall(call.attributes))
+    sizes = dict(_BLOCKS.findall(call.frontend_attribute("kernel_metadata")))
     part = next((p for p in ("dkv", "dq") if re.search(rf"_{p}", call.name)), "")
     suffix = f"_{part}" if part else ""
     block_q, block_kv = sizes.get(f"block_q{suffix}"), sizes.get(f"block_kv{suffix}")

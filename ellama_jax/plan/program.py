@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import jax
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Mesh, SingleDeviceSharding
 
 from ellama_jax.config import RunConfig, config_from_mapping
 from ellama_jax.core.sharding import make_mesh
@@ -25,8 +25,9 @@ from ellama_jax.model.presets import get_preset
 from ellama_jax.model.remat import REMAT_POLICIES
 from ellama_jax.plan.hlo import analyze_step, summarize_collectives
 from ellama_jax.plan.hlo_memory import device_bytes, parse_out_of_memory, split_memory
+from ellama_jax.plan.hlo_module import serialize
 from ellama_jax.plan.roofline import roofline
-from ellama_jax.train.program import Program, compile_program, make_program, with_remat
+from ellama_jax.train.program import compile_program, make_program, with_remat
 from ellama_jax.weights.layout import installed_version
 
 _MOST_ALLOCATIONS = 8  # in an answer
@@ -81,12 +82,11 @@ def compile_request(request: Mapping, devices: list) -> dict:
     answer |= {"remat": config.model.remat, "compile_secs": time.monotonic() - start}
     compiled = program.compiled
     _say("reading")
-    text = compiled.as_text()
-    text_path.write_text(text)
+    text_path.write_text(compiled.as_text())
     memory = dataclasses.asdict(split_memory(compiled.memory_analysis(), program))
     is_tpu = devices[0].platform == "tpu"
     wrap = parse_topology(request["target"]).wrap if is_tpu else ()
-    costs = _costs(text, program, config, wrap)
+    costs = _costs(compiled, program.mesh, config, wrap)
     return {**answer, "outcome": "compiled", "memory": memory, **costs}
 
 
@@ -164,14 +164,14 @@ def _model_flops(config: RunConfig) -> dict:
     return {**dataclasses.asdict(flops), "total_per_token": flops.total_per_token}
 
 
-def _costs(text: str, program: Program, config: RunConfig, wrap: tuple[bool, ...]) -> dict:
-    """Returns what the compiled text says; where it cannot be read, why.
+def _costs(compiled, mesh: Mesh, config: RunConfig, wrap: tuple[bool, ...]) -> dict:
+    """Returns what the compiled program says; where it cannot be read, why.
 
     Args:
         wrap: which axes of a TPU slice are rings.
     """
     try:
-        costs = analyze_step(text, program.mesh)
+        costs = analyze_step(serialize(compiled), mesh)
     except ValueError as error:
         return {"unread": str(error)}
     sums = summarize_collectives(costs.collectives)
@@ -182,11 +182,11 @@ def _costs(text: str, program: Program, config: RunConfig, wrap: tuple[bool, ...
         "peak_parts": costs.peak_bytes,
         "largest": [dataclasses.asdict(item) for item in costs.largest[:_MOST_ALLOCATIONS]],
     }
-    hardware = hardware_of(program.mesh.devices.flat[0].device_kind)
+    hardware = hardware_of(mesh.devices.flat[0].device_kind)
     if hardware is not None:
         flops = model_flops(get_preset(config.model.preset), config.data.seq_len)
         tokens = config.data.global_batch_size * config.data.seq_len
-        bounds = roofline(costs, flops, tokens, program.mesh, hardware, wrap)
+        bounds = roofline(costs, flops, tokens, mesh, hardware, wrap)
         found["roofline"] = dataclasses.asdict(bounds)
     return found
 

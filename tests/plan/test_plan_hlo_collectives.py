@@ -8,6 +8,7 @@ from hlo_texts import entry, fake_mesh
 from jax.sharding import Mesh, PartitionSpec
 
 from ellama_jax.plan.hlo import analyze_step
+from ellama_jax.plan.hlo_module import serialize
 
 
 def test_collectives_of_a_real_program_have_their_axes_bytes_and_trips():
@@ -24,10 +25,10 @@ def test_collectives_of_a_real_program_have_their_axes_bytes_and_trips():
 
     spec = PartitionSpec("fsdp")
     function = jax.shard_map(run, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
-    text = jax.jit(function).lower(jax.ShapeDtypeStruct((64, 16), jnp.float32)).compile().as_text()
+    compiled = jax.jit(function).lower(jax.ShapeDtypeStruct((64, 16), jnp.float32)).compile()
     found = {
         c.kind: (c.axes, c.group_size, c.payload_bytes, c.count, c.ici_bytes, c.network)
-        for c in analyze_step(text, mesh).collectives
+        for c in analyze_step(serialize(compiled), mesh).collectives
     }
     whole, part = 64 * 16 * 4, 32 * 16 * 4
     assert found == {
@@ -110,12 +111,12 @@ def test_what_libtpu_sends_between_slices_is_a_collective_over_dcn():
     )
     text = entry(f"""%p = bf16[4096] parameter(0)
 %w = f32[4,4] parameter(1)
-%token = token[] after-all()
-%send.1 = (bf16[4096], u32[], token[]) send(%p, %token), {attributes}
-%recv.1 = (bf16[4096], u32[], token[]) recv(%token), {attributes}
-%sent = token[] send-done(%send.1)
+%t = token[] after-all()
+%send.1 = (bf16[4096], u32[], token[]) send(%p, %t), {attributes}
+%recv.1 = (bf16[4096], u32[], token[]) recv(%t), {attributes}
+%sent = token[] send-done(%send.1), channel_id=2
 %d = f32[4,4] dot(%w, %w), lhs_contracting_dims={{1}}, rhs_contracting_dims={{0}}
-ROOT %got = (bf16[4096], token[]) recv-done(%recv.1)""")
+ROOT %got = (bf16[4096], token[]) recv-done(%recv.1), channel_id=2""")
     (found,) = analyze_step(text, fake_mesh(slices=2, data=2, fsdp=4)).collectives
     assert (found.kind, found.axes, found.network) == ("all-reduce", ("data",), "dcn")
     assert (found.ici_bytes, found.dcn_bytes) == (0, 2 * 8192 / 2)
@@ -133,7 +134,9 @@ ROOT %got = (bf16[4096], token[]) recv-done(%recv.1)""")
     ],
 )
 def test_a_collective_is_named_after_what_it_sends(kind, groups, path, source):
+    more = "dimensions={0}" if kind == "all-gather" else "to_apply=%add"
+    shape = "f32[1024]" if kind == "all-gather" else "f32[512]"
     text = entry(f"""%p = f32[512] parameter(0)
-ROOT %r = f32[512] {kind}(%p), replica_groups={groups}, metadata={{op_name="jit(step)/{path}"}}""")
+ROOT %r = {shape} {kind}(%p), replica_groups={groups}, {more}, metadata={{op_name="jit(step)/{path}"}}""")
     (found,) = analyze_step(text, fake_mesh(fsdp=2, tensor=2)).collectives
     assert found.source == source

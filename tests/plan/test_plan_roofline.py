@@ -11,6 +11,7 @@ from ellama_jax.core.sharding import make_mesh
 from ellama_jax.model.flops import model_flops
 from ellama_jax.model.presets import get_preset
 from ellama_jax.plan.hlo import Collective, Flops, Operation, StepCosts, Traffic, analyze_step
+from ellama_jax.plan.hlo_module import serialize
 from ellama_jax.plan.roofline import count_links, roofline
 from ellama_jax.train.program import make_program
 
@@ -131,8 +132,8 @@ def test_a_real_step_computes_its_models_flops_and_what_remat_adds(remat, again)
     config, _ = load_config(arguments, "plan")
     mesh = make_mesh(dataclasses.asdict(config.mesh))
     model = get_preset("tiny")
-    text = make_program(config, model, mesh, 3).lower().compile().as_text()
-    costs = analyze_step(text, mesh)
+    compiled = make_program(config, model, mesh, 3).lower().compile()
+    costs = analyze_step(serialize(compiled), mesh)
     flops = model_flops(model, 128)
     # The dense kernel computes the masked half too.
     projection = 6 * model.vocab_size * model.embed_dim

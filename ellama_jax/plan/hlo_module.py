@@ -1,38 +1,39 @@
-"""Optimized HLO text -> instructions, and how often each runs in one step.
+"""An optimized HLO module -> instructions, and how often each runs in one step.
 
-Owns the reading of what `compiled.as_text()` prints (TPU, GPU and CPU executables alike) and the trip
-counts of loops. What an instruction costs is plan/hlo_costs.py's and plan/hlo_collectives.py's part.
+Owns the reading of compiled programs (TPU, GPU and CPU executables alike) and the trip counts of
+loops. What an instruction costs is plan/hlo_costs.py's and plan/hlo_collectives.py's part.
 
-JAX's own `compiled.cost_analysis()` counts a loop's body once and a Pallas call as nothing, and its
-HLO bindings show neither shapes nor attributes in every version we support; the text has all of it.
+A program is read as the protocol buffer that its executable hands out: JAX's own
+`compiled.cost_analysis()` counts a loop's body once and a Pallas call as nothing, and its HLO bindings
+show neither shapes nor attributes in every version we support.
 """
 
+import contextlib
 import functools
+import importlib
+import importlib.util
+import json
 import math
 import re
+import sys
+import types
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
-HBM, HOST = 0, 5  # memory spaces in layouts, `S(5)`; the others (1 is VMEM) are on the core
+import jax
 
-_BITS = {"pred": 8, "token": 0, "opaque": 0} | {
+HBM, HOST = 0, 5  # memory spaces of layouts; the others (1 is VMEM) are on the core
+
+_BITS = {"pred": 8, "token": 0, "opaque_type": 0} | {
     kind + str(bits): bits
-    for kind, sizes in {"s": (2, 4, 8, 16, 32, 64), "u": (2, 4, 8, 16, 32, 64)}.items()
+    for kind, sizes in {"s": (1, 2, 4, 8, 16, 32, 64), "u": (1, 2, 4, 8, 16, 32, 64)}.items()
     for bits in sizes
 }
 _BITS |= {"f16": 16, "bf16": 16, "f32": 32, "f64": 64, "c64": 64, "c128": 128}
-
-_ARRAY = re.compile(r"([a-z]\w*)\[([^\]]*)\](?:\{([^{}]*)\})?")
-_NAME = re.compile(r"%([\w.\-]+)")
-_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
-_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
-_END = re.compile(r"^\}(, execution_thread.*)?$")
-_OPCODE = re.compile(r" ?([a-z][\w\-]*)\(")
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _COPIES = ("copy", "bitcast", "convert", "copy-start", "copy-done", "reshape", "broadcast")
-_CALLED = re.compile(
-    r"\b(calls|to_apply|body|branch_computations|true_computation|false_computation)="
-)
+_PACKAGES = ("tensorflow", "tensorflow.compiler", "tensorflow.compiler.xla",
+             "tensorflow.compiler.xla.service")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -71,46 +72,53 @@ class Array:
 
 @dataclass(frozen=True)
 class Instruction:
-    """One line of a computation. `arrays` are the leaves of its result, in order."""
+    """One instruction of a computation.
+
+    Attributes:
+        opcode: as it is printed: the start of an asynchronous `slice` is a `slice-start`.
+        arrays: the leaves of its result, in order.
+        operands: names of instructions of the same computation.
+        called: the computations it runs, in order; of a while its body, then its condition.
+        proto: all else, an `HloInstructionProto`.
+    """
 
     name: str
     opcode: str
     arrays: tuple[Array, ...]
     operands: tuple[str, ...]
-    literal: str  # what stands in the parentheses: a parameter's number, a constant's value
-    attributes: str
-    is_root: bool
+    called: tuple[str, ...]
+    proto: object
 
     @property
     def bytes(self) -> int:
         """Bytes of the result."""
         return sum(array.bytes for array in self.arrays)
 
-    @functools.cached_property
-    def called(self) -> tuple[str, ...]:
-        """The computations it runs, in the order they are named; of a while the body alone."""
-        names = []
-        for match in _CALLED.finditer(self.attributes):
-            rest = self.attributes[match.end() :]
-            end = rest.index("}") if rest.startswith("{") else re.match(r"%?[\w.\-]+", rest).end()
-            names += re.findall(r"[\w.\-]+", rest[:end])
-        return tuple(names)
-
-    def attribute(self, name: str) -> str | None:
-        """Returns an attribute's value as written, braces and all; None where it is absent."""
-        match = re.search(rf"(?:^|, ){name}=", self.attributes)
-        return _until_comma(self.attributes, match.end()) if match else None
-
-    def frontend_attribute(self, name: str) -> str:
-        """Returns a frontend attribute's value; "" where it is absent."""
-        match = re.search(rf'\b{name}="((?:[^"\\]|\\.)*)"', self.attributes)
-        return match.group(1) if match else ""
-
     @property
     def op_name(self) -> str:
         """The JAX operation it came from, as a path; "" where the compiler made it."""
-        match = re.search(r'op_name="((?:[^"\\]|\\.)*)"', self.attributes)
-        return match.group(1).replace("\\'", "'") if match else ""
+        return self.proto.metadata.op_name
+
+    @functools.cached_property
+    def backend_config(self) -> dict:
+        """What the backend adds to it; {} where it is nothing, or not JSON."""
+        with contextlib.suppress(ValueError):
+            config = json.loads(self.proto.backend_config or b"{}")
+            return config if isinstance(config, dict) else {}
+        return {}
+
+    def frontend_attribute(self, name: str) -> str:
+        """Returns a frontend attribute's value; "" where it is absent."""
+        return self.proto.frontend_attributes.map.get(name, "")
+
+    @functools.cached_property
+    def integer(self) -> int | None:
+        """The value of a whole constant of one element; None for all else."""
+        literal = self.proto.literal
+        if self.opcode != "constant" or self.arrays[0].size != 1:
+            return None
+        values = [*literal.s32s, *literal.s64s, *literal.u32s, *literal.u64s]
+        return values[0] if values else None
 
 
 @dataclass(frozen=True)
@@ -119,18 +127,15 @@ class Computation:
 
     name: str
     instructions: tuple[Instruction, ...]
+    root: Instruction
 
     @functools.cached_property
     def by_name(self) -> dict[str, Instruction]:
         return {instruction.name: instruction for instruction in self.instructions}
 
     @functools.cached_property
-    def root(self) -> Instruction:
-        return next(i for i in reversed(self.instructions) if i.is_root)
-
-    @functools.cached_property
     def parameters(self) -> dict[int, Instruction]:
-        return {int(i.literal): i for i in self.instructions if i.opcode == "parameter"}
+        return {i.proto.parameter_number: i for i in self.instructions if i.opcode == "parameter"}
 
     def results_of(self, instruction: Instruction) -> tuple[Array, ...]:
         """Returns an instruction's results; the tuple of an asynchronous start holds more.
@@ -159,7 +164,8 @@ class Module:
 
     entry: str
     computations: dict[str, Computation]
-    header: str
+    is_scheduled: bool
+    donated: frozenset[int]  # numbers of the entry's parameters whose buffers results take
 
     @functools.cached_property
     def callers(self) -> dict[str, tuple[Computation, Instruction]]:
@@ -178,7 +184,7 @@ class Module:
         functions (what a reduce or a sort applies) are not entered.
 
         Raises:
-            ValueError: if the trip count of a loop is not in the text.
+            ValueError: if the trip count of a loop is not in it.
         """
         yield from self._walk(self.computations[self.entry], 1, False)
 
@@ -200,7 +206,7 @@ class Module:
             return 1, ()
         called = [self.computations[name] for name in instruction.called]
         if opcode == "while":
-            return self.trip_count(computation, instruction), called
+            return self.trip_count(computation, instruction), called[:1]
         if opcode == "conditional":
             return 1, [max(called, key=self._weight)]
         return 1, called
@@ -212,14 +218,14 @@ class Module:
 
     def trip_count(self, computation: Computation, loop: Instruction) -> int:
         """Returns how often the body of `loop`, a while of `computation`, runs."""
-        known = _TRIPS.search(loop.attributes)
+        known = loop.backend_config.get("known_trip_count")
         if known:
-            return int(known.group(1))
-        condition = self.computations[loop.attribute("condition").lstrip("%")]
+            return int(known["n"])
+        condition = self.computations[loop.called[1]]
         limit = _limit(self, condition)
         if limit is None:
             raise ValueError(
-                f"{loop.name}: its trip count must be a constant in the compiled text, got condition "
+                f"{loop.name}: its trip count must be a constant of the program, got condition "
                 f"{condition.name} without one; a step with such a loop cannot be counted."
             )
         index, bound = limit
@@ -238,34 +244,92 @@ class Visit:
     fused: bool
 
 
-def parse_module(text: str) -> Module:
-    """Reads the text of one optimized module.
+def serialize(compiled: jax.stages.Compiled) -> bytes:
+    """Returns the optimized module of a compiled program, an `HloModuleProto`."""
+    return compiled.runtime_executable().hlo_modules()[0].as_serialized_hlo_module_proto()
+
+
+def read_module(serialized: bytes) -> Module:
+    """Reads one optimized module, as `serialize` gives it.
 
     Raises:
         ValueError: if it has no entry computation.
     """
-    computations, entry = {}, None
-    name, lines = None, []
-    header = text[: text.find("\n")]
-    for line in text.splitlines():
-        if name is None:
-            match = _HEADER.match(line)
-            if match:
-                name, lines = match.group(2), []
-                entry = name if match.group(1) else entry
-        elif _END.match(line):
-            instructions = tuple(_instruction(text) for text in lines)
-            computations[name] = Computation(name, instructions)
-            name = None
-        elif _INSTRUCTION.match(line):
-            lines.append(line)
-        elif lines:  # attributes may hold line breaks
-            lines[-1] += "\n" + line
-    if entry is None:
-        raise ValueError(
-            "HLO text: must hold an ENTRY computation, got none; pass compiled.as_text()."
+    proto = _schema().HloModuleProto.FromString(serialized)
+    names = {computation.id: computation.name for computation in proto.computations}
+    if proto.entry_computation_id not in names:
+        raise ValueError("HLO module: must hold an entry computation, got none.")
+    roots = {
+        c.name: next(i for i in c.instructions if i.id == c.root_id) for c in proto.computations
+    }
+    # An instruction's id is its own in its computation, in newer modules in the whole module.
+    orders = {key: tuple(value.instruction_ids) for key, value in proto.schedule.sequences.items()}
+    computations = {}
+    for computation in proto.computations:
+        by_id = {i.id: i for i in computation.instructions}
+        order = orders.get(computation.id, tuple(by_id))
+        instructions = {i: _instruction(by_id[i], by_id, names, roots) for i in order}
+        computations[computation.name] = Computation(
+            computation.name, tuple(instructions.values()), instructions[computation.root_id]
         )
-    return Module(entry, computations, header)
+    donated = frozenset(entry.parameter_number for entry in proto.input_output_alias.entries)
+    entry = names[proto.entry_computation_id]
+    return Module(entry, computations, proto.entry_computation_id in orders, donated)
+
+
+@functools.cache
+def _schema():
+    """Returns TensorFlow's `hlo_pb2`, without the 12 s and the gigabyte of TensorFlow itself.
+
+    While it is imported the packages around it are empty ones with the same path.
+    """
+    found = importlib.util.find_spec("tensorflow")
+    if "tensorflow" in sys.modules or found is None:
+        return importlib.import_module(f"{_PACKAGES[-1]}.hlo_pb2")
+    root = Path(found.origin).parent
+    before = set(sys.modules)
+    try:
+        for name in _PACKAGES:
+            package = types.ModuleType(name)
+            package.__path__ = [str(root.joinpath(*name.split(".")[1:]))]
+            sys.modules[name] = package
+        return importlib.import_module(f"{_PACKAGES[-1]}.hlo_pb2")
+    finally:
+        for name in set(sys.modules) - before:
+            if name.split(".")[0] == "tensorflow":
+                del sys.modules[name]
+
+
+def _instruction(proto, by_id, names, roots):
+    called = tuple(names[i] for i in proto.called_computation_ids)
+    opcode = proto.opcode
+    if opcode.startswith("async-") and called:  # as it is printed: after what it wraps
+        opcode = roots[called[0]].opcode + opcode.removeprefix("async")
+    operands = tuple(by_id[i].name for i in proto.operand_ids)
+    return Instruction(proto.name, opcode, tuple(_arrays(proto.shape)), operands, called, proto)
+
+
+def _arrays(shape):
+    """Yields the arrays of a shape, those of tuples in order."""
+    if shape.tuple_shapes:
+        for part in shape.tuple_shapes:
+            yield from _arrays(part)
+        return
+    dtype = _dtype(shape.element_type)
+    if dtype == "tuple":  # an empty one
+        return
+    layout = shape.layout
+    tile = tuple(layout.tiles[0].dimensions) if layout.tiles else ()
+    yield Array(
+        dtype, tuple(shape.dimensions), layout.memory_space, tuple(layout.minor_to_major), tile
+    )
+
+
+@functools.cache
+def _dtype(number):
+    shape = _schema().HloInstructionProto.DESCRIPTOR.fields_by_name["shape"].message_type
+    kinds = shape.fields_by_name["element_type"].enum_type
+    return kinds.values_by_number[number].name.lower()
 
 
 def _limit(module, condition):
@@ -278,13 +342,13 @@ def _limit(module, condition):
     if compare.opcode != "compare":
         return None
     counter, bound = (_source(home, name, outer) for name in compare.operands)
-    direction = compare.attribute("direction")
+    direction = compare.proto.comparison_direction
     if counter.opcode == "constant":
         counter, bound, direction = bound, counter, {"GT": "LT", "GE": "LE"}.get(direction)
-    value = _integer(bound)
+    value = bound.integer
     if value is None or counter.opcode != "get-tuple-element" or direction not in ("LT", "LE"):
         return None
-    return int(counter.attribute("index")), value + (direction == "LE")
+    return counter.proto.tuple_index, value + (direction == "LE")
 
 
 def _start(computation, loop, index):
@@ -292,7 +356,7 @@ def _start(computation, loop, index):
     made = computation.by_name[loop.operands[0]]
     if made.opcode != "tuple":
         return 0
-    return _integer(_source(computation, made.operands[index])) or 0
+    return _source(computation, made.operands[index]).integer or 0
 
 
 def _step(module, body, index):
@@ -306,7 +370,7 @@ def _step(module, body, index):
         made = home.root
     if made.opcode != "add":
         return 1
-    values = [_integer(_source(home, name, outer)) for name in made.operands]
+    values = [_source(home, name, outer).integer for name in made.operands]
     return next((value for value in values if value), 1)
 
 
@@ -321,36 +385,12 @@ def _source(computation, name, outer=None):
             instruction = computation.by_name[instruction.operands[0]]
         elif instruction.opcode == "parameter" and outer:
             computation, operands = outer
-            instruction, outer = computation.by_name[operands[int(instruction.literal)]], None
+            instruction, outer = (
+                computation.by_name[operands[instruction.proto.parameter_number]],
+                None,
+            )
         else:
             return instruction
-
-
-def _integer(instruction):
-    whole = instruction.opcode == "constant" and re.fullmatch(r"-?\d+", instruction.literal)
-    return int(instruction.literal) if whole else None
-
-
-def parse_arrays(text: str) -> tuple[Array, ...]:
-    """Reads the arrays of a shape, those of tuples in order.
-
-    >>> [str(array) for array in parse_arrays("(f32[2,3]{1,0:T(8,128)S(1)}, s32[])")]
-    ['f32[2,3]', 's32[]']
-    """
-    return tuple(_array(match) for match in _ARRAY.finditer(text))
-
-
-def _array(match):
-    dtype, dims, layout = match.groups()
-    dims = tuple(int(dim.lstrip("<=")) for dim in dims.split(",") if dim.strip())
-    order, _, properties = (layout or "").partition(":")
-    space = re.search(r"S\((\d+)\)", properties)
-    tile = re.search(r"T\(([\d,]+)\)", properties)
-    return Array(
-        dtype, dims, int(space.group(1)) if space else HBM,
-        tuple(int(d) for d in order.split(",") if d),
-        tuple(int(t) for t in tile.group(1).split(",")) if tile else (),
-    )  # fmt: skip
 
 
 def _bytes(dtype, size):
@@ -360,47 +400,3 @@ def _bytes(dtype, size):
         assert found, f"dtype {dtype} of the compiled text is unknown"
         bits = int(found.group(1))
     return -(-size * bits // 8)
-
-
-def _instruction(text):
-    match = _INSTRUCTION.match(text)
-    start = match.end()
-    end = _closing(text, start) + 1 if text[start] == "(" else text.index(" ", start)
-    opcode = _OPCODE.match(text, end)
-    close = _closing(text, opcode.end() - 1)
-    inside = text[opcode.end() : close]
-    literal = opcode.group(1) in ("parameter", "constant")
-    return Instruction(
-        name=match.group(2), opcode=opcode.group(1), arrays=parse_arrays(text[start:end]),
-        operands=() if literal else tuple(_NAME.findall(inside)),
-        literal=inside if literal else "", attributes=text[close + 1 :].lstrip(", "),
-        is_root=match.group(1) is not None,
-    )  # fmt: skip
-
-
-def _closing(text, start):
-    """Returns where the bracket that opens at `start` closes."""
-    depth = 0
-    for match in re.compile(r"[()]").finditer(text, start):
-        depth += 1 if match.group() == "(" else -1
-        if depth == 0:
-            return match.start()
-    raise AssertionError(f"unbalanced brackets in {text[:80]}")
-
-
-def _until_comma(text, start):
-    """Returns the text from `start` to the comma that ends an attribute."""
-    depth, quoted = 0, False
-    for place in range(start, len(text)):
-        letter = text[place]
-        if letter == '"' and text[place - 1] != "\\":
-            quoted = not quoted
-        elif quoted:
-            continue
-        elif letter in "{[(":
-            depth += 1
-        elif letter in "}])":
-            depth -= 1
-        elif letter == "," and depth == 0:
-            return text[start:place]
-    return text[start:]
