@@ -1,7 +1,7 @@
 """Which buffers are alive when a step's memory peaks, from its compiled schedule.
 
 Owns an estimate: the compiler's own assignment of buffers is not handed out for TPUs, so the order of
-the compiled text is read and each buffer lives from what makes it to its last use. The size of the
+the schedule is read and each buffer lives from what makes it to its last use. The size of the
 peak comes from `compiled.memory_analysis()`; this says what it is made of.
 """
 

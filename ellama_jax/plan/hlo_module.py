@@ -397,6 +397,6 @@ def _bytes(dtype, size):
     bits = _BITS.get(dtype)
     if bits is None:  # f8e4m3fn and its kin
         found = re.match(r"f(\d)", dtype)
-        assert found, f"dtype {dtype} of the compiled text is unknown"
+        assert found, f"dtype {dtype} of the program is unknown"
         bits = int(found.group(1))
     return -(-size * bits // 8)

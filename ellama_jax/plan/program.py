@@ -1,7 +1,7 @@
 """One compilation: a run's step for a target, and what is read from it.
 
 Runs as a process of its own, `python -m ellama_jax.plan.program REQUEST ANSWER`, started by
-plan/compile.py, which says why. What is in the compiled text is read by plan/hlo.py; what it means
+plan/compile.py, which says why. What is in the compiled program is read by plan/hlo.py; what it means
 for a run is said elsewhere.
 """
 
