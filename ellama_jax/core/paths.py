@@ -9,11 +9,15 @@ A bucket has no directories and renames nothing: an object is replaced whole by 
 is written straight into place in a bucket, the part that makes it valid last.
 """
 
+import contextlib
 import functools
+import io
 import logging
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 _SCHEME = "gs://"
 _BLOCK_BYTES = 2**22
@@ -135,22 +139,57 @@ def directory_bytes(path: Path) -> int:
     return sum(directory_bytes(e) if e.is_dir() else file_bytes(e) for e in entries)
 
 
-def read_range(path: Path, start: int, stop: int) -> bytes:
-    """Reads bytes `start` to `stop` of a file in a bucket, and no others."""
-    return _file_system().cat_file(os.fspath(path), start=start, end=stop)
+def file_sizes(directory: Path) -> dict[str, int]:
+    """Returns the bytes of each file directly in a directory, by name; in a bucket by one listing.
+
+    A directory that is not there has no files.
+    """
+    if is_remote(directory):
+        try:
+            entries = _file_system().ls(os.fspath(directory), detail=True)
+        except FileNotFoundError:
+            return {}
+        files = [entry for entry in entries if entry["type"] == "file"]
+        return {entry["name"].rpartition("/")[2]: entry["size"] for entry in files}
+    if not directory.is_dir():
+        return {}
+    with os.scandir(directory) as entries:
+        return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+
+
+def read_range(path: str | os.PathLike, start: int, stop: int) -> bytes:
+    """Reads bytes `start` to `stop` of a file, and no others; fewer where it ends before."""
+    if is_remote(path):
+        return _file_system().cat_file(os.fspath(path), start=start, end=stop)
+    file = os.open(path, os.O_RDONLY)
+    try:
+        return os.pread(file, stop - start, start)
+    finally:
+        os.close(file)
+
+
+@contextlib.contextmanager
+def open_whole(path: Path) -> Iterator[BinaryIO]:
+    """Yields a file to write; it is at `path` whole, in place of what was there, or not at all."""
+    if is_remote(path):
+        # Sent at once: gcsfs's own files come to be there as far as they were written.
+        with io.BytesIO() as file:
+            yield file
+            _file_system().pipe_file(os.fspath(path), file.getvalue())
+        return
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        with partial.open("wb") as file:
+            yield file
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_whole(path: Path, text: str) -> None:
     """Writes a file whole or not at all, in place of what is there."""
-    if is_remote(path):
-        path.write_text(text)  # an object appears once all of it was sent
-        return
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with open_whole(path) as file:
+        file.write(text.encode())
 
 
 def remove_left_over(dst: Path) -> None:

@@ -1,27 +1,36 @@
 """Token windows: documents packed into rows of one length, on disk and back.
 
-Owns the ArrayRecord directories with their manifests. Which documents share a window is
+Owns the directories of shards with their manifests, on a disk or in a bucket. A shard is a `.npy` file
+of `record_type`, so `numpy.load` opens it, and a window is one range of it with its checksum. Which documents share a window is
 tokens/packing.py's, what a window's tokens mean for training is tokens/features.py's, and mixing and
 batching is tokens/loader.py's.
 """
 
 import dataclasses
-import errno
 import hashlib
+import io
 import itertools
 import json
 import os
 import re
 import shutil
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from array_record.python import array_record_data_source, array_record_module
 
 import ellama_jax
-from ellama_jax.core.paths import local_path, write_whole
+from ellama_jax.core.paths import (
+    as_path,
+    file_sizes,
+    is_remote,
+    open_whole,
+    read_range,
+    remove_tree,
+    write_whole,
+)
 from ellama_jax.tokens.features import segments as segments
 from ellama_jax.tokens.features import shift_within_documents as shift_within_documents
 from ellama_jax.tokens.features import to_features as to_features
@@ -32,6 +41,8 @@ from ellama_jax.tokens.tokenizer import Tokenizer
 MANIFEST_FILE = "manifest.json"
 
 _MAX_SHARD_BYTES = 2**28
+_SHARD_NAME = re.compile(r"windows-\d{5,}-of-\d{5,}\.npy")
+_CRC_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -105,7 +116,7 @@ class WindowSet:
             ValueError: if the manifest is missing or broken, a shard is missing or has another
                 size, the counts contradict each other, or the tokenizer is another one.
         """
-        self.path = local_path(windows_dir, "windows")
+        self.path = as_path(windows_dir)
         self.manifest = read_manifest(self.path)
         if tokenizer_fingerprint not in (None, self.manifest.tokenizer_fingerprint):
             raise ValueError(
@@ -113,41 +124,42 @@ class WindowSet:
                 f"{tokenizer_fingerprint[:12]}, got {self.manifest.tokenizer_fingerprint[:12]}; "
                 "prepare the windows again with the tokenizer beside the checkpoint."
             )
-        self._check_shards()
-        paths = [str(self.path / shard["name"]) for shard in self.manifest.shards]
-        try:
-            self._records = array_record_data_source.ArrayRecordDataSource(paths)
-        except RuntimeError as error:
-            raise ValueError(
-                f"windows {self.path}: shards must be readable, got {error}."
-            ) from error
-        if len(self._records) != self.manifest.num_windows:
-            raise ValueError(
-                f"windows {self.path}: must hold {self.manifest.num_windows} windows as its "
-                f"manifest says, got {len(self._records)}; prepare the set again."
-            )
+        _check_shards(self.path, self.manifest)
+        shards = self.manifest.shards
+        # All that is held of a set: a trillion tokens are some 30,000 shards.
+        self._ends = np.cumsum([shard["records"] for shard in shards])
+        self._record_bytes = record_type(self.manifest.window_length).itemsize
 
     def __len__(self) -> int:
         return self.manifest.num_windows
 
     def __getitem__(self, index: int) -> np.ndarray:
         """Returns window `index`, [window_length] uint32, read-only."""
-        try:
-            record = self._records[index]
-        except RuntimeError as error:  # ArrayRecord keeps a checksum of every chunk
-            raise ValueError(f"windows {self.path}: window {index} is damaged: {error}.") from error
-        return np.frombuffer(record, dtype="<u4")
+        if not 0 <= index < len(self):
+            raise IndexError(f"windows {self.path}: no window {index}, it has {len(self)}.")
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        shard, after = self.manifest.shards[number], int(self._ends[number]) - int(index)
+        start = shard["bytes"] - after * self._record_bytes
+        for _ in range(2):  # what was damaged on its way here is whole the second time
+            record = read_range(
+                f"{self.path}/{shard['name']}", start, start + self._record_bytes
+            )
+            tokens, crc = record[:-_CRC_BYTES], record[-_CRC_BYTES:]
+            if zlib.crc32(tokens) == int.from_bytes(crc, "little"):
+                return np.frombuffer(tokens, dtype="<u4")
+        raise ValueError(
+            f"windows {self.path}: window {index} is damaged: in {shard['name']} it must have the "
+            "checksum beside it, got another one; copy the shard again or prepare the set again."
+        )
 
-    def _check_shards(self) -> None:
-        for shard in self.manifest.shards:
-            path = self.path / shard["name"]
-            size = path.stat().st_size if path.is_file() else None
-            if size != shard["bytes"]:
-                found = "no such file" if size is None else f"{size}"
-                raise ValueError(
-                    f"windows {self.path}: {shard['name']} must have {shard['bytes']} bytes, "
-                    f"got {found}; was it copied completely?"
-                )
+
+def record_type(window_length: int) -> np.dtype:
+    """Returns the type of a shard's elements: a window and its CRC-32, in little-endian.
+
+    >>> record_type(8192)
+    dtype([('tokens', '<u4', (8192,)), ('crc32', '<u4')])
+    """
+    return np.dtype([("tokens", "<u4", (window_length,)), ("crc32", "<u4")])
 
 
 def write_windows(
@@ -168,11 +180,11 @@ def write_windows(
     """Packs tokenised documents and writes them as a window set.
 
     Documents and then windows are shuffled over the whole set. Nothing exists under `dst` until
-    the set is complete; an interrupted write leaves at most a hidden sibling, which the next one
-    removes.
+    the set is complete; an interrupted write leaves at most a hidden sibling, in a bucket shards
+    without a manifest, which the next one removes.
 
     Args:
-        dst: directory of the set.
+        dst: directory of the set, on a disk or in a bucket.
         documents: ids of each document, without BOS and EOS; held in memory, 4 bytes a token.
         tokenizer: what made the ids.
         window_length: tokens in a window.
@@ -181,7 +193,7 @@ def write_windows(
         sources: [{name, sha256, documents}] for the manifest.
         command: for the manifest.
         overwrite: replace a finished set at `dst`.
-        max_shard_bytes: size at which a new shard begins, before compression.
+        max_shard_bytes: size at which a new shard begins, checksums not counted.
 
     Returns:
         The manifest.
@@ -190,14 +202,14 @@ def write_windows(
         ValueError: if `dst` exists, there is no document, or a document is empty or holds ids
             that are not ordinary tokens of the tokenizer.
     """
-    dst = Path(dst)
+    dst = as_path(dst)
     check_absent(dst, overwrite)
     window_set_name(domain, language, source)
     tokens, lengths = frame_documents(list(documents), tokenizer)
     plan = plan_windows(lengths, window_length, seed)
-    partial = dst.with_name(f".{dst.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    partial = dst if is_remote(dst) else dst.with_name(f".{dst.name}.partial")
+    remove_set(partial)
+    partial.mkdir(parents=True, exist_ok=True)
     try:
         windows_per_shard = max(1, max_shard_bytes // (4 * window_length))
         windows = fill_windows(tokens, plan)
@@ -211,7 +223,8 @@ def write_windows(
         finish_set(partial, manifest)
         move_into_place(partial, dst)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if partial != dst:
+            remove_tree(partial)
     return manifest
 
 
@@ -251,7 +264,11 @@ def frame_documents(
 
 
 def write_shard(path: str | os.PathLike, windows: Iterable[np.ndarray]) -> dict:
-    """Writes windows, [window_length] uint32 each, as one ArrayRecord file.
+    """Writes windows, [window_length] uint32 each and at least one, as a shard, whole or not at all.
+
+    Args:
+        path: of the file, on a disk or in a bucket.
+        windows: read once, one at a time.
 
     Returns:
         {name, records, bytes, sha256} for the manifest.
@@ -259,20 +276,33 @@ def write_shard(path: str | os.PathLike, windows: Iterable[np.ndarray]) -> dict:
     Raises:
         OSError: if the file cannot be written.
     """
-    path, digest, records = Path(path), hashlib.sha256(), 0
-    # One record a group: Grain reads single records, and a group is decompressed as a whole.
-    try:
-        writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+    path, digest, length, records = as_path(path), hashlib.sha256(), 0, 0
+    with open_whole(path) as file:
         for window in windows:
-            record = window.astype("<u4").tobytes()
-            digest.update(record)
-            writer.write(record)
+            if not records:
+                length = len(window)
+                file.write(_shard_header(length, 0))
+            tokens = window.astype("<u4").tobytes()
+            digest.update(tokens)
+            file.write(tokens + zlib.crc32(tokens).to_bytes(_CRC_BYTES, "little"))
             records += 1
-        writer.close()
-    except RuntimeError as error:  # ArrayRecord's, for everything
-        raise OSError(_system_error(error), f"{error}".splitlines()[0], str(path)) from error
-    size = path.stat().st_size
+        assert records, f"{path}: a shard must hold a window"
+        size = file.tell()
+        file.seek(0)
+        header = _shard_header(length, records)
+        file.write(header)
+        assert size == len(header) + records * record_type(length).itemsize, path
     return {"name": path.name, "records": records, "bytes": size, "sha256": digest.hexdigest()}
+
+
+def _shard_header(window_length: int, records: int) -> bytes:
+    # NumPy leaves room for the first axis to grow, so its length does not depend on `records`.
+    header = io.BytesIO()
+    described = np.lib.format.dtype_to_descr(record_type(window_length))
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": described, "fortran_order": False, "shape": (records,)}
+    )
+    return header.getvalue()
 
 
 def make_manifest(
@@ -299,10 +329,16 @@ def make_manifest(
 
 
 def finish_set(directory: Path, manifest: Manifest) -> None:
-    """Writes the manifest beside the shards; what cannot be read back is refused."""
+    """Writes the manifest beside the shards, which makes them a set.
+
+    Raises:
+        ValueError: if the shards are not those of the manifest.
+    """
+    directory = as_path(directory)
+    _check_counts(directory / MANIFEST_FILE, manifest)
+    _check_shards(directory, manifest)
     text = json.dumps(dataclasses.asdict(manifest), indent=1, ensure_ascii=False)
     write_whole(directory / MANIFEST_FILE, text + "\n")
-    WindowSet(directory)
 
 
 def check_absent(dst: str | os.PathLike, overwrite: bool) -> None:
@@ -311,17 +347,33 @@ def check_absent(dst: str | os.PathLike, overwrite: bool) -> None:
     Raises:
         ValueError: if it would have to be overwritten. What is not a window set is never removed.
     """
-    dst = local_path(dst, "windows")
+    dst = as_path(dst)
     is_set = (dst / MANIFEST_FILE).is_file()
     if is_set and not overwrite:
         raise ValueError(
             f"windows {dst}: must not exist yet, got a finished set; pass --overwrite to replace "
             "it."
         )
-    if not is_set and dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
+    if not is_set and _holds_other_files(dst):
         raise ValueError(
             f"windows {dst}: must be a new directory or a window set, got other files."
         )
+
+
+def _holds_other_files(dst: Path) -> bool:
+    if not dst.exists():
+        return False
+    # In a bucket an interrupted write leaves its shards.
+    return not dst.is_dir() or not all(
+        is_remote(dst) and _SHARD_NAME.fullmatch(path.name) for path in dst.iterdir()
+    )
+
+
+def remove_set(directory: str | os.PathLike) -> None:
+    """Removes a set as far as it is there, its manifest first: at no time is it a part of itself."""
+    directory = as_path(directory)
+    (directory / MANIFEST_FILE).unlink(missing_ok=True)
+    remove_tree(directory)
 
 
 def window_set_name(domain: str, language: str, source: str | None = None) -> str:
@@ -347,7 +399,7 @@ def read_manifest(windows_dir: str | os.PathLike) -> Manifest:
     Raises:
         ValueError: if there is none (an unfinished set), it is not ours, or its counts do not fit.
     """
-    directory = local_path(windows_dir, "windows")
+    directory = as_path(windows_dir)
     path = directory / MANIFEST_FILE
     if not path.is_file():
         raise ValueError(
@@ -358,15 +410,41 @@ def read_manifest(windows_dir: str | os.PathLike) -> Manifest:
         manifest = Manifest(**json.loads(path.read_text(encoding="utf-8")))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: must be a window set's manifest, got {error}.") from error
+    _check_counts(path, manifest)
+    return manifest
+
+
+def _check_counts(path: Path, manifest: Manifest) -> None:
     places = manifest.num_windows * manifest.window_length
     records = sum(shard["records"] for shard in manifest.shards)
-    if places != manifest.num_tokens + manifest.num_padding or records != manifest.num_windows:
+    fits = places == manifest.num_tokens + manifest.num_padding and places > 0
+    if not fits or records != manifest.num_windows:
         raise ValueError(
             f"{path}: counts must fit together, got {manifest.num_windows} windows of "
             f"{manifest.window_length}, {records} records, {manifest.num_tokens} tokens and "
             f"{manifest.num_padding} padding; prepare the set again."
         )
-    return manifest
+
+
+def _check_shards(directory: Path, manifest: Manifest) -> None:
+    sizes = file_sizes(directory)
+    for shard in manifest.shards:
+        size = sizes.get(shard["name"])
+        if size != shard["bytes"]:
+            found = "no such file" if size is None else f"{size}"
+            raise ValueError(
+                f"windows {directory}: {shard['name']} must have {shard['bytes']} bytes, "
+                f"got {found}; was it copied completely?"
+            )
+    # One read says whether they can be read at all, before a run does anything else.
+    first = manifest.shards[0]
+    header = _shard_header(manifest.window_length, first["records"])
+    if read_range(f"{directory}/{first['name']}", 0, len(header)) != header:
+        raise ValueError(
+            f"windows {directory}: {first['name']} must be a .npy file of {first['records']} "
+            f"windows of {manifest.window_length} tokens, got something else; prepare the set "
+            "again."
+        )
 
 
 def _check_ids(ids: np.ndarray, lengths: np.ndarray, tokenizer: Tokenizer) -> None:
@@ -390,12 +468,6 @@ def _check_ids(ids: np.ndarray, lengths: np.ndarray, tokenizer: Tokenizer) -> No
     )
 
 
-def _system_error(error: RuntimeError) -> int:
-    """Returns the number of the system's error that a library only has in words."""
-    full = "space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error)
-    return errno.ENOSPC if full else errno.EIO
-
-
 def _write_shards(
     directory: Path, windows: Iterator[np.ndarray], num_windows: int, windows_per_shard: int
 ) -> list[dict]:
@@ -410,11 +482,17 @@ def _write_shards(
 
 def shard_name(number: int, num_shards: int) -> str:
     """Returns the file name of a shard."""
-    return f"windows-{number:05d}-of-{num_shards:05d}.array_record"
+    return f"windows-{number:05d}-of-{num_shards:05d}.npy"
 
 
 def move_into_place(partial: Path, dst: Path) -> None:
-    """Renames a finished set to `dst`, in place of one that is there, unless that is done."""
+    """Renames a finished set to `dst`, in place of one that is there, unless that is done.
+
+    In a bucket nothing can be renamed: a set is written at `dst` itself, and nothing is left to do.
+    """
+    if is_remote(dst):
+        assert partial == dst, f"{partial} cannot be renamed to {dst}"
+        return
     # A directory with files cannot be replaced in one step; the old set goes aside first, so at
     # no time does a mixture of both exist.
     old = dst.with_name(f".{dst.name}.old")

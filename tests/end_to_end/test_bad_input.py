@@ -394,7 +394,7 @@ def test_a_stage_that_cannot_be_is_refused(refused, place, stage, words):
 
 
 def test_a_cut_shard_is_refused(refused, place):
-    (shard,) = (place / "windows" / "general-en").glob("*.array_record")
+    (shard,) = (place / "windows" / "general-en").glob("*.npy")
     size = shard.stat().st_size
     cut(shard, size - 100)
     wanted = f"windows windows/general-en: {shard.name} must have {size} bytes, got {size - 100}"
@@ -403,19 +403,19 @@ def test_a_cut_shard_is_refused(refused, place):
 
 
 def test_a_missing_shard_of_windows_is_refused(refused, place):
-    (shard,) = (place / "windows" / "general-en").glob("*.array_record")
+    (shard,) = (place / "windows" / "general-en").glob("*.npy")
     shard.unlink()
     assert f"{shard.name} must have" in refused(*train())
 
 
 def test_a_shard_of_garbage_is_refused(refused, place):
-    (shard,) = (place / "windows" / "general-en").glob("*.array_record")
+    (shard,) = (place / "windows" / "general-en").glob("*.npy")
     shard.write_bytes(bytes(shard.stat().st_size))
     assert refused(*train()).startswith("windows windows/general-en: ")
 
 
 def test_a_damaged_record_stops_training_and_is_named(refused, place):
-    (shard,) = (place / "windows" / "general-en").glob("*.array_record")
+    (shard,) = (place / "windows" / "general-en").glob("*.npy")
     data = bytearray(shard.read_bytes())
     for at in range(200, 2000, 64):
         data[at] ^= 0xFF

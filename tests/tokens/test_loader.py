@@ -373,7 +373,7 @@ def test_numbers_of_hosts_that_do_not_divide_the_batch_are_refused(windows_dir):
 
 def test_damage_found_by_a_reading_thread_reaches_the_caller(tmp_path):
     write_set(tmp_path, "ecommerce", "de", length=500, count=60, window_length=512)
-    (shard,) = (tmp_path / "ecommerce-de").glob("*.array_record")
+    (shard,) = (tmp_path / "ecommerce-de").glob("*.npy")
     content = bytearray(shard.read_bytes())
     content[len(content) // 3] ^= 1
     shard.write_bytes(content)

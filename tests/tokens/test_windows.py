@@ -1,7 +1,11 @@
 """Windows: nothing is lost in packing, nothing crosses a document, damage is refused."""
 
 import dataclasses
+import hashlib
 import json
+import subprocess
+import sys
+import zlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -142,6 +146,34 @@ def test_what_is_written_is_what_was_packed(tmp_path):
     assert windows.manifest == manifest == read_manifest(tmp_path / "ecommerce-de")
 
 
+def test_numpy_alone_opens_a_shard(tmp_path):
+    manifest = write(tmp_path / "set", random_documents(2), max_shard_bytes=5 * 16 * 4)
+    windows, shards = WindowSet(tmp_path / "set"), []
+    for shard in manifest.shards:
+        records = np.load(tmp_path / "set" / shard["name"], mmap_mode="r")
+        assert records.shape == (shard["records"],)
+        assert hashlib.sha256(records["tokens"].tobytes()).hexdigest() == shard["sha256"]
+        assert [zlib.crc32(row) for row in records["tokens"].copy()] == records["crc32"].tolist()
+        shards.append(records["tokens"])
+    np.testing.assert_array_equal(np.concatenate(shards), list(windows))
+
+
+def test_a_set_of_more_shards_than_a_process_may_open_is_read(tmp_path):
+    write(tmp_path / "set", [[1, 2, 3]] * 1100, window_length=5, max_shard_bytes=4 * 5)
+    code = (
+        "import resource, sys\n"
+        "from ellama_jax.tokens.windows import WindowSet\n"
+        "_, most = resource.getrlimit(resource.RLIMIT_NOFILE)\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (1024, most))\n"
+        "windows = WindowSet(sys.argv[1])\n"
+        "assert len(windows.manifest.shards) == 1100\n"
+        "print(sum(int(window.sum()) for window in windows))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "set")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.split() == [str(1100 * (1 + 2 + 3 + BOS + EOS))], done.stderr
+
+
 def test_manifest_counts_documents_tokens_padding_and_splits(tmp_path):
     documents = [[1] * 30, [2] * 5, [3] * 14, [4] * 15]  # framed: 32, 7, 16 and 17 tokens
     manifest = write(tmp_path / "set", documents)
@@ -160,7 +192,7 @@ def test_shards_hold_all_windows_in_order(tmp_path):
     many = write(tmp_path / "many", documents, max_shard_bytes=3 * 16 * 4)
     records = [shard["records"] for shard in many.shards]
     assert len(one.shards) == 1 and set(records[:-1]) == {3} and sum(records) == one.num_windows
-    assert many.shards[0]["name"] == f"windows-00000-of-{len(records):05d}.array_record"
+    assert many.shards[0]["name"] == f"windows-00000-of-{len(records):05d}.npy"
     assert many.content_sha256 != one.content_sha256  # shards are part of a set's identity
     first, second = WindowSet(tmp_path / "one"), WindowSet(tmp_path / "many")
     for index in range(len(first)):
@@ -272,9 +304,10 @@ def test_a_flipped_bit_is_noticed_when_read(tmp_path):
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
     windows = WindowSet(tmp_path / "set")
-    with pytest.raises(ValueError, match=r"window \d+ is damaged"):
-        for index in range(len(windows)):
-            windows[index]
+    (number,) = {(len(content) // 2 - (len(content) % 4100)) // 4100}
+    with pytest.raises(ValueError, match=rf"set: window {number} is damaged: in {shard.name}"):
+        list(windows)
+    assert [windows[i].tolist() for i in range(number)]  # the others are read
 
 
 def test_contradicting_or_foreign_manifests_are_refused(tmp_path):
@@ -302,7 +335,7 @@ def test_names_that_are_no_directory_names_are_refused():
 def test_leftovers_of_a_killed_write_do_not_reach_the_next_set(tmp_path):
     leftover = tmp_path / ".set.partial"
     leftover.mkdir()
-    (leftover / "windows-00007-of-00009.array_record").write_bytes(b"half a shard")
+    (leftover / "windows-00007-of-00009.npy").write_bytes(b"half a shard")
     write(tmp_path / "set", [[1, 2, 3]])
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
     assert len(list((tmp_path / "set").iterdir())) == 2
