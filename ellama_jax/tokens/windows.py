@@ -141,9 +141,7 @@ class WindowSet:
         shard, after = self.manifest.shards[number], int(self._ends[number]) - int(index)
         start = shard["bytes"] - after * self._record_bytes
         for _ in range(2):  # what was damaged on its way here is whole the second time
-            record = read_range(
-                f"{self.path}/{shard['name']}", start, start + self._record_bytes
-            )
+            record = read_range(f"{self.path}/{shard['name']}", start, start + self._record_bytes)
             tokens, crc = record[:-_CRC_BYTES], record[-_CRC_BYTES:]
             if zlib.crc32(tokens) == int.from_bytes(crc, "little"):
                 return np.frombuffer(tokens, dtype="<u4")
