@@ -268,48 +268,81 @@ def batch_sharding(mesh: Mesh, shape: Sequence[int], name: str) -> NamedSharding
 
 
 @functools.cache
-def row_parts(mesh: Mesh) -> tuple[int, ...]:
-    """Returns which part of the global batch each process feeds, by process index.
+def rows_by_process(mesh: Mesh, num_rows: int) -> dict[int, np.ndarray]:
+    """Returns which rows of a global batch each process feeds: those of its own devices' shards.
 
-    Processes that divide rows among them feed different parts. Those that hold different pieces
-    of the same rows, because `context` or `tensor` spans them, feed the same one.
+    They need not lie side by side: a host of a TPU slice owns a block of chips, 2 x 2 of a v6e,
+    whose shards are seldom neighbours. Processes that hold different pieces of the same rows,
+    because `context` or `tensor` spans them, all feed them.
+
+    Args:
+        num_rows: B, of the global batch.
+
+    Returns:
+        process index -> [n] row numbers in [0, B), ascending; processes without a device are left
+        out.
 
     Raises:
-        ValueError: if the rows of a process do not lie side by side in the batch.
+        ValueError: if the mesh does not divide the rows.
     """
-    shards = math.prod(mesh.shape[axis] for axis in ACTIVATION_AXES["batch"])
-    rows: dict[int, set[int]] = {}
-    sharding = batch_sharding(mesh, (shards,), "batch")
-    for device, (index,) in sharding.devices_indices_map((shards,)).items():
-        rows.setdefault(device.process_index, set()).update(range(*index.indices(shards)))
-    parts = []
-    for process, mine in sorted(rows.items()):
-        part, rest = divmod(min(mine), len(mine))
-        if rest or max(mine) - min(mine) >= len(mine) or shards % len(mine):
-            raise ValueError(
-                f"mesh: the rows of one process must lie side by side, got shards {sorted(mine)} of "
-                f"{shards} on process {process}; change mesh.data or mesh.fsdp."
-            )
-        parts.append(part)
-    return tuple(parts)
+    shards: dict[int, set[tuple[int, int]]] = {}
+    sharding = batch_sharding(mesh, (num_rows,), "batch")
+    for device, (index,) in sharding.devices_indices_map((num_rows,)).items():
+        start, stop, _ = index.indices(num_rows)
+        shards.setdefault(device.process_index, set()).add((start, stop))
+    return {
+        process: np.concatenate([np.arange(*shard) for shard in sorted(shards[process])])
+        for process in sorted(shards)
+    }
+
+
+def local_rows(mesh: Mesh, num_rows: int) -> np.ndarray:
+    """Returns the rows of a global batch of `num_rows` that this process feeds, ascending."""
+    return rows_by_process(mesh, num_rows)[jax.process_index()]
+
+
+def rows_counted_here(mesh: Mesh, num_rows: int) -> np.ndarray:
+    """Tells which of its `local_rows` this process counts: those that none before it feeds.
+
+    Returns:
+        [n] bool; over all processes together every row is counted once.
+    """
+    return _first_process(mesh, num_rows)[local_rows(mesh, num_rows)] == jax.process_index()
+
+
+@functools.cache
+def _first_process(mesh: Mesh, num_rows: int) -> np.ndarray:
+    """Returns the lowest process that feeds each row, [B] int."""
+    found = np.zeros(num_rows, int)
+    for process, rows in reversed(rows_by_process(mesh, num_rows).items()):
+        found[rows] = process
+    return found
 
 
 def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Puts this process's rows of the global batch onto `mesh`.
 
     Args:
-        batch: this process's rows, [B / parts] or [B / parts, T] each, see `row_parts`.
+        batch: its `local_rows`, [n] or [n, T] each.
 
     Returns:
         the global arrays, [B] or [B, T], divided over the mesh.
     """
+    shards = math.prod(mesh.shape[axis] for axis in ACTIVATION_AXES["batch"])
+    shards_here = len(local_rows(mesh, shards))
 
-    def place(name, rows):
-        shape = (rows.shape[0] * (max(row_parts(mesh)) + 1), *rows.shape[1:])
-        sharding = batch_sharding(mesh, shape, name)
-        return jax.make_array_from_process_local_data(sharding, rows, shape)
+    def place(name: str, array: np.ndarray) -> jax.Array:
+        shape = (len(array) * shards // shards_here, *array.shape[1:])
+        rows = local_rows(mesh, shape[0])
 
-    return {name: place(name, rows) for name, rows in batch.items()}
+        def read(index: tuple[slice, ...]) -> np.ndarray:
+            start, stop, _ = index[0].indices(shape[0])
+            first = np.searchsorted(rows, start)  # a shard's rows are neighbours here too
+            return array[(slice(first, first + stop - start), *index[1:])]
+
+        return jax.make_array_from_callback(shape, batch_sharding(mesh, shape, name), read)
+
+    return {name: place(name, array) for name, array in batch.items()}
 
 
 def constrain(x: jax.Array, *dims: str) -> jax.Array:

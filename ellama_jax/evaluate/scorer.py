@@ -373,10 +373,8 @@ def _run_batch(params, config, batch: _Batch, compute_dtype, mesh) -> tuple[np.n
     if mesh is None:
         results = _score_rows(params, config, rows, picks, dtype)
     else:
-        rows = {
-            name: jax.device_put(array, sharding.batch_sharding(mesh, array.shape, name))
-            for name, array in rows.items()
-        }
+        mine = sharding.local_rows(mesh, len(rows["tokens"]))
+        rows = sharding.place_batch({name: array[mine] for name, array in rows.items()}, mesh)
         with jax.set_mesh(mesh):
             results = _score_rows(params, config, rows, picks, dtype)
         # Every process reads all of it.

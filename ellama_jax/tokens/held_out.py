@@ -5,12 +5,11 @@ train/validation.py's.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
 from ellama_jax.core.paths import local_path
-from ellama_jax.tokens.mixture import host_rows
 from ellama_jax.tokens.windows import MANIFEST_FILE, PADDING, WindowSet, to_features
 
 _NAME = "evaluate.windows_dir"
@@ -103,19 +102,19 @@ class HeldOut:
         return {n: text / tokens for n, (text, tokens) in totals.items() if n not in unknown}
 
     def batches(
-        self, batch_size: int, part: int = 0, num_parts: int = 1
+        self, batch_size: int, rows_of: Callable[[int], Sequence[int]] = range
     ) -> Iterator[dict[str, np.ndarray]]:
-        """Yields the rows of one part of each batch, always in the same order.
+        """Yields the rows of each batch, or some of them, always in the same order.
 
         The last batch is filled up with rows of padding, whose loss weighs 0.
 
         Args:
             batch_size: rows of a whole batch.
-            part, num_parts: which rows of it, as `Loader.iterate`'s process_index and count.
+            rows_of: which rows of it, as of `Loader.iterate`.
         """
-        mine = host_rows(batch_size, part, num_parts)
+        mine = rows_of(batch_size)
         for start in range(0, self.num_rows, batch_size):
-            rows = [self._read(start + row) for row in range(mine.start, mine.stop)]
+            rows = [self._read(start + int(row)) for row in mine]
             yield {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
     def _count_rows(self, windows: WindowSet) -> int:

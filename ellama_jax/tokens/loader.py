@@ -8,7 +8,7 @@ come out as NumPy.
 import hashlib
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +24,6 @@ from ellama_jax.tokens.mixture import (
     check_repetition,
     describe_mixture_so_far,
     fingerprint_mixture,
-    host_rows,
     row_weights,
     source_shares,
 )
@@ -126,7 +125,7 @@ class Loader:
     """The batches of a mixture; every one a pure function of (mixture, seed, step).
 
         loader = Loader(open_sources(config, tokenizer.fingerprint), config)
-        for batch in loader.iterate(start_step, stop_step, process_index, process_count): ...
+        for batch in loader.iterate(start_step, stop_step, rows_of): ...
 
     So resuming needs the step alone, and may happen on another number of hosts. The number of rows B
     may grow with the step (`batch_ramp`). At the first step
@@ -180,35 +179,41 @@ class Loader:
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """Returns the global batch of `step`, counted from 0."""
-        return self.host_batch(step, 0, 1)
+        return self.host_batch(step, range(rows_at(self._config, int(step))))
 
-    def host_batch(self, step: int, process_index: int, process_count: int) -> dict:
-        """Returns the rows of the global batch of `step` that one host feeds.
+    def host_batch(self, step: int, rows: Sequence[int]) -> dict[str, np.ndarray]:
+        """Returns some rows of the global batch of `step`, as those that one host feeds.
 
-        Host 0 has the first rows, so the hosts' batches laid end to end are the global batch.
-
-        Raises:
-            ValueError: if `process_count` does not divide the rows of the global batch.
+        Args:
+            rows: their places in the global batch, in the order wanted.
         """
-        mine = host_rows(rows_at(self._config, int(step)), process_index, process_count)
-        first = count_rows(self._config, int(step))
-        rows = [self._rows[first + row] for row in range(mine.start, mine.stop)]
-        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        first, end = (count_rows(self._config, int(step) + more) for more in (0, 1))
+        assert all(0 <= row < end - first for row in rows), f"step {step} has no such row: {rows}"
+        read = [self._rows[first + int(row)] for row in rows]
+        return {name: np.stack([row[name] for row in read]) for name in read[0]}
 
     def iterate(
-        self, start_step: int, stop_step: int, process_index: int = 0, process_count: int = 1
+        self,
+        start_step: int,
+        stop_step: int,
+        rows_of: Callable[[int], Sequence[int]] = range,
     ) -> Iterator[dict[str, np.ndarray]]:
         """Yields `host_batch(step, ...)` of the steps in [start_step, stop_step), read ahead.
 
         Grain's threads read the next batches while this one trains; the order is that of the
         steps whatever the number of threads.
+
+        Args:
+            rows_of: number of rows of a global batch -> those to read; by default all of them.
         """
-        for _, rows in batch_sizes(self._config):  # refused here, not in a thread
-            host_rows(rows, process_index, process_count)
+        # Asked here, not in a thread, for what it may refuse.
+        rows = {size: rows_of(size) for _, size in batch_sizes(self._config)}
         if start_step >= stop_step:
             return iter(())
         steps = grain.MapDataset.range(start_step, stop_step)
-        batches = steps.map(lambda step: self.host_batch(step, process_index, process_count))
+        batches = steps.map(
+            lambda step: self.host_batch(step, rows[rows_at(self._config, int(step))])
+        )
         # Twice as many batches ahead as threads: none waits for the slowest.
         options = grain.ReadOptions(
             num_threads=self._num_threads, prefetch_buffer_size=2 * self._num_threads
@@ -291,7 +296,7 @@ class Loader:
         ]
 
 
-def batch_fingerprint(batch: Mapping[str, np.ndarray], first_row: int = 0) -> str:
+def batch_fingerprint(batch: Mapping[str, np.ndarray], rows: Sequence[int] | None = None) -> str:
     """Returns 16 hex digits that tell one batch from another.
 
     A sum over rows of a hash of the row and its place, modulo 2^64. So hosts that hold parts of a
@@ -299,14 +304,15 @@ def batch_fingerprint(batch: Mapping[str, np.ndarray], first_row: int = 0) -> st
 
     Args:
         batch: arrays with one leading row axis.
-        first_row: place of the first row in the global batch.
+        rows: place of each row in the global batch; None: it is the whole batch.
     """
     total = 0
-    for row in range(len(batch["source_ids"])):
-        digest = hashlib.blake2b(str(first_row + row).encode(), digest_size=8)
+    places = range(len(batch["source_ids"])) if rows is None else rows
+    for number, place in enumerate(places):
+        digest = hashlib.blake2b(str(int(place)).encode(), digest_size=8)
         for name in sorted(batch):
             digest.update(name.encode())
-            digest.update(np.ascontiguousarray(batch[name][row]).tobytes())
+            digest.update(np.ascontiguousarray(batch[name][number]).tobytes())
         total += int.from_bytes(digest.digest(), "big")
     return f"{total % 2**64:016x}"
 

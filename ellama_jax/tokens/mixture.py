@@ -177,28 +177,6 @@ class RowOrder:
         return counts
 
 
-def host_rows(batch_size: int, process_index: int, process_count: int) -> slice:
-    """Returns the rows of a global batch that one host feeds.
-
-    Host 0 has the first rows, so the hosts' batches laid end to end are the global batch.
-
-    Raises:
-        ValueError: if `process_count` does not divide the batch.
-
-    >>> host_rows(8, 1, 4)
-    slice(2, 4, None)
-    """
-    if process_count < 1 or batch_size % process_count:
-        raise ValueError(
-            f"global_batch_size: must be divisible by the number of hosts {process_count}, got "
-            f"{batch_size}."
-        )
-    if not 0 <= process_index < process_count:
-        raise ValueError(f"process_index: must be in [0, {process_count}), got {process_index}.")
-    rows = batch_size // process_count
-    return slice(process_index * rows, (process_index + 1) * rows)
-
-
 def check_source_names(given: Iterable[str], names: Sequence[str], path: str) -> None:
     """Refuses keys of the configuration section `path` that name no source of the mixture."""
     for name in given:

@@ -8,13 +8,13 @@ itself is tokens/tasks.py's.
 import hashlib
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ellama_jax.tokens.mixture import RowOrder, check_source_names, host_rows
+from ellama_jax.tokens.mixture import RowOrder, check_source_names
 from ellama_jax.tokens.packing import PADDING
 from ellama_jax.tokens.tasks import FEATURE, find_mixture, read_shuffled_ids
 from ellama_jax.tokens.tokenizer import Tokenizer
@@ -62,7 +62,7 @@ class Stream:
     """The batches of a SeqIO mixture, in the format of `Loader`, tokenised while they are read.
 
         stream = Stream(config.data, tokenizer)
-        for batch in stream.iterate(start_step, stop_step, process_index, process_count): ...
+        for batch in stream.iterate(start_step, stop_step, rows_of): ...
 
     Documents come task by task at SeqIO's rates and are framed, BOS and EOS, as `ellama prepare`
     does. A row holds documents of one task, whole where they fit. Equal corpora, configuration and
@@ -98,18 +98,23 @@ class Stream:
         self._restart()
 
     def iterate(
-        self, start_step: int, stop_step: int, process_index: int = 0, process_count: int = 1
+        self,
+        start_step: int,
+        stop_step: int,
+        rows_of: Callable[[int], Sequence[int]] = range,
     ) -> Iterator[dict[str, np.ndarray]]:
         """Yields a host's rows of the batches of the steps in [start_step, stop_step).
 
         The batches before `start_step` are read again first. That is exact and its price: as long
         as tokenising took the first time.
 
+        Args:
+            rows_of: as of `Loader.iterate`.
+
         Raises:
-            ValueError: if `process_count` does not divide the batch, a document does not fit, or a
-                task would be read more often than it may.
+            ValueError: if a document does not fit, or a task would be read more often than it may.
         """
-        rows = host_rows(self._config.global_batch_size, process_index, process_count)
+        rows = np.asarray(rows_of(self._config.global_batch_size))
         return self._iterate(start_step, stop_step, rows)
 
     def epochs(self, step: int) -> dict[str, float]:
@@ -152,13 +157,13 @@ class Stream:
         while len(self._marks) <= step:
             self._next_batch()
 
-    def _iterate(self, start: int, stop: int, host: slice) -> Iterator[dict[str, np.ndarray]]:
+    def _iterate(self, start: int, stop: int, mine: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
         if start < len(self._marks) - 1:
             self._restart()
         self._seek(start)
         for step in range(start, stop):
             assert len(self._marks) == step + 1, "one iteration at a time"
-            yield {name: rows[host] for name, rows in self._next_batch().items()}
+            yield {name: rows[mine] for name, rows in self._next_batch().items()}
 
     def _next_batch(self) -> dict[str, np.ndarray]:
         rows = list(itertools.islice(self._rows, self._config.global_batch_size))

@@ -7,6 +7,7 @@ what a checkpoint holds saving.py's, and what is said of it all reporting.py's.
 import argparse
 import contextlib
 import dataclasses
+import functools
 import signal
 import sys
 import time
@@ -18,7 +19,7 @@ import jax
 from ellama_jax.config import EXIT_GATE, load_config
 from ellama_jax.core.distributed import ends_with_the_others, leads, on_leader, start_processes
 from ellama_jax.core.progress import progress
-from ellama_jax.core.sharding import make_mesh, place_batch, row_parts
+from ellama_jax.core.sharding import local_rows, make_mesh, place_batch
 from ellama_jax.train.goodput import STEP, Goodput, read_goodput
 from ellama_jax.train.metrics import read_metrics
 from ellama_jax.train.prefetch import Placed, Prefetched
@@ -163,8 +164,8 @@ def _steps(
     """
     config, mesh = run.config, program.mesh
     first, last = int(state.step), config.train.steps
-    parts, alone = row_parts(mesh), jax.process_count() == 1
-    rows = run.loader.iterate(first, last, parts[jax.process_index()], max(parts) + 1)
+    alone = jax.process_count() == 1
+    rows = run.loader.iterate(first, last, functools.partial(local_rows, mesh))
     own, depth = OwnTime(goodput), config.train.prefetch_batches
     with (
         progress("training", total=last, unit="steps", shown=leads()) as bar,
@@ -191,7 +192,7 @@ def _steps(
                 if pending is not None:
                     report.finish(pending)
                 signalled = terminated()
-                told = own.waiting(tell_others, batch.rows, parts, signalled, own.take())
+                told = own.waiting(tell_others, batch, mesh, signalled, own.take())
             pending = Dispatched(step, batch.arrays["inputs"].size, metrics, told)
             watchdog.beat()
             # Other processes are heard one step later, by all of them at the same one.

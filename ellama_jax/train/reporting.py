@@ -6,7 +6,7 @@ metrics.py's, the account of time goodput.py's.
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -17,12 +17,14 @@ from ellama_jax.config import batch_sizes, config_to_mapping
 from ellama_jax.core.distributed import exchange, leads, process_names
 from ellama_jax.core.paths import write_whole
 from ellama_jax.core.progress import Progress
+from ellama_jax.core.sharding import local_rows, rows_counted_here
 from ellama_jax.model.attention import describe_attention
 from ellama_jax.model.llama import count_params
 from ellama_jax.tokens.loader import batch_fingerprint, combine_fingerprints
 from ellama_jax.train.goodput import STEP, Goodput, describe_goodput, goodput_scalars
 from ellama_jax.train.metrics import MetricsLog, step_record
 from ellama_jax.train.optimizer import peak_learning_rate
+from ellama_jax.train.prefetch import Placed
 from ellama_jax.train.run import Run, source_names
 from ellama_jax.train.saving import SoFar
 from ellama_jax.train.step import Metrics
@@ -70,13 +72,13 @@ class OwnTime:
 
 
 def tell_others(
-    rows: Mapping[str, np.ndarray], parts: Sequence[int], signalled: bool, times: bytes
+    batch: Placed, mesh: Mesh, signalled: bool, times: bytes
 ) -> Callable[[], list[bytes]]:
     """Begins to share the fingerprint of this process's rows, a SIGTERM that came here, and times."""
-    process = jax.process_index()
-    fingerprint = f"{0:016x}"
-    if parts.index(parts[process]) == process:  # rows that several processes feed count once
-        fingerprint = batch_fingerprint(rows, parts[process] * len(rows["source_ids"]))
+    num_rows = len(batch.arrays["source_ids"])
+    counted = rows_counted_here(mesh, num_rows)  # rows that several processes feed count once
+    rows = {name: array[counted] for name, array in batch.rows.items()}
+    fingerprint = batch_fingerprint(rows, local_rows(mesh, num_rows)[counted])
     return exchange(times + fingerprint.encode() + (b"!" if signalled else b"."))
 
 

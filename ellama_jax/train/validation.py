@@ -4,6 +4,7 @@ Owns how it is summed and named. Which text it is, tokens/held_out.py says; the 
 of training.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 
@@ -12,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ellama_jax.config import RunConfig
-from ellama_jax.core.sharding import place_batch, row_parts
+from ellama_jax.core.sharding import local_rows, place_batch
 from ellama_jax.model.presets import LlamaConfig
 from ellama_jax.tokens.held_out import HeldOut
 from ellama_jax.train.program import make_losses
@@ -44,11 +45,10 @@ class Validation:
         Returns:
             `eval_loss`, and `eval_loss/<domain>/<language>` and `eval_bits_per_byte/...` by name.
         """
-        parts = row_parts(self._mesh)
-        mine = parts[jax.process_index()], max(parts) + 1
+        rows_of = functools.partial(local_rows, self._mesh)
         total = np.zeros((2, len(self._held_out.names)))
         running = None
-        for rows in self._held_out.batches(self._rows, *mine):
+        for rows in self._held_out.batches(self._rows, rows_of):
             sums = self._losses(params, place_batch(rows, self._mesh))
             # The next batch is read while this one is computed, and no more than two lie there.
             total += _read(running)

@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden_shardings import AbsentDevice
 from jax.experimental import mesh_utils
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from ellama_jax.core.sharding import (
@@ -17,10 +19,13 @@ from ellama_jax.core.sharding import (
     check_dims,
     constrain,
     describe,
+    local_rows,
     make_mesh,
     partition_spec,
     place_batch,
     resolve_axis_sizes,
+    rows_by_process,
+    rows_counted_here,
 )
 from ellama_jax.core.tree import flatten_paths
 from ellama_jax.model.llama import abstract_params, dim_sizes, param_dims
@@ -207,6 +212,37 @@ def test_constrain_is_nothing_without_a_mesh_and_divides_with_one():
     with jax.set_mesh(make_mesh(sizes(data=2, fsdp=2, tensor=2))):
         placed = jax.jit(lambda x: constrain(x, "batch", "length"))(x)
     assert placed.addressable_shards[0].data.shape == (1, 8)
+
+
+def test_a_process_feeds_the_rows_of_its_own_devices_and_each_row_counts_once(monkeypatch):
+    """Hosts own 2 x 2 blocks of a 4 x 4 torus, whose rows lie row-major: as on a v6e-16."""
+    grid = np.array(
+        [AbsentDevice(i, 0, (i % 4, i // 4, 0), 0, i // 8 * 2 + i // 2 % 2) for i in range(16)]
+    )
+    mesh = Mesh(grid.reshape(1, 8, 1, 2), MESH_AXES)
+    assert {p: rows.tolist() for p, rows in rows_by_process(mesh, 16).items()} == {
+        0: [0, 1, 4, 5], 1: [2, 3, 6, 7], 2: [8, 9, 12, 13], 3: [10, 11, 14, 15],
+    }  # fmt: skip
+    # `context` spans two hosts: both feed the same rows, the first one's count.
+    mesh = Mesh(grid.reshape(1, 2, 8, 1), MESH_AXES)
+    found = []
+    for process in range(4):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        found.append((local_rows(mesh, 4).tolist(), rows_counted_here(mesh, 4).tolist()))
+    first, second = [0, 1], [2, 3]
+    yes, no = [True, True], [False, False]
+    assert found == [(first, yes), (first, no), (second, yes), (second, no)]
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 1, 1), (2, 2, 1, 2), (1, 2, 2, 2), (1, 1, 8, 1)])
+def test_a_placed_batch_is_the_global_one_on_devices_in_any_order(shape):
+    devices = np.random.default_rng(0).permutation(np.array(jax.devices()))
+    mesh = Mesh(devices.reshape(shape), MESH_AXES)
+    rows = np.arange(64, dtype=np.int32).reshape(8, 8)
+    placed = place_batch({"inputs": rows, "source_ids": rows[:, 0]}, mesh)
+    for shard in placed["inputs"].addressable_shards:
+        np.testing.assert_array_equal(shard.data, rows[shard.index])
+    np.testing.assert_array_equal(placed["source_ids"], rows[:, 0])
 
 
 def test_a_placed_batch_has_its_rows_in_order():

@@ -4,7 +4,14 @@ import collections
 
 import numpy as np
 import pytest
-from test_loader import assert_batches_equal, make_config, make_loader, write_set
+from test_loader import (
+    assert_batches_equal,
+    host_rows,
+    join_hosts,
+    make_config,
+    make_loader,
+    write_set,
+)
 
 from ellama_jax.config import StageConfig, batch_sizes, count_rows, rows_at
 from ellama_jax.tokens.mixture import mixture_differences
@@ -51,24 +58,28 @@ def test_a_ramp_cuts_the_same_rows_into_other_batches(windows_dir):
 
 
 @pytest.mark.parametrize("resumed_at", [4, 5, 6, 11])
-@pytest.mark.parametrize("process_count", [1, 2])
+@pytest.mark.parametrize("num_hosts", [1, 2])
 def test_resuming_within_a_ramp_on_other_hosts_gives_the_same_bytes(
-    windows_dir, resumed_at, process_count
+    windows_dir, resumed_at, num_hosts
 ):
     whole = list(make_loader(windows_dir, batch_ramp=RAMP).iterate(0, 13))
+    rows_of = [host_rows(host, num_hosts) for host in range(num_hosts)]
     hosts = [
-        make_loader(windows_dir, batch_ramp=RAMP).iterate(resumed_at, 13, i, process_count)
-        for i in range(process_count)
+        make_loader(windows_dir, batch_ramp=RAMP).iterate(resumed_at, 13, rows) for rows in rows_of
     ]
     for step, parts in enumerate(zip(*hosts, strict=True), start=resumed_at):
-        batch = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        assert_batches_equal(batch, whole[step])
+        assert_batches_equal(join_hosts(parts, rows_of), whole[step])
     assert step == 12
 
 
-def test_every_size_must_be_divisible_by_the_hosts(windows_dir):
-    with pytest.raises(ValueError, match="divisible by the number of hosts 4, got 2"):
-        make_loader(windows_dir, batch_ramp=RAMP).iterate(12, 20, 0, 4)
+def test_rows_are_asked_for_every_size_before_any_is_read(windows_dir):
+    def rows_of(size):
+        if size == 2:
+            raise ValueError("no such mesh")
+        return range(size)
+
+    with pytest.raises(ValueError, match="no such mesh"):
+        make_loader(windows_dir, batch_ramp=RAMP).iterate(12, 20, rows_of)
 
 
 def test_a_stage_begins_at_its_step_whatever_the_sizes_before(windows_dir):

@@ -9,6 +9,8 @@ import pytest
 from test_loader import (
     TOKENIZER,
     assert_batches_equal,
+    host_rows,
+    join_hosts,
     make_config,
     make_loader,
     write_set,
@@ -89,19 +91,19 @@ def test_a_switch_re_reads_nothing_and_leaves_nothing_out(windows_dir):
 
 
 @pytest.mark.parametrize("resumed_at", [SWITCH - 1, SWITCH, SWITCH + 1, 7])
-@pytest.mark.parametrize("process_count", [1, 2, 4])
+@pytest.mark.parametrize("num_hosts", [1, 2, 4])
 def test_resuming_about_a_switch_on_other_hosts_gives_the_same_bytes(
-    windows_dir, resumed_at, process_count
+    windows_dir, resumed_at, num_hosts
 ):
     whole = make_loader(windows_dir, stages=ANNEAL)
+    rows_of = [host_rows(host, num_hosts) for host in range(num_hosts)]
     hosts = [
-        make_loader(windows_dir, stages=ANNEAL).iterate(resumed_at, SWITCH + 4, i, process_count)
-        for i in range(process_count)
+        make_loader(windows_dir, stages=ANNEAL).iterate(resumed_at, SWITCH + 4, rows)
+        for rows in rows_of
     ]
     joined = zip(*hosts, strict=True)
     for step, parts in enumerate(joined, start=resumed_at):
-        batch = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        assert_batches_equal(batch, whole.batch(step))
+        assert_batches_equal(join_hosts(parts, rows_of), whole.batch(step))
     assert step == SWITCH + 3
 
 
