@@ -107,7 +107,10 @@ def get_config() -> ConfigDict:
 
     checkpoint = config.checkpoint = ConfigDict()
     checkpoint.save_every_steps = 500
-    checkpoint.keep_last = 3  # newest steps that stay
+    # Save too when the last save began so long ago, by process 0's clock; 0: never. Such a step is
+    # there to resume from: the next one replaces it, and it is never best.
+    checkpoint.save_every_secs = 0.0
+    checkpoint.keep_last = 3  # newest that stay of the steps that save_every_steps asks for
     checkpoint.keep_every_steps = 0  # steps divisible by this stay for ever; 0: none
     checkpoint.best_metric = (
         ""  # lowest is best: loss, eval_loss, either of a <domain>/<language>, grad_norm; "": none

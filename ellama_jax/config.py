@@ -131,6 +131,7 @@ class TrainConfig:
 @dataclass(frozen=True)
 class CheckpointConfig:
     save_every_steps: int
+    save_every_secs: float
     keep_last: int
     keep_every_steps: int
     best_metric: str
@@ -425,6 +426,8 @@ def _check_checkpoint(checkpoint: CheckpointConfig) -> None:
     kept = checkpoint.keep_every_steps
     _require(kept >= 0 and kept % every == 0, "checkpoint.keep_every_steps",
              f"must be 0 or a multiple of checkpoint.save_every_steps ({every})", kept)  # fmt: skip
+    _require(checkpoint.save_every_secs >= 0, "checkpoint.save_every_secs",
+             "must be 0 (never) or more", checkpoint.save_every_secs)  # fmt: skip
 
 
 def _check_watching(config: RunConfig) -> None:

@@ -164,6 +164,7 @@ def _steps(
     """
     config, mesh = run.config, program.mesh
     first, last = int(state.step), config.train.steps
+    save_every_secs = config.checkpoint.save_every_secs
     alone = jax.process_count() == 1
     rows = run.loader.iterate(first, last, functools.partial(local_rows, mesh))
     own, depth = OwnTime(goodput), config.train.prefetch_batches
@@ -178,7 +179,7 @@ def _steps(
         if first == 0 and evaluate is not None:
             report.baseline(evaluate(state))
         goodput.enter(STEP)
-        pending, compiled = None, set()
+        pending, compiled, saved = None, set(), time.monotonic()
         for step in range(first + 1, last + 1):
             batch = _next_batch(batches, pending, goodput, own)
             with goodput.span("profile"):
@@ -192,26 +193,32 @@ def _steps(
                 if pending is not None:
                     report.finish(pending)
                 signalled = terminated()
-                told = own.waiting(tell_others, batch, mesh, signalled, own.take())
+                overdue = 0 < save_every_secs <= time.monotonic() - saved
+                overdue &= not report.asked_to_save
+                told = own.waiting(tell_others, batch, mesh, signalled, overdue, own.take())
             pending = Dispatched(step, batch.arrays["inputs"].size, metrics, told)
             watchdog.beat()
             # Other processes are heard one step later, by all of them at the same one.
-            stopping = step == last or report.asked_to_stop or (alone and signalled)
+            ending = step == last
+            stopping = ending or report.asked_to_stop or (alone and signalled)
             due = step % config.checkpoint.save_every_steps == 0
             evaluating = evaluate and (step == last or step % config.evaluate.every_steps == 0)
             profiled = profiler.due(step, last=stopping)
-            if stopping or due or evaluating or profiled:
+            saving = stopping or due or report.asked_to_save
+            if saving or evaluating or profiled:
                 evaluated = evaluate(state, metrics) if evaluating else {}
-                stopping |= scores is not None and bool(scores.refusal)
+                ending |= scores is not None and bool(scores.refusal)
+                stopping |= ending
                 report.finish(pending, evaluated)
                 pending = None
                 if profiled:
                     with goodput.span("profile"):
                         profiler.finish(step)
-                if stopping or due:
+                if saving or stopping:
+                    saved, report.asked_to_save = time.monotonic(), False
                     with goodput.span("checkpoint"):
                         report.publish()
-                        save(run, manager, state, so_far, evaluated, due=due)
+                        save(run, manager, state, so_far, evaluated, due=due, last=ending)
                 if stopping or (due and report.asked_to_stop):
                     break
     return report.asked_to_stop

@@ -71,21 +71,25 @@ class OwnTime:
 
 
 def tell_others(
-    batch: Placed, mesh: Mesh, signalled: bool, times: bytes
+    batch: Placed, mesh: Mesh, signalled: bool, overdue: bool, times: bytes
 ) -> Callable[[], list[bytes]]:
-    """Begins to share the fingerprint of this process's rows, a SIGTERM that came here, and times."""
+    """Begins to share the fingerprint of this process's rows, a SIGTERM that came here, and times.
+
+    `overdue` is whether it is time to save; who leads is believed.
+    """
     num_rows = len(batch.arrays["source_ids"])
     counted = rows_counted_here(mesh, num_rows)  # rows that several processes feed count once
     rows = {name: array[counted] for name, array in batch.rows.items()}
     fingerprint = batch_fingerprint(rows, local_rows(mesh, num_rows)[counted])
-    return exchange(times + fingerprint.encode() + (b"!" if signalled else b"."))
+    words = times + fingerprint.encode() + (b"s" if overdue else b".")
+    return exchange(words + (b"!" if signalled else b"."))
 
 
 class StepReport:
     """Turns finished steps into log lines, and keeps count of what they did.
 
     `finished` is the last step that is known to be done; `asked_to_stop` is True once one is, in
-    which SIGTERM came to any process.
+    which SIGTERM came to any process, and `asked_to_save` where it was time to save.
     """
 
     def __init__(
@@ -97,7 +101,7 @@ class StepReport:
         Args:
             first: updates done so far.
         """
-        self.asked_to_stop, self.finished = False, first
+        self.asked_to_stop, self.asked_to_save, self.finished = False, False, first
         self._run, self._so_far, self._bar = run, so_far, bar
         self._goodput, self._own = goodput, own
         self._sources, self._config = source_names(run.loader), run.config.train
@@ -132,7 +136,8 @@ class StepReport:
         spent = self._goodput.spent(*_WAITING)
         secs, self._clock = max(spent - self._clock, 1e-9), spent
         self.asked_to_stop |= any(word.endswith(b"!") for word in words)
-        fingerprint = combine_fingerprints([word[TIMES_BYTES:-1].decode() for word in words])
+        self.asked_to_save |= words[0][-2:-1] == b"s"
+        fingerprint = combine_fingerprints([word[TIMES_BYTES:-2].decode() for word in words])
         ledger, step = self._so_far.ledger, done.step
         for source, tokens in zip(self._run.loader.sources, metrics.source_tokens, strict=True):
             ledger[source.name] += int(tokens)

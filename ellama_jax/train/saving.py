@@ -45,6 +45,7 @@ _COUNTERS = ("step", "skipped", "skipped_in_a_row", "guard")
 def open_manager(run: Run) -> Iterator:
     """Opens the run's checkpoints; a disk that becomes full while the run writes is one line."""
     keys = dataclasses.asdict(run.config.checkpoint)
+    del keys["save_every_secs"]  # the loop's part
     rule = f"train {run.workdir}: the disk must have room for what a run writes"
     to_do = "make room, and the same command goes on from the newest checkpoint"
     with (
@@ -117,14 +118,23 @@ def _base_params(run: Run, mesh: Mesh) -> dict:
 
 
 def save(
-    run: Run, manager, state: TrainState, so_far: SoFar, evaluated: Mapping, *, due: bool
+    run: Run,
+    manager,
+    state: TrainState,
+    so_far: SoFar,
+    evaluated: Mapping,
+    *,
+    due: bool,
+    last: bool,
 ) -> None:
     """Saves the state, in the background. All processes must call this.
 
     Args:
         evaluated: losses on held-out text at this step, if they were taken: what steps can be
             compared by, with the means since the last due save.
-        due: whether the configuration asked for this save; one at a stop keeps the means.
+        due: whether `save_every_steps` asked for this save; one by time or at a stop keeps the
+            means, and has no metrics, for they would be those of a part of the interval.
+        last: whether the run ends here, and so is compared by what there is.
     """
     counts = jax.device_get({name: getattr(state, name) for name in _COUNTERS})
     step, means = int(counts["step"]), so_far.means.means()
@@ -143,7 +153,7 @@ def save(
     }
     checkpoints.save_training(
         manager, step, state.params, state.opt_state, data, _meta(run, step),
-        metrics={**means, **evaluated}, force=not due,
+        metrics={**means, **evaluated} if due or last else {}, force=not due,
     )  # fmt: skip
 
 

@@ -325,15 +325,16 @@ def open_manager(
 ) -> ocp.CheckpointManager:
     """Opens the root of a training run, made if it is not there. Close it, or use `with`.
 
-    Steps that were not finished are set aside, never restored and never in the way. A step stays
-    if any of the three `keep_*` wants it; the others go once a newer one is whole. All processes
-    of a job must call this.
+    Steps that were not finished are set aside, never restored and never in the way. The newest step
+    stays, and each that one of the three `keep_*` wants; the others go once a newer one is whole.
+    So a step that is not due, saved by time or at a stop, makes room for the next one. All
+    processes of a job must call this.
 
     Args:
         root: the run's checkpoints directory.
         tokenizer_dir: copied to `root/tokenizer` once; a run cannot change its tokenizer.
         save_every_steps: `save_training` saves steps divisible by this and passes over the others.
-        keep_last: how many newest steps stay; None keeps all.
+        keep_last: how many newest of the due steps stay; None keeps all steps.
         keep_every_steps: steps divisible by this stay for ever; 0 is none.
         best_metric: the metric, lowest is best, by which best steps stay; "" is none.
         keep_best: how many best steps stay.
@@ -351,7 +352,8 @@ def open_manager(
     def value_of(metrics) -> float:
         return metric_value(metrics, best_metric)
 
-    keep = [policies.LatestN(keep_last)]
+    keep = [policies.LatestN(keep_last and 1)]
+    keep.append(policies.EveryNSteps(save_every_steps, max_to_keep=keep_last))
     if keep_every_steps:
         keep.append(policies.EveryNSteps(keep_every_steps))
     if best_metric:

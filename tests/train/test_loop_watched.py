@@ -156,6 +156,37 @@ def test_time_adds_up_over_a_crash_and_a_restart(tiny_config, tmp_path, monkeypa
     assert [record["step"] for record in read_metrics(run)] == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_run_saves_by_time_and_goes_on_from_there_bit_for_bit(tiny_config, tmp_path, monkeypatch):
+    """The log fails at step 5; the run goes on from step 4, which no `save_every_steps` asked for.
+
+    What its last step is compared by is the mean over all six steps, as without saves by time.
+    """
+    whole, run, write = tmp_path / "whole", tmp_path / "run", MetricsLog.write
+    keys = {"mesh__fsdp": 8, "checkpoint__save_every_steps": 6}
+    train(prepare_run(tiny_config(**keys), whole))
+    config = tiny_config(**keys, checkpoint__save_every_secs=1e-6)
+
+    def fail_at_5(self, record):
+        if record["step"] == 5:
+            raise OSError("no space")
+        write(self, record)
+
+    monkeypatch.setattr(MetricsLog, "write", fail_at_5)
+    with pytest.raises(OSError, match="no space"):
+        train(prepare_run(config, run))
+    assert layout.complete_steps(run / "checkpoints") == [4]
+    assert layout.read_metrics(run / "checkpoints" / "4") == {}
+    monkeypatch.setattr(MetricsLog, "write", write)
+    train(prepare_run(config, run))
+    assert_same_state(run / "checkpoints", whole / "checkpoints")
+    assert steady(read_metrics(run)) == steady(read_metrics(whole))
+    compared = [layout.read_metrics(path / "checkpoints" / "6") for path in (run, whole)]
+    assert compared[0] == compared[1] and compared[0]["loss"] > 0
+    starts = read_goodput(run)
+    assert [start["first_step"] for start in starts] == [0, 4]
+    assert starts[0]["secs"]["checkpoint"] > 0
+
+
 def test_a_reader_that_fails_says_what_it_says(tiny_config, tmp_path):
     run = prepare_run(tiny_config(mesh__fsdp=8), tmp_path / "run")
     iterate = run.loader.iterate

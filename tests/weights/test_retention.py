@@ -32,7 +32,7 @@ def save(tmp_path, tiny, draw_params, tokenizer_dir):
     opt_state = optax.sgd(1e-3, momentum=0.9).init(params)
     fingerprint = load_tokenizer(tokenizer_dir).fingerprint
 
-    def save(values, first=10, named=METRIC, **options):
+    def save(values, first=10, named=METRIC, force=False, **options):
         meta = make_meta(
             tiny,
             tokenizer_fingerprint=fingerprint,
@@ -44,8 +44,9 @@ def save(tmp_path, tiny, draw_params, tokenizer_dir):
             for step, value in enumerate(values):
                 metrics = {"loss": 1.0} if value is None else {"loss": 1.0, METRIC: value}
                 assert save_training(
-                    manager, first + 10 * step, params, opt_state, {}, meta, metrics=metrics
-                )
+                    manager, first + 10 * step, params, opt_state, {}, meta, metrics=metrics,
+                    force=force,
+                )  # fmt: skip
         return tmp_path / "run"
 
     return save
@@ -65,6 +66,16 @@ def test_the_best_steps_stay_whatever_their_age(save):
     assert steps(root) == [20, 40, 60]
     assert find_checkpoint(root / "best").step == 20
     assert find_checkpoint(root).step == 60
+
+
+def test_a_step_that_was_not_due_makes_room_and_pushes_no_due_one_out(save):
+    save([1.0] * 3, keep_last=2)
+    root = save([1.0], first=35, keep_last=2, force=True)
+    assert steps(root) == [20, 30, 35]
+    save([1.0], first=36, keep_last=2, force=True)
+    assert steps(root) == [20, 30, 36]
+    save([1.0], first=40, keep_last=2)
+    assert steps(root) == [30, 40]
 
 
 def test_the_best_stays_over_a_restart(save):
