@@ -22,7 +22,9 @@ def get_config() -> ConfigDict:
     # What backward computes again: none | dots | attention (all but its result) | full (all, from
     # the layers' inputs) | offload (those wait on the host) | auto (the first of them that fits).
     model.remat = "full"
-    model.compute_dtype = "auto"  # auto: bfloat16 on accelerators, float32 on CPU
+    # auto: bfloat16 on accelerators, float32 on CPU. float32 is so in matrix products too, which on
+    # a TPU then take several passes.
+    model.compute_dtype = "auto"
     # Of the parameters being trained; updates of bfloat16 are rounded stochastically.
     model.param_dtype = "float32"
     # On a device at most as many logits as so many positions have exist at one time.

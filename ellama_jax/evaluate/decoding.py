@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
+from ellama_jax.core.precision import float32_as_it_says
 from ellama_jax.core.sharding import ACTIVATION_AXES, MESH_AXES, constrain, partition_spec
 from ellama_jax.model import llama
 from ellama_jax.model.attention import AUTO, attend, resolve_attention
@@ -198,7 +199,8 @@ def _run_layers(params, config, tokens, rope, keys, values, attend_with):
         return (block.add_mlp(x), keys, values), None
 
     layers = jnp.arange(config.num_layers), params["layers"]
-    (x, keys, values), _ = jax.lax.scan(run_layer, (x, keys, values), layers)
+    with float32_as_it_says(x.dtype):
+        (x, keys, values), _ = jax.lax.scan(run_layer, (x, keys, values), layers)
     return llama.normalize_final(params["final_norm"], config, x), keys, values
 
 

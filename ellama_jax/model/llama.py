@@ -17,6 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from ellama_jax.config import AttentionConfig
+from ellama_jax.core.precision import float32_as_it_says
 from ellama_jax.core.sharding import constrain, storage_sharding
 from ellama_jax.core.tree import map_paths, unflatten_paths
 from ellama_jax.model.attention import AUTO, attend, resolve_attention
@@ -424,7 +425,8 @@ def hidden_states(
             for x in (tokens, positions, segment_ids, branch_ids)
         )
     sight = Sight(rope_tables(config, positions), segment_ids, branch_ids, attention)
-    hidden = Llama(config, params)(tokens, sight, compute_dtype, remat)
+    with float32_as_it_says(compute_dtype):
+        hidden = Llama(config, params)(tokens, sight, compute_dtype, remat)
     return hidden if zigzag else from_zigzag(hidden, shards)
 
 
@@ -448,8 +450,9 @@ def run_layer(
     block = Block(params, config)
     attention = resolve_attention(AUTO, jax.default_backend(), x.shape[1])
     sight = Sight(rope_tables(config, positions), segment_ids, None, attention)
-    between = block.add_attention(x, sight)
-    return between, block.add_mlp(between)
+    with float32_as_it_says(x.dtype):
+        between = block.add_attention(x, sight)
+        return between, block.add_mlp(between)
 
 
 def normalize_final(params: dict, config: LlamaConfig, x: jax.Array) -> jax.Array:
@@ -471,7 +474,8 @@ def output_kernel(params: dict, config: LlamaConfig) -> tuple[jax.Array, str]:
 def project_logits(params: dict, config: LlamaConfig, hidden: jax.Array) -> jax.Array:
     """Projects hidden states [..., D] onto the vocabulary: logits [..., V] float32."""
     kernel, dims = output_kernel(params, config)
-    return jnp.einsum(
-        f"...d,{dims}->...v", hidden, kernel.astype(hidden.dtype),
-        preferred_element_type=jnp.float32,
-    )  # fmt: skip
+    with float32_as_it_says(hidden.dtype):
+        return jnp.einsum(
+            f"...d,{dims}->...v", hidden, kernel.astype(hidden.dtype),
+            preferred_element_type=jnp.float32,
+        )  # fmt: skip

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from ellama_jax.core.precision import float32_as_it_says
 from ellama_jax.core.sharding import ACTIVATION_AXES, STORAGE_AXES
 
 
@@ -47,7 +48,8 @@ def token_losses(
         float32 in nats, unweighted, not differentiable.
     """
     plan = _make_plan(chunk_tokens, kernel_dims)
-    total, losses = _fused(hidden, kernel, targets, weights, plan)
+    with float32_as_it_says(hidden.dtype):
+        total, losses = _fused(hidden, kernel, targets, weights, plan)
     return total, jax.lax.stop_gradient(losses)
 
 

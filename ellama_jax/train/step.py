@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from ellama_jax.config import AttentionConfig
+from ellama_jax.core.precision import float32_as_it_says
 from ellama_jax.model.attention import AUTO
 from ellama_jax.model.attention_context import batch_to_zigzag
 from ellama_jax.model.llama import Tracked, hidden_states, make_tracers, output_kernel
@@ -148,7 +149,9 @@ def make_train_step(
         return jax.lax.scan(add_part, (to_float32(gradients), sums), rest)[0]
 
     def train_step(state, batch):
-        gradients, sums = summed_gradients(state.params, batch)
+        # The kernels' own backward passes are traced outside of the model's own context.
+        with float32_as_it_says(compute_dtype):
+            gradients, sums = summed_gradients(state.params, batch)
         # A batch of padding alone has weight 0; its gradient is 0 too, and nothing is divided by 0.
         divisor = jnp.maximum(sums.weight, 1.0)
         gradients = jax.tree.map(lambda g: g.astype(jnp.float32) / divisor, gradients)

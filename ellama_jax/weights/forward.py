@@ -84,8 +84,7 @@ def run_layers(
 def apply_layer(params: dict, config: LlamaConfig, x, positions) -> tuple[jax.Array, jax.Array]:
     """Runs one layer over [R, T, D] float32; see `model.llama.run_layer`."""
     # Rows are padded at the end, where a causal model does not look: one segment will do.
-    with jax.default_matmul_precision("highest"):
-        return _jitted_layer(params, config, x, positions, np.ones_like(positions))
+    return _jitted_layer(params, config, x, positions, np.ones_like(positions))
 
 
 _jitted_layer = jax.jit(run_layer, static_argnums=1)
