@@ -93,6 +93,9 @@ def get_config() -> ConfigDict:
     # Compiler flag -> value as text, over ellama_jax/core/xla_flags.py's; "" takes one away. A command
     # line gives it whole: --config.train.xla_flags="{'xla_name': 'true'}".
     train.xla_flags = ConfigDict()
+    # Directory, on a disk or in a bucket, of compiled programs: a restart finds them there. auto: in
+    # the run's own, but none on CPU; "": none.
+    train.compilation_cache = "auto"
     # An update whose loss or gradient norm lies this many standard deviations above the mean of the
     # last ones is left out; OLMo: 6; 0: none is.
     train.spike_factor = 0.0

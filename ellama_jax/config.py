@@ -115,6 +115,7 @@ class TrainConfig:
     num_microbatches: int
     max_nonfinite_steps: int
     xla_flags: dict[str, str]
+    compilation_cache: str
     prefetch_batches: int
     report_every_steps: int
     straggler_ratio: float

@@ -24,7 +24,7 @@ from ellama_jax.train.goodput import STEP, Goodput, read_goodput
 from ellama_jax.train.metrics import read_metrics
 from ellama_jax.train.prefetch import Placed, Prefetched
 from ellama_jax.train.profiling import Profiler
-from ellama_jax.train.program import Program, compile_program, make_program
+from ellama_jax.train.program import Program, compile_program, compiled_once, make_program
 from ellama_jax.train.reporting import (
     Dispatched,
     OwnTime,
@@ -100,6 +100,12 @@ def train(run: Run) -> Path:
         ValueError: if the checkpoint found does not fit the configuration, or too many updates in a
             row were not finite.
     """
+    cache, platform = run.config.train.compilation_cache, jax.devices()[0].platform
+    with compiled_once(cache, run.workdir, platform):
+        return _train(run)
+
+
+def _train(run: Run) -> Path:
     config, asked = run.config, run
     goodput = Goodput(run.began, earlier=read_goodput(run.workdir))
     mesh = make_mesh(dataclasses.asdict(config.mesh))

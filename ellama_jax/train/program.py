@@ -4,13 +4,16 @@ Owns the way from a configuration and a mesh to one jitted step. The loop feeds 
 compiles the same for devices that are not here.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ellama_jax.config import ModelConfig, RunConfig, batch_sizes
@@ -138,6 +141,35 @@ def compile_program(
         if remat == policies[-1] or all(word == b"1" for word in told):
             break
     return chosen, dataclasses.replace(program, compiled=compiled)
+
+
+@contextlib.contextmanager
+def compiled_once(setting: str, workdir: Path, platform: str) -> Iterator[None]:
+    """Keeps what the block compiles, so that another start of the run need not compile it again.
+
+    Process 0 writes and all read, by a key of program, flags, devices and versions. What cannot be
+    read or written is a warning of JAX's, and compiled as ever. A directory that the environment
+    names (`JAX_COMPILATION_CACHE_DIR`) is left in use.
+
+    Args:
+        setting: `train.compilation_cache`.
+        workdir: of the run, on a disk or in a bucket.
+        platform: of the devices. A program for a CPU has that very machine's instructions, and to
+            compile one is quick: `auto` keeps none.
+    """
+    directory = workdir / "compilation_cache" if setting == "auto" else setting
+    unwanted = not setting or (setting == "auto" and platform == "cpu")
+    if unwanted or jax.config.jax_compilation_cache_dir:
+        yield
+        return
+    # JAX opens a cache once, unless it is told to forget the last.
+    compilation_cache.reset_cache()
+    jax.config.update("jax_compilation_cache_dir", str(directory))
+    try:
+        yield
+    finally:
+        jax.config.update("jax_compilation_cache_dir", None)
+        compilation_cache.reset_cache()
 
 
 def with_remat(config: RunConfig, remat: str) -> RunConfig:

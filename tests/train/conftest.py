@@ -1,7 +1,9 @@
 """A tiny model, batches that pack documents, and a run that can be trained in a second."""
 
+import jax
 import numpy as np
 import pytest
+from jax._src import compiler
 
 from ellama_jax.config import configs_dir, load_config
 from ellama_jax.tokens.tokenizer import (
@@ -92,6 +94,24 @@ def get_config():
     file = windows_dir / "tiny_run.py"
     file.write_text(config)
     return [f"--config={file}", *(f"--config.{key}={value}" for key, value in keys.items())]
+
+
+@pytest.fixture
+def cached_programs(monkeypatch):
+    """Returns a function that gives the names of programs found compiled since it was last called."""
+    found, log = [], compiler.log_persistent_cache_hit
+    monkeypatch.setattr(
+        compiler, "log_persistent_cache_hit", lambda name, key: (found.append(name), log(name, key))
+    )
+    least = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+    def take():
+        taken, found[:] = list(found), []
+        return taken
+
+    yield take
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
 
 
 @pytest.fixture

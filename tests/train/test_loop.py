@@ -164,6 +164,32 @@ def test_a_save_that_is_not_due_changes_no_mean(tiny_config, tmp_path):
     assert metrics[0] == metrics[1] and metrics[0]["loss"] > 0
 
 
+@pytest.mark.slow
+def test_another_start_finds_its_programs_compiled_and_a_bad_cache_stops_nothing(
+    tiny_config, tmp_path, cached_programs
+):
+    cache = tmp_path / "programs"
+
+    def losses(name, directory):
+        keys = {"mesh__fsdp": 8, "train__steps": 2, "train__compilation_cache": directory}
+        train(prepare_run(tiny_config(**keys), tmp_path / name))
+        return [record["loss"] for record in read_metrics(tmp_path / name)]
+
+    first = losses("first", cache)
+    assert "jit_train_step" not in cached_programs()
+    assert losses("again", cache) == first
+    assert "jit_train_step" in cached_programs()
+    for entry in cache.glob("*train_step*"):
+        entry.write_bytes(entry.read_bytes()[:-100])
+    with pytest.warns(UserWarning, match="Error reading persistent compilation cache entry"):
+        assert losses("damaged", cache) == first
+    with pytest.warns(UserWarning, match="persistent compilation cache"):
+        assert losses("unwritable", tmp_path / "first" / "config.json") == first
+    assert losses("auto", "auto") == first
+    assert not (tmp_path / "auto" / "compilation_cache").exists()
+    assert jax.config.jax_compilation_cache_dir is None
+
+
 def test_the_best_checkpoint_of_a_run_stays(tiny_config, tmp_path):
     """By grad_norm with a high rate, so that it is not the last one that is best."""
     run = tmp_path / "run"

@@ -35,29 +35,15 @@ def base(bucket, windows_dir):
     return f"{bucket}/base"
 
 
-@pytest.fixture
-def compiled_once(tmp_path):
-    """Three starts of one run need one compilation."""
-    import jax
-    from jax.experimental.compilation_cache import compilation_cache
-
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in names}
-    for name, value in zip(names, (str(tmp_path / "compiled"), 0.0), strict=True):
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-
-
 @pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
-    bucket, base, compiled_once, tiny_arguments, tmp_path, monkeypatch, capsys
+    bucket, base, tiny_arguments, tmp_path, monkeypatch, capsys, cached_programs
 ):
-    arguments = ["train", *tiny_arguments, f"--config.model.checkpoint={base}"]
+    programs = f"{bucket}/programs"
+    more = [f"--config.model.checkpoint={base}", f"--config.train.compilation_cache={programs}"]
+    arguments = ["train", *tiny_arguments, *more]
     main([*arguments, f"--workdir={tmp_path / 'whole'}"])
+    assert list(as_path(programs).iterdir()) and "jit_train_step" not in cached_programs()
 
     workdir, write = f"{bucket}/run", MetricsLog.write
 
@@ -69,6 +55,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
     monkeypatch.setattr(MetricsLog, "write", write_and_stop)
     with pytest.raises(SystemExit) as stopped:
         main([*arguments, f"--workdir={workdir}"])
+    assert "jit_train_step" in cached_programs()
     assert stopped.value.code == 143
     stopped_after = latest_step(f"{workdir}/checkpoints")
     assert read_metrics(as_path(workdir))[-1]["step"] == stopped_after in (3, 4)
