@@ -27,7 +27,8 @@ HOMES = {
     # plan/hlo_module.py imports the schema of HLO modules by name, without TensorFlow around it.
     "tensorflow": {"tokens/tasks.py", "corpus/tensorflow_records.py", "plan/hlo_module.py"},
     "tensorflow_datasets": {"tokens/tasks.py", "corpus/tensorflow_records.py"},
-    "apache_beam": {"corpus/curation.py", "corpus/curation_sinks.py", "corpus/curate.py"},
+    "apache_beam": {"core/beam_runner.py", "corpus/curation.py", "corpus/curation_sinks.py"},
+    "dask": {"core/beam_runner.py"},
     # reference.py asks the source without the code that imports it.
     "gguf": {"weights/gguf.py", "weights/reference.py"},
     "ml_collections": {"config.py"},

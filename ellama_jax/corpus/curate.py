@@ -7,26 +7,23 @@ pipeline itself is corpus/curation.py.
 import argparse
 import contextlib
 import dataclasses
-import difflib
 import itertools
 import json
-import logging
 import os
-import re
 import shlex
 import shutil
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
 
 import ellama_jax
 from ellama_jax.config import load_values
+from ellama_jax.core.beam_runner import LOCAL_RUNNER, check_beam_options
 from ellama_jax.core.paths import as_path, is_remote, remove_tree, write_whole
 from ellama_jax.core.progress import progress
 from ellama_jax.corpus.curation_audit import measure_curation
-from ellama_jax.corpus.curation_output import REPORT_FILE, read_shard
+from ellama_jax.corpus.curation_output import REPORT_FILE, read_shard, remove_partial
 from ellama_jax.corpus.origins import resolve_origin
 from ellama_jax.corpus.readers import Part, find_parts
 from ellama_jax.corpus.recipe import Recipe, recipe_from_mapping
@@ -97,7 +94,7 @@ def curate(
         ValueError: before any work for what can be known then; else if a source holds too many bad
             records.
     """
-    options = _check_beam_options(beam_options or [])
+    options = check_beam_options(beam_options or [], ("--config", "--out", "--overwrite"))
     out = as_path(out)
     _check_absent(out, overwrite)
     cache_dir = Path(recipe.cache_dir) if recipe.cache_dir else _default_cache(out)
@@ -117,43 +114,6 @@ def curate(
     (stage / _STARTED_FILE).unlink()
     _publish(stage, out)
     return report
-
-
-def _check_beam_options(options: list[str]) -> list[str]:
-    """Returns Beam's options with the in-process runner as the default; unknown ones are refused."""
-    logging.disable(logging.WARNING)  # it warns of clients that nobody asked for
-    from apache_beam.options.pipeline_options import PipelineOptions
-    from apache_beam.runners.runner import create_runner
-
-    logging.disable(logging.NOTSET)
-
-    known = _RaisingParser(add_help=False, allow_abbrev=False)
-    for options_class in PipelineOptions.__subclasses__():
-        with contextlib.suppress(argparse.ArgumentError):
-            options_class._add_argparse_args(known)
-    args, unknown = known.parse_known_args(options)
-    if unknown:
-        names = [*known._option_string_actions, "--config", "--out", "--overwrite"]
-        near = difflib.get_close_matches(unknown[0].split("=")[0], names, n=1)
-        raise ValueError(
-            f"{unknown[0]}: must be an option of ellama curate or of Beam, got neither; "
-            f"{f'did you mean {near[0]}?' if near else 'see ellama curate --help.'}"
-        )
-    if not args.runner:
-        # Beam's DirectRunner would first download another program, Prism; this one is in the package.
-        return [*options, "--runner=FnApiRunner"]
-    try:
-        create_runner(args.runner)
-    except (ValueError, ImportError, AttributeError) as error:
-        raise ValueError(f"--runner: must be one of Beam's, got {args.runner}: {error}") from error
-    return options
-
-
-class _RaisingParser(argparse.ArgumentParser):
-    """A parser whose errors are ours to say: Beam has two screens of options."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message.removeprefix('argument ')}.")
 
 
 def _check_absent(out: Path, overwrite: bool) -> None:
@@ -275,17 +235,8 @@ def _write_index(recipe: Recipe, texts: list, work: Path) -> str:
 def _run(recipe: Recipe, parts: list, stage: Path, index_path: str, options: list[str]) -> None:
     from ellama_jax.corpus import curation
 
-    logging.getLogger("apache_beam").setLevel(logging.WARNING)
-    local = "--runner=FnApiRunner" in options
-    try:
-        with _progress_of_parts(len(parts), local):
-            curation.run_pipeline(recipe, parts, os.fspath(stage), index_path, options)
-    except RuntimeError as error:
-        # The runner wraps a worker's error in its own, with a traceback as text.
-        found = re.search(r"(?:ValueError|OSError): (.*?)(?: \[while running|\n|$)", str(error))
-        if not found or os.environ.get("ELLAMA_TRACEBACK"):
-            raise
-        raise ValueError(found[1]) from error
+    with _progress_of_parts(len(parts), LOCAL_RUNNER in options):
+        curation.run_pipeline(recipe, parts, os.fspath(stage), index_path, options)
 
 
 @contextlib.contextmanager
@@ -353,6 +304,7 @@ def _publish(stage: Path, out: Path) -> None:
     """Puts a finished directory in its place; what was there is gone only when it is."""
     if stage == out:
         return
+    remove_partial(stage)
     old = out.with_name(f".{out.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if out.exists():

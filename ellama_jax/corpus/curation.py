@@ -5,6 +5,10 @@ corpus/curation_records.py, what is a duplicate or a leak in duplicates.py, cont
 splits.py, and the bytes on disk in curation_output.py. The graph is the same on a laptop and on a
 cluster; Beam's own options choose the runner.
 
+It asks of a runner only what all of them do: elements with a tag and filters instead of tagged
+outputs, joins instead of side inputs, nothing at a bundle's end, and one last step that all writing
+leads to, for some run nothing else.
+
     records -> items -> variants of a product as one listing -> split by product -> documents
             -> without evaluation text -> without exact, then near duplicates -> sorted shards
 """
@@ -12,12 +16,13 @@ cluster; Beam's own options choose the runner.
 import itertools
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from typing import NamedTuple
 
 import apache_beam as beam
 import numpy as np
-from apache_beam.options.pipeline_options import PipelineOptions
 
+from ellama_jax.core.beam_runner import run_graph
 from ellama_jax.corpus.contamination import load_index
 from ellama_jax.corpus.curation_records import (
     Dropped,
@@ -32,6 +37,7 @@ from ellama_jax.corpus.curation_records import (
 from ellama_jax.corpus.curation_sinks import (
     count_kept,
     count_late,
+    of_kind,
     write_counts,
     write_examples,
     write_sets,
@@ -76,8 +82,7 @@ def run_pipeline(
     Raises:
         Exception: whatever the runner raises.
     """
-    with beam.Pipeline(options=PipelineOptions(options)) as pipeline:
-        build_pipeline(pipeline, recipe, parts, out, index_path)
+    run_graph(lambda pipeline: build_pipeline(pipeline, recipe, parts, out, index_path), options)
 
 
 def build_pipeline(
@@ -91,56 +96,54 @@ def build_pipeline(
         pipeline
         | "parts" >> beam.Create(list(parts))
         | "spread" >> beam.Reshuffle()
-        | "read"
-        >> beam.ParDo(_Read(recipe, roots)).with_outputs("bad", "dropped", "counts", main="items")
+        | "read" >> beam.ParDo(_Read(recipe, roots))
     )
-    shop, loose = (
-        read.items
-        | "about a product?" >> beam.Partition(lambda item, _: 0 if item[1].product else 1, 2)
-    )  # fmt: skip
-    listings = shop | "listings" >> beam.Filter(lambda item: "aspects" in item[1].fields)
-    texts = shop | "texts" >> beam.Filter(lambda item: "aspects" not in item[1].fields)
     products = (
-        listings
+        of_kind(read, "listing")
         | "by product" >> beam.Map(_product_key, recipe.listings.collapse_variants)
         | "variants" >> beam.GroupByKey()
         | "one listing" >> beam.MapTuple(_collapse)
     )
-    if recipe.listings.boilerplate_products:
-        products = _drop_boilerplate(products, recipe.listings.boilerplate_products)
     variants = products | "count variants" >> beam.FlatMap(_count_variants)
-    counts, dropped = [read.counts, variants], [read.dropped]
-    labels = _label_products(products, recipe)
-    documents = _write_documents(products, texts, loose, labels, recipe)
+    written = _write_documents(products, of_kind(read, "text"), of_kind(read, "loose text"), recipe)
+    counts, dropped = [of_kind(read, "count"), variants, written.counts], [of_kind(read, "drop")]
 
+    documents, matches = written.documents, []
     if index_path:
         clean = documents | "evaluation text" >> beam.ParDo(
             _Decontaminate(index_path, recipe.decontamination.min_overlap)
-        ).with_outputs("dropped", "matches", main="documents")
-        documents = clean.documents
-        dropped.append(clean.dropped)
-        write_single(clean.matches, out, "matches")
+        )
+        documents = of_kind(clean, "clean")
+        dropped.append(of_kind(clean, "leak"))
+        matches.append(write_single(of_kind(clean, "match"), out, "matches"))
     documents, repeated = _drop_exact(documents)
     dropped.append(repeated)
     if recipe.duplicates.near:
         documents, near = _drop_near(documents, recipe)
         dropped.append(near)
 
-    files = write_sets(documents, out, recipe.output.shard_bytes)
-    bad = read.bad | "bad line" >> beam.MapTuple(
-        lambda source, bad: (f"dead_letters/{source}", bad.place, bad_to_json(bad).encode() + b"\n")
-    )
-    letters = write_shards(bad, out, recipe.output.shard_bytes, "dead letters")
-    write_single((files, letters) | "all files" >> beam.Flatten(), out, "files")
+    pieces = max(1, len(parts))
+    sets = write_sets(documents, out, recipe.output.shard_bytes, pieces)
+    bad = of_kind(read, "bad") | "bad line" >> beam.MapTuple(
+        lambda source, bad: (
+            f"dead_letters/{source}", bad.place, bad_to_json(bad).encode() + b"\n", 0
+        )
+    )  # fmt: skip
+    letters = write_shards(bad, out, recipe.output.shard_bytes, pieces, "dead letters")
+    files = (sets, letters) | "all shards" >> beam.Flatten()
     left_out = dropped | "all dropped" >> beam.Flatten()
     counts.append(left_out | "count dropped" >> beam.FlatMap(count_late))
-    counts.append(documents | "count kept" >> beam.FlatMap(count_kept))
-    write_counts(counts, out)
-    write_examples(left_out, out, recipe.output.examples)
+    counts.append(sets | "count kept" >> beam.FlatMap(count_kept))
+    _ = (
+        *matches,
+        write_single(files | "description" >> beam.Map(lambda file: file[0]), out, "files"),
+        write_counts(counts, out),
+        write_examples(left_out, out, recipe.output.examples),
+    ) | "everything is written" >> beam.Flatten()
 
 
 class _Read(beam.DoFn):
-    """Parts to (source, item), with what is bad or dropped and the counts on the side."""
+    """Parts to (kind, value): listings, texts, what is bad or dropped, and counts."""
 
     def __init__(self, recipe: Recipe, roots: Mapping[str, str]):
         self._recipe, self._roots = recipe, roots
@@ -155,15 +158,17 @@ class _Read(beam.DoFn):
             for key, count in count_outcome(outcome).items():
                 counts[key] = counts.get(key, 0) + count
             if isinstance(outcome, BadRecord):
-                yield beam.pvalue.TaggedOutput("bad", (source, outcome))
+                yield "bad", (source, outcome)
             elif isinstance(outcome, Dropped):
                 # Counted here already; only for the examples.
-                yield beam.pvalue.TaggedOutput("dropped", (source, outcome, 0))
+                yield "drop", (source, outcome, 0)
+            elif not outcome.product:
+                yield "loose text", (source, outcome)
             else:
-                yield source, outcome
+                yield "listing" if "aspects" in outcome.fields else "text", (source, outcome)
         PARTS_READ[source] += 1
         for (language, what), count in sorted(counts.items()):
-            yield beam.pvalue.TaggedOutput("counts", ((source, language, what), count))
+            yield "count", ((source, language, what), part.path, count)
 
     def teardown(self) -> None:
         self._readers.clear()
@@ -188,18 +193,13 @@ def _collapse(key: tuple, items: Iterable[Item]) -> tuple[str, Item]:
     )
 
 
-def _drop_boilerplate(products: beam.PCollection, most: int) -> beam.PCollection:
-    """Leaves out sentences that the descriptions of very many products of a source share."""
-    common = (
+def _find_boilerplate(products: beam.PCollection, most: int) -> beam.PCollection:
+    """Returns (product, sentence) of sentences that very many products of a source share."""
+    return (
         products
         | "sentences" >> beam.FlatMap(_sentence_keys)
-        | "sentence of a product" >> beam.Distinct()
-        | "sentence" >> beam.Map(lambda found: (found[0], 1))
-        | "products of a sentence" >> beam.CombinePerKey(sum)
-        | "boilerplate" >> beam.Filter(lambda counted: counted[1] >= most)
-    )
-    return products | "without boilerplate" >> beam.Map(
-        _without_sentences, beam.pvalue.AsDict(common)
+        | "by sentence" >> beam.GroupByKey()
+        | "boilerplate" >> beam.FlatMap(_shared_sentence, most)
     )
 
 
@@ -210,24 +210,36 @@ def _sentence_keys(element: tuple[str, Item]) -> Iterator[tuple[bytes, str]]:
             yield sentence_key(source, sentence), item.product
 
 
-def _without_sentences(element: tuple[str, Item], common: Mapping[bytes, int]) -> tuple[str, Item]:
-    source, item = element
-    sentences = split_sentences(item.fields["description"])
+def _shared_sentence(
+    element: tuple[bytes, Iterable[str]], most: int
+) -> Iterator[tuple[str, bytes]]:
+    sentence, products = element
+    different: set[str] = set()
+    for product in products:
+        different.add(product)
+        if len(different) == most:
+            break
+    else:
+        return
+    # Read again instead of held: a sentence may stand in every listing of a shop.
+    yield from ((product, sentence) for product in products)
+
+
+def _without_sentences(source: str, item: Item, common: Set[bytes]) -> tuple[Item, int]:
+    """Returns a listing without the sentences, and how many these were."""
+    sentences = split_sentences(item.fields["description"]) if common else []
     kept = [text for text in sentences if sentence_key(source, text) not in common]
     if len(kept) == len(sentences):
-        return element
-    changes = {**item.changes, "boilerplate sentence": len(sentences) - len(kept)}
+        return item, 0
     fields = {**item.fields, "description": "".join(kept).strip()}
-    return source, item._replace(fields=fields, changes=changes)
+    return item._replace(fields=fields), len(sentences) - len(kept)
 
 
-def _count_variants(element: tuple[str, Item]) -> list[tuple[tuple, int]]:
+def _count_variants(element: tuple[str, Item]) -> list[tuple[tuple, str, int]]:
     source, item = element
-    found = {
-        "variant: joined with another": item.changes["variants"] - 1,
-        "changed: boilerplate sentence": item.changes.get("boilerplate sentence", 0),
-    }
-    return [((source, item.language, what), number) for what, number in found.items() if number]
+    joined = item.changes["variants"] - 1
+    key = source, item.language, "variant: joined with another"
+    return [(key, item.place, joined)] if joined else []
 
 
 def _label_products(products: beam.PCollection, recipe: Recipe) -> beam.PCollection:
@@ -278,34 +290,49 @@ def _to_identifiers(product: str, groups: Mapping) -> Iterator[tuple[str, tuple[
         yield name, (product, label)
 
 
-def _write_documents(products, texts, loose, labels, recipe: Recipe) -> beam.PCollection:
+class _Written(NamedTuple):
+    documents: beam.PCollection
+    counts: beam.PCollection
+
+
+def _write_documents(products, texts, loose, recipe: Recipe) -> _Written:
     """Gives every listing and review its split and writes everything as documents."""
     about_products = {
         "listings": products | "listing of" >> beam.Map(lambda p: (p[1].product, p)),
         "texts": texts | "text of" >> beam.Map(lambda r: (r[1].product, r)),
-        "labels": labels,
+        "labels": _label_products(products, recipe),
     }
+    if recipe.listings.boilerplate_products:
+        most = recipe.listings.boilerplate_products
+        about_products["boilerplate"] = _find_boilerplate(products, most)
     shop = (
         about_products
         | "with label" >> beam.CoGroupByKey()
         | "shop documents" >> beam.FlatMap(_shop_documents, recipe)
     )
     texts = loose | "documents" >> beam.Map(_loose_document, recipe)
-    return (shop, texts) | "all documents" >> beam.Flatten()
+    documents = (of_kind(shop, "document"), texts) | "all documents" >> beam.Flatten()
+    return _Written(documents, of_kind(shop, "boilerplate"))
 
 
-def _shop_documents(element: tuple[str, Mapping], recipe: Recipe) -> Iterator[dict]:
+def _shop_documents(element: tuple[str, Mapping], recipe: Recipe) -> Iterator[tuple[str, object]]:
     product, groups = element
     label = min(groups["labels"], default=product)
     split = split_of(label, recipe.split.heldout_frac, recipe.seed)
-    for source, item in groups["listings"]:
+    common = set(groups.get("boilerplate", ()))
+    for source, found in groups["listings"]:
+        item, left_out = _without_sentences(source, found, common)
+        if left_out:
+            key = source, item.language, "changed: boilerplate sentence"
+            yield "boilerplate", (key, item.place, left_out)
         listing = {**item.fields, "product_id": label}
         template = choose_template(listing, recipe.seed, _templates(item.language, recipe))
         text = listing_to_document(listing, seed=recipe.seed, template=template)
-        yield _document(source, item, text, "ecommerce", label, split) | {"listing": listing}
+        document = _document(source, item, text, "ecommerce", label, split)
+        yield "document", document | {"listing": listing}
     for source, item in groups["texts"]:
         text, domain = _write_text(item, recipe.seed)
-        yield _document(source, item, text, domain, label, split)
+        yield "document", _document(source, item, text, domain, label, split)
 
 
 def _templates(language: str, recipe: Recipe) -> list[str] | None:
@@ -355,19 +382,17 @@ class _Decontaminate(beam.DoFn):
         train = document["split"] == TRAIN
         found = self._index.match(document["text"], self._min_overlap) if train else []
         if not found:
-            yield document
+            yield "clean", document
             return
         names = sorted({match.set_name for match in found})
-        yield beam.pvalue.TaggedOutput(
-            "dropped", _drop(document, f"evaluation: {', '.join(names)}")
-        )
+        yield "leak", _drop(document, f"evaluation: {', '.join(names)}")
         for match in found:
             match_of = {
                 "id": document["id"],
                 "source": document["source"],
                 "language": document["language"],
             }
-            yield beam.pvalue.TaggedOutput("matches", match_of | match._asdict())
+            yield "match", match_of | match._asdict()
 
 
 def _drop(document: dict, reason: str) -> tuple[str, Dropped, int]:
@@ -385,19 +410,17 @@ def _drop_exact(documents: beam.PCollection) -> tuple[beam.PCollection, beam.PCo
         documents
         | "exact key" >> beam.Map(lambda d: (exact_key(d["text"]), d))
         | "by exact key" >> beam.GroupByKey()
-        | "first of its kind" >> beam.ParDo(_First()).with_outputs("dropped", main="documents")
+        | "first of its kind" >> beam.FlatMap(_first)
     )
-    return found.documents, found.dropped
+    return of_kind(found, "first"), of_kind(found, "copy")
 
 
-class _First(beam.DoFn):
+def _first(element: tuple[bytes, Iterable[dict]]) -> Iterator[tuple[str, object]]:
     """Keeps the first of equal documents."""
-
-    def process(self, element: tuple[bytes, Iterable[dict]]) -> Iterator:
-        first, *others = sorted(element[1], key=_rank)
-        yield first
-        for other in others:
-            yield beam.pvalue.TaggedOutput("dropped", _drop(other, "duplicate: exact"))
+    first, *others = sorted(element[1], key=_rank)
+    yield "first", first
+    for other in others:
+        yield "copy", _drop(other, "duplicate: exact")
 
 
 def _drop_near(documents, recipe: Recipe) -> tuple[beam.PCollection, beam.PCollection]:
@@ -416,9 +439,9 @@ def _drop_near(documents, recipe: Recipe) -> tuple[beam.PCollection, beam.PColle
     joined = (
         {"documents": documents | "by id" >> beam.Map(lambda d: (d["id"], d)), "drops": drops}
         | "join drops" >> beam.CoGroupByKey()
-        | "not near" >> beam.ParDo(_WithoutDrops()).with_outputs("dropped", main="documents")
+        | "not near" >> beam.FlatMap(_without_drops)
     )
-    return joined.documents, joined.dropped
+    return of_kind(joined, "distinct"), of_kind(joined, "near copy")
 
 
 def _band_members(document: dict, signer: Signer) -> Iterator[tuple[bytes, tuple]]:
@@ -449,13 +472,11 @@ def _near_ones(
     return [(duplicate.dropped, duplicate.kept) for duplicate in found]
 
 
-class _WithoutDrops(beam.DoFn):
+def _without_drops(element: tuple[str, Mapping]) -> Iterator[tuple[str, object]]:
     """Lets through documents that no other, earlier one resembles."""
-
-    def process(self, element: tuple[str, Mapping]) -> Iterator:
-        _, groups = element
-        for document in groups["documents"]:
-            if not groups["drops"]:
-                yield document
-            else:
-                yield beam.pvalue.TaggedOutput("dropped", _drop(document, "duplicate: near"))
+    _, groups = element
+    for document in groups["documents"]:
+        if groups["drops"]:
+            yield "near copy", _drop(document, "duplicate: near")
+        else:
+            yield "distinct", document

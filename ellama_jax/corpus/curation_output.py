@@ -7,12 +7,14 @@ import gzip
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ellama_jax.core.paths import as_path, file_bytes, is_remote
 
 REPORT_FILE = "curation.json"  # written last: a directory without it was never finished
+_PARTIAL = ".partial-"
 
 
 def shard_of(key: str, num_shards: int) -> int:
@@ -47,11 +49,18 @@ def write_shard(path: str, lines: Iterable[tuple[bytes, bytes]]) -> dict:
     if is_remote(path):
         file.write_bytes(content)  # an object appears once all of it was sent
     else:
-        partial = file.with_name(f".{file.name}.partial-{os.getpid()}")
+        # Not the process's number, which a worker on another machine may have as well.
+        partial = file.with_name(f"{_PARTIAL}{uuid.uuid4().hex}")
         partial.write_bytes(content)
         os.replace(partial, file)
     digest = hashlib.sha256(content).hexdigest()
     return {"records": len(ordered), "bytes": len(content), "sha256": digest}
+
+
+def remove_partial(directory: Path) -> None:
+    """Removes what killed workers were writing into a curation on a disk."""
+    for path in directory.rglob(f"{_PARTIAL}*"):
+        path.unlink(missing_ok=True)
 
 
 def read_shard(path: Path) -> list[dict]:
