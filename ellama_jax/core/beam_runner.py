@@ -9,7 +9,7 @@ import difflib
 import logging
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NoReturn
 
 LOCAL_RUNNER = "--runner=FnApiRunner"
@@ -19,7 +19,7 @@ _DASK = "apache_beam.runners.dask.dask_runner.DaskRunner"
 _DASK_PIECES = 32
 
 
-def check_beam_options(options: Sequence[str], own: Sequence[str]) -> list[str]:
+def check_beam_options(options: Sequence[str], own: Iterable[str]) -> list[str]:
     """Returns Beam's options with the in-process runner as the default; unknown ones are refused.
 
     Args:
@@ -93,7 +93,7 @@ def run_graph(build: Callable, options: Sequence[str]) -> None:
         options: as `check_beam_options` returns them.
 
     Raises:
-        ValueError: what a worker raised as one, or as an OSError, in its own words.
+        ValueError, OSError: what a worker raised as one, in its own words.
         Exception: whatever else the runner raises.
     """
     import apache_beam as beam
@@ -111,7 +111,31 @@ def run_graph(build: Callable, options: Sequence[str]) -> None:
                 client.close()
     except RuntimeError as error:
         # The runner wraps a worker's error in its own, with a traceback as text.
-        found = re.search(r"(?:ValueError|OSError): (.*?)(?: \[while running|\n|$)", str(error))
+        found = re.search(r"(ValueError|OSError): (.*?)(?: \[while running|\n|$)", str(error))
         if not found or os.environ.get("ELLAMA_TRACEBACK"):
             raise
-        raise ValueError(found[1]) from error
+        raise {"ValueError": ValueError, "OSError": OSError}[found[1]](found[2]) from error
+
+
+def run_jobs(options: Sequence[str], function: Callable, jobs: Sequence) -> Iterator[None]:
+    """Has workers call a function with each of the jobs, once or more; yields once for each.
+
+    Its result does not come back: what is to be known of it, it writes where the caller reads it.
+    """
+    import apache_beam as beam
+
+    if jobs:
+        run_graph(
+            lambda pipeline: (
+                pipeline
+                | "jobs" >> beam.Create(list(jobs))
+                | "spread" >> beam.Reshuffle()
+                | "do" >> beam.Map(_call, function)
+            ),
+            options,
+        )
+    yield from (None for _ in jobs)
+
+
+def _call(job, function: Callable) -> None:
+    function(job)

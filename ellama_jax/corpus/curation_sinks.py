@@ -95,9 +95,7 @@ def _to_shards(element: tuple[tuple[str, int], Mapping]) -> Iterator[tuple[str, 
         yield name, (sort_key(key), content, text_bytes)
 
 
-def _write_one(
-    element: tuple[str, Iterable[tuple]], out: str
-) -> tuple[dict, list]:
+def _write_one(element: tuple[str, Iterable[tuple]], out: str) -> tuple[dict, list]:
     name, lines = element[0], list(element[1])
     described = {"name": name} | write_shard(f"{out}/{name}", [line[:2] for line in lines])
     counts = []

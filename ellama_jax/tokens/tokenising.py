@@ -1,24 +1,20 @@
 """The first phase of `prepare`: parts of the input, tokenised once, as sorted runs on disk.
 
-Owns how the input is cut into parts, and the tally of each. A part's directory is whole or absent.
+Owns how the input is cut into parts, and the note of each: what was counted in it, and its runs.
 """
 
 import functools
 import json
-import os
-import shutil
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from ellama_jax.core.paths import write_whole
+from ellama_jax.core.paths import as_path, write_whole
 from ellama_jax.corpus.documents import is_compressed, listing_documents, read_part
-from ellama_jax.tokens.shuffle import Run, order_keys
+from ellama_jax.tokens.shuffle import Run, Unsorted, order_keys, write_run
 from ellama_jax.tokens.tokenizer import Tokenizer, load_tokenizer
 from ellama_jax.tokens.windows import frame_documents, window_set_name
-from ellama_jax.tokens.workdir import replace_directory
 
 # What a worker holds: the text of a part is as long as its lines allow, a run is cut off.
 PART_BYTES = (2**20, 2**26)  # of input: the least and the most; in between 1/64 of all
@@ -90,47 +86,30 @@ def _tokenizer(directory: str, fingerprint: str) -> Tokenizer:
     return tokenizer
 
 
-def is_tokenised(part: Part, directory: Path) -> bool:
-    """Tells whether a part's runs are there."""
-    return (directory / _part_name(part)).exists()
+def tokenise_part(job: tuple[Part, Settings, str, str]) -> None:
+    """Writes the runs of a part and its note: {runs, tallies}.
 
-
-def read_tallies(part: Part, directory: Path) -> list[dict]:
-    """Returns what was counted in a part, one tally a set: {name, key, files, by_source, runs}."""
-    return json.loads((directory / _part_name(part) / "tally.json").read_text(encoding="utf-8"))
-
-
-def tokenise_part(job: tuple[Part, Settings, str]) -> list[dict]:
-    """Writes the runs of a part and returns its tallies."""
-    part, settings, directory = job
-    final = Path(directory) / _part_name(part)
-    partial = final.with_name(f".{final.name}-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    tokeniser = _Tokeniser(settings, partial)
+    Args:
+        job: the part, the settings, how its runs' paths begin, and the note's path.
+    """
+    part, settings, runs, note = job
+    tokeniser = _Tokeniser(settings, runs)
     for item, start, stop in part.ranges:
         tokeniser.take_file(item, start, stop)
     tokeniser.finish()
-    for tally in tokeniser.tallies.values():
-        tally["runs"] = [f"{final.name}/{name}" for name in tally["runs"]]
-    write_whole(partial / "tally.json", json.dumps(list(tokeniser.tallies.values())))
-    replace_directory(partial, final)
-    return read_tallies(part, Path(directory))
-
-
-def _part_name(part: Part) -> str:
-    return f"{part.number:06d}"
+    tallies = list(tokeniser.tallies.values())
+    write_whole(as_path(note), json.dumps({"runs": tokeniser.runs, "tallies": tallies}))
 
 
 class _Tokeniser:
-    """Turns documents into runs in a directory, and counts."""
+    """Turns documents into runs whose paths begin like `prefix`, and counts."""
 
-    def __init__(self, settings: Settings, directory: Path):
+    def __init__(self, settings: Settings, prefix: str):
         self.tallies: dict[str, dict] = {}
-        self._settings, self._directory = settings, directory
+        self.runs: list[Run] = []
+        self._settings, self._prefix = settings, prefix
         self._tokenizer = _tokenizer(settings.tokenizer_dir, settings.fingerprint)
-        self._runs: dict[str, Run] = {}
-        self._num_runs = 0
+        self._unsorted: dict[str, Unsorted] = {}
 
     def take_file(self, item: Input, start: int, stop: int | None) -> None:
         """Takes the documents of a range of a file."""
@@ -145,11 +124,10 @@ class _Tokeniser:
 
     def finish(self) -> None:
         """Writes what is still in memory."""
-        for name, run in self._runs.items():
-            file_name = f"{name}.{self._num_runs}.run"
-            run.write(self._directory / file_name)
-            self.tallies[name]["runs"].append(file_name)
-        self._runs, self._num_runs = {}, self._num_runs + 1
+        if self._unsorted:
+            path = as_path(f"{self._prefix}-{len(self.runs)}.run")
+            self.runs.append(write_run(path, self._unsorted))
+        self._unsorted = {}
 
     def _take(self, item: Input, batch: list[tuple[int, dict]]) -> None:
         all_ids = self._tokenizer.encode_batch([document["text"] for _, document in batch])
@@ -164,16 +142,16 @@ class _Tokeniser:
                 raise ValueError(f"{item.path}: {error}") from error
             places = [batch[index][0] for index in indices]
             keys = order_keys(self._settings.seed, item.sha256, places)
-            self._runs.setdefault(name, Run()).add(keys, lengths, tokens)
+            self._unsorted.setdefault(name, Unsorted()).add(keys, lengths, tokens)
             self._count(name, item, [batch[index][1] for index in indices], lengths)
-        if sum(run.num_tokens for run in self._runs.values()) >= RUN_TOKENS:
+        if sum(found.num_tokens for found in self._unsorted.values()) >= RUN_TOKENS:
             self.finish()
 
     def _set_of(self, document: dict) -> str:
         key = set_key(document, self._settings)
         name = window_set_name(*key)
         if name not in self.tallies:
-            tally = {"name": name, "key": list(key), "files": {}, "by_source": {}, "runs": []}
+            tally = {"name": name, "key": list(key), "files": {}, "by_source": {}}
             self.tallies[name] = tally
         elif self.tallies[name]["key"] != list(key):
             raise ValueError(same_name(name, self.tallies[name]["key"], key))

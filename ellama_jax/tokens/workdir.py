@@ -1,7 +1,8 @@
 """The hidden directory of a run that may be killed: one for each input and settings, one user.
 
 Owns its name, its lock and its end. What lies in it is the business of whoever works there; the
-rule is that a file or directory without a leading dot is whole, for it was renamed into place.
+rule is that a file without a leading dot is whole, for it was renamed into place. In a bucket files
+are whole as they are; there are no locks, and what other runs left there stays.
 """
 
 import contextlib
@@ -11,6 +12,8 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+from ellama_jax.core.paths import is_remote, remove_tree
 
 _PREFIX = ".prepare-"
 _LOCK, _COMPLETE, _TRASH = "lock", "complete", ".ended"
@@ -33,12 +36,16 @@ class WorkDir:
     @staticmethod
     def exists(out: Path, key: str) -> bool:
         """Tells whether a run was begun and has not ended."""
-        return _path(out, key, _PREFIX).exists()
+        path = _path(out, key, _PREFIX)
+        return path.exists() and not (is_remote(path) and (path / _COMPLETE).exists())
 
     @staticmethod
     @contextlib.contextmanager
     def parent(out: Path) -> Iterator[None]:
         """Makes `out`, and removes it again if nothing came to be in it."""
+        if is_remote(out):
+            yield
+            return
         existed = out.exists()
         out.mkdir(parents=True, exist_ok=True)
         for trash in out.glob(f".*{_TRASH}"):  # of a run that was killed as it removed its own
@@ -50,6 +57,8 @@ class WorkDir:
                 out.rmdir()
 
     def __enter__(self) -> "WorkDir":
+        if is_remote(self.path):
+            return self
         self.path.mkdir(exist_ok=True)
         self._lock = _try_lock(self.path)
         if self._lock is None:
@@ -63,6 +72,10 @@ class WorkDir:
         return self
 
     def __exit__(self, kind, *_) -> None:
+        if is_remote(self.path):
+            if kind is None or self._discarded:
+                self._remove_objects()
+            return
         try:
             if kind is None or self._discarded:
                 # Renamed first: what is half removed must not be taken for work to go on with.
@@ -76,12 +89,13 @@ class WorkDir:
     def directory(self, name: str) -> Path:
         """Returns a directory in it, made if absent."""
         path = self.path / name
-        path.mkdir(exist_ok=True)
+        if not is_remote(path):
+            path.mkdir(exist_ok=True)
         return path
 
     def mark_complete(self) -> None:
         """Notes that only renames into place are left to do."""
-        (self.path / _COMPLETE).touch()
+        (self.path / _COMPLETE).write_text("")
 
     def is_complete(self) -> bool:
         """Tells whether only renames into place are left to do."""
@@ -90,6 +104,14 @@ class WorkDir:
     def discard(self) -> None:
         """Lets the directory go at the end, also after an exception."""
         self._discarded = True
+
+    def _remove_objects(self) -> None:
+        # In an order that leaves, wherever it is broken off, what can be gone on with: notes go
+        # before what they tell of, and last what says that all is done.
+        entries = list(self.path.iterdir()) if self.path.exists() else []
+        rank = {"runs": 1, _COMPLETE: 2}
+        for entry in sorted(entries, key=lambda e: (rank.get(e.name.split("-")[0], 0), e.name)):
+            _remove(entry)
 
     def _remove_strangers(self) -> None:
         for path in sorted(self.out.glob(f"{self._prefix}*")):
@@ -105,16 +127,6 @@ class WorkDir:
             )
             shutil.rmtree(path, ignore_errors=True)
             os.close(lock)
-
-
-def replace_directory(partial: Path, final: Path) -> None:
-    """Renames a directory into place, where another process may just have put the same."""
-    try:
-        os.replace(partial, final)
-    except OSError:
-        if not final.is_dir():
-            raise
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _path(out: Path, key: str, prefix: str) -> Path:
@@ -134,6 +146,6 @@ def _try_lock(directory: Path) -> int | None:
 
 def _remove(path: Path) -> None:
     if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
+        remove_tree(path)
     else:
         path.unlink(missing_ok=True)

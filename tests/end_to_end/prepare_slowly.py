@@ -7,9 +7,10 @@ from ellama_jax.tokens import prepare, tokenising
 
 PART_BYTES = 1500
 CHUNK_TOKENS = 600
+FAN_IN = 8
 
 
 def main(argv: list[str]) -> None:
     tokenising.PART_BYTES = prepare.PART_BYTES = (PART_BYTES, PART_BYTES)
-    prepare.CHUNK_TOKENS = CHUNK_TOKENS
+    prepare.CHUNK_TOKENS, prepare.FAN_IN = CHUNK_TOKENS, FAN_IN
     prepare.main_prepare(argv)

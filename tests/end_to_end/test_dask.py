@@ -4,7 +4,10 @@ In each run one of the workers is killed in the middle; the bytes are those of a
 all the same.
 """
 
+import dataclasses
+import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -12,7 +15,11 @@ import time
 
 import pytest
 from raw_sources import RECIPE, write_raw
+from small_corpus import make_tokenizer
 from test_curate import digest
+
+from ellama_jax.tokens import prepare
+from ellama_jax.tokens.windows import read_manifest
 
 pytest.importorskip("distributed", reason="needs Dask: tools/dask-tests.txt")
 
@@ -83,3 +90,35 @@ def test_curate_on_a_cluster_that_loses_a_worker_writes_the_bytes_of_this_machin
     )
     assert len(digest(out)) > 10
     assert digest(out) == digest(tmp_path / "here")
+
+
+def _documents(path, count):
+    chance = random.Random(0)
+    with path.open("w") as file:
+        for number in range(count):
+            words = chance.choices(
+                ["lamp", "lampe", "jacke", "veste", "giacca", "zapato", "rot", "grün", "été"], k=99
+            )
+            fields = {"domain": "ecommerce", "language": chance.choice(["de", "en"]), "source": "x"}
+            file.write(json.dumps({"text": f"{number} {' '.join(words)}", **fields}) + "\n")
+
+
+@pytest.mark.slow
+def test_prepare_on_a_cluster_that_loses_a_worker_writes_the_bytes_of_this_machine(
+    cluster, tmp_path
+):
+    documents, tokenizer, out = tmp_path / "d.jsonl", tmp_path / "tokenizer", tmp_path / "out"
+    _documents(documents, 20_000)
+    make_tokenizer(tokenizer)
+    argv = ["--documents", documents, "--tokenizer", tokenizer, "--window-length", "256", "--out"]
+    cluster.run("prepare", *argv, out, killed_when=lambda: any(out.glob(".prepare-*/parts/*.json")))
+    # By Beam's own runner in this process, and by processes of this machine.
+    prepare.main_prepare([*map(str, [*argv, tmp_path / "beam"]), "--runner=FnApiRunner"])
+    prepare.main_prepare([*map(str, [*argv, tmp_path / "here"])])
+    found = [digest(place) for place in (out, tmp_path / "beam", tmp_path / "here")]
+    shards = [{k: v for k, v in f.items() if not k.endswith("manifest.json")} for f in found]
+    assert shards[0] == shards[1] == shards[2] and len(shards[0]) == 2
+    for name in ("ecommerce-de", "ecommerce-en"):
+        manifests = [read_manifest(tmp_path / place / name) for place in ("out", "beam", "here")]
+        first, *others = (dataclasses.replace(manifest, command="") for manifest in manifests)
+        assert others == [first, first]

@@ -16,7 +16,7 @@ from verb_driver import Driver
 
 from ellama_jax import cli
 from ellama_jax.experiments.demo import write_jsonl
-from ellama_jax.tokens import prepare, shuffle, tokenising
+from ellama_jax.tokens import prepare, tokenising
 from ellama_jax.tokens.tokenizer import save_tokenizer, train_byte_bpe
 from ellama_jax.tokens.windows import WindowSet, read_manifest
 
@@ -76,7 +76,8 @@ def small_steps(monkeypatch):
     """Lets this process work in as many steps as the driver does."""
     for module in (prepare, tokenising):
         monkeypatch.setattr(module, "PART_BYTES", (prepare_slowly.PART_BYTES,) * 2)
-    monkeypatch.setattr(prepare, "CHUNK_TOKENS", prepare_slowly.CHUNK_TOKENS)
+    for name in ("CHUNK_TOKENS", "FAN_IN"):
+        monkeypatch.setattr(prepare, name, getattr(prepare_slowly, name))
 
 
 def slowly(argv, **options):
@@ -91,7 +92,10 @@ def phase_of(out):
         return "outside"
     if (works[0] / "complete").exists():
         return "moving"
-    return "packing" if (works[0] / "chunks").exists() else "tokenising"
+    for phase, name in (("packing", "chunks"), ("merging", "merged-1")):
+        if (works[0] / name).exists() and any((works[0] / name).iterdir()):
+            return phase
+    return "tokenising"
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
@@ -132,7 +136,7 @@ def test_kill_9_at_any_moment_changes_no_byte(place, tmp_path, small_steps, work
     waiting.process.kill()
     waiting.end()
     print(f"{len(phases)} kills, {ended} ends: {sorted(phases)}")
-    assert workers > 1 or {"tokenising", "packing"} & set(phases)
+    assert workers > 1 or {"tokenising", "merging", "packing"} & set(phases)
 
 
 class Killed(BaseException):
@@ -143,6 +147,7 @@ def test_a_stop_before_any_single_rename_changes_no_byte(place, tmp_path, monkey
     """As if killed before the 1st, 2nd, ... rename of a run, and then started again."""
     monkeypatch.setattr(tokenising, "PART_BYTES", (10_000, 10_000))
     monkeypatch.setattr(prepare, "CHUNK_TOKENS", 4000)
+    monkeypatch.setattr(prepare, "FAN_IN", 3)
     out, rename = tmp_path / "out", os.replace
     argv = argv_of(place, out, "--overwrite", "--workers", 1)
     prepare.main_prepare(argv)
@@ -201,16 +206,16 @@ def test_parts_of_another_size_change_no_window(place, tmp_path, monkeypatch):
 
 def interrupt(monkeypatch, place, out, after):
     """Lets a run stop in its first phase; returns the name of its work directory."""
-    write, calls = shuffle.Run.write, []
+    write, calls = tokenising.write_run, []
 
-    def stop(self, path):
+    def stop(path, sets):
         calls.append(path)
         if len(calls) > after:
             raise Killed
-        write(self, path)
+        return write(path, sets)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shuffle.Run, "write", stop)
+        patch.setattr(tokenising, "write_run", stop)
         with pytest.raises(Killed):
             prepare.main_prepare(argv_of(place, out, "--workers", 1))
     (work,) = out.glob(".prepare-*")
@@ -218,15 +223,15 @@ def interrupt(monkeypatch, place, out, after):
 
 
 def test_what_is_finished_is_not_done_again(place, tmp_path, small_steps, monkeypatch):
-    work = interrupt(monkeypatch, place, tmp_path / "out", after=40)
-    finished = {path.name for path in (work / "parts").iterdir() if path.name[0] != "."}
+    work = interrupt(monkeypatch, place, tmp_path / "out", after=10)
+    finished = {path.stem for path in (work / "parts").iterdir() if path.name[0] != "."}
     assert len(finished) > 5
     began = []
     take = tokenising._Tokeniser.__init__
 
-    def note(self, settings, directory):
-        began.append(directory.name.split("-")[0].lstrip("."))
-        take(self, settings, directory)
+    def note(self, settings, prefix):
+        began.append(prefix.rpartition("/")[2])
+        take(self, settings, prefix)
 
     monkeypatch.setattr(tokenising._Tokeniser, "__init__", note)
     prepare.main_prepare(argv_of(place, tmp_path / "out", "--workers", 1))
@@ -239,7 +244,7 @@ def test_other_arguments_or_input_start_over_and_say_so(
 ):
     inputs = tmp_path / "inputs"
     shutil.copytree(place, inputs)
-    work = interrupt(monkeypatch, inputs, tmp_path / "out", after=40)
+    work = interrupt(monkeypatch, inputs, tmp_path / "out", after=10)
     more = ["--seed", 5] if change == "seed" else []
     if change == "input":
         lines = (inputs / "b.jsonl").read_text().splitlines()
@@ -268,7 +273,7 @@ def test_two_runs_of_the_same_arguments_at_a_time_are_refused(place, tmp_path, m
             prepare.main_prepare(argv_of(place, tmp_path / "out"))
         raise Killed
 
-    monkeypatch.setattr(shuffle.Run, "write", second)
+    monkeypatch.setattr(tokenising, "write_run", second)
     with pytest.raises(Killed):
         prepare.main_prepare(argv_of(place, tmp_path / "out"))
 
@@ -276,17 +281,17 @@ def test_two_runs_of_the_same_arguments_at_a_time_are_refused(place, tmp_path, m
 def test_a_full_disk_is_one_line_and_the_next_run_goes_on(
     place, tmp_path, small_steps, monkeypatch, capsys
 ):
-    write, calls = shuffle.Run.write, []
+    write, calls = tokenising.write_run, []
 
-    def full(self, path):
+    def full(path, sets):
         calls.append(path)
-        if len(calls) > 40:
+        if len(calls) > 10:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(self, path)
+        return write(path, sets)
 
     argv = argv_of(place, tmp_path / "out", "--workers", 1)
     with monkeypatch.context() as patch:
-        patch.setattr(shuffle.Run, "write", full)
+        patch.setattr(tokenising, "write_run", full)
         with pytest.raises(SystemExit) as stopped:
             cli.main(["prepare", *argv])
     assert stopped.value.code == 2

@@ -202,7 +202,7 @@ def test_help_does_not_import_tensorflow():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "example: ellama prepare --documents" in done.stdout
+    assert "ellama prepare --documents curated" in done.stdout
 
 
 # --- traps ---------------------------------------------------------------------------------------
