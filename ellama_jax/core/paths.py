@@ -15,6 +15,7 @@ import io
 import logging
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -177,7 +178,8 @@ def open_whole(path: Path) -> Iterator[BinaryIO]:
             yield file
             _file_system().pipe_file(os.fspath(path), file.getvalue())
         return
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    # Not this process's number: another machine may have one of the same, and write here too.
+    partial = path.with_name(f".{path.name}.partial-{uuid.uuid4().hex}")
     try:
         with partial.open("wb") as file:
             yield file

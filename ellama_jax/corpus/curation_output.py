@@ -6,15 +6,12 @@ Owns the names and bytes of files and the words of the closing table. It knows n
 import gzip
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ellama_jax.core.paths import as_path, file_bytes, is_remote
+from ellama_jax.core.paths import as_path, file_bytes, open_whole
 
 REPORT_FILE = "curation.json"  # written last: a directory without it was never finished
-_PARTIAL = ".partial-"
 
 
 def shard_of(key: str, num_shards: int) -> int:
@@ -46,20 +43,15 @@ def write_shard(path: str, lines: Iterable[tuple[bytes, bytes]]) -> dict:
     content = gzip.compress(b"".join(line for _, line in ordered), compresslevel=6, mtime=0)
     file = as_path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
-    if is_remote(path):
-        file.write_bytes(content)  # an object appears once all of it was sent
-    else:
-        # Not the process's number, which a worker on another machine may have as well.
-        partial = file.with_name(f"{_PARTIAL}{uuid.uuid4().hex}")
-        partial.write_bytes(content)
-        os.replace(partial, file)
+    with open_whole(file) as opened:
+        opened.write(content)
     digest = hashlib.sha256(content).hexdigest()
     return {"records": len(ordered), "bytes": len(content), "sha256": digest}
 
 
 def remove_partial(directory: Path) -> None:
     """Removes what killed workers were writing into a curation on a disk."""
-    for path in directory.rglob(f"{_PARTIAL}*"):
+    for path in directory.rglob(".*.partial-*"):
         path.unlink(missing_ok=True)
 
 

@@ -15,6 +15,8 @@ import pytest
 from verb_driver import Driver
 
 from ellama_jax import cli
+from ellama_jax.core import paths
+from ellama_jax.core.paths import as_path, copy_tree
 from ellama_jax.experiments.demo import write_jsonl
 from ellama_jax.tokens import prepare, tokenising
 from ellama_jax.tokens.tokenizer import save_tokenizer, train_byte_bpe
@@ -78,6 +80,12 @@ def small_steps(monkeypatch):
         monkeypatch.setattr(module, "PART_BYTES", (prepare_slowly.PART_BYTES,) * 2)
     for name in ("CHUNK_TOKENS", "FAN_IN"):
         monkeypatch.setattr(prepare, name, getattr(prepare_slowly, name))
+
+
+def few_steps(monkeypatch):
+    monkeypatch.setattr(tokenising, "PART_BYTES", (10_000, 10_000))
+    monkeypatch.setattr(prepare, "CHUNK_TOKENS", 4000)
+    monkeypatch.setattr(prepare, "FAN_IN", 3)
 
 
 def slowly(argv, **options):
@@ -145,9 +153,7 @@ class Killed(BaseException):
 
 def test_a_stop_before_any_single_rename_changes_no_byte(place, tmp_path, monkeypatch):
     """As if killed before the 1st, 2nd, ... rename of a run, and then started again."""
-    monkeypatch.setattr(tokenising, "PART_BYTES", (10_000, 10_000))
-    monkeypatch.setattr(prepare, "CHUNK_TOKENS", 4000)
-    monkeypatch.setattr(prepare, "FAN_IN", 3)
+    few_steps(monkeypatch)
     out, rename = tmp_path / "out", os.replace
     argv = argv_of(place, out, "--overwrite", "--workers", 1)
     prepare.main_prepare(argv)
@@ -326,3 +332,36 @@ def test_writes_that_the_system_refuses_leave_what_can_be_gone_on_with(place, tm
     for path in (tmp_path / "fresh").iterdir():
         fresh = read_manifest(path)
         assert read_manifest(out / path.name).content_sha256 == fresh.content_sha256
+
+
+def test_a_bucket_holds_what_a_disk_would_also_after_stops(place, tmp_path, monkeypatch, bucket):
+    """Stopped at one write into the bucket after another, over older sets of the same names."""
+    few_steps(monkeypatch)
+    out = as_path(f"{bucket}/windows")
+    prepare.main_prepare(argv_of(place, tmp_path / "out", "--workers", 1))
+    prepare.main_prepare(argv_of(place, out, "--seed", 9, "--workers", 1))
+    argv = argv_of(place, out, "--workers", 1, "--overwrite")
+    bucket_files, done = paths._file_system(), []
+    write = bucket_files.pipe_file
+    for stop_at in (0, 5, 10, 20, 40, 60, 80, 10_000):
+
+        def stop(*args, stop_at=stop_at, **options):
+            if len(done) >= stop_at:
+                raise Killed
+            done.append(args[0])
+            return write(*args, **options)
+
+        with monkeypatch.context() as patch, contextlib.suppress(Killed):
+            patch.setattr(bucket_files, "pipe_file", stop)
+            prepare.main_prepare(argv)
+            break
+        assert any(path.name.startswith(".prepare-") for path in out.iterdir()) or not stop_at
+    assert stop_at == 10_000
+    copy_tree(out, tmp_path / "copy")
+    found, wanted = content(tmp_path / "copy"), content(tmp_path / "out")
+    assert found.keys() == wanted.keys()
+    assert all(found[name] == wanted[name] for name in wanted if name.endswith(".npy"))
+    # A finished run, started again, writes nothing.
+    with monkeypatch.context() as patch:
+        patch.setattr(bucket_files, "pipe_file", stop)
+        prepare.main_prepare(argv[:-1])
