@@ -32,11 +32,13 @@ $(VENV)/installed: requirements.lock setup.py
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
-$(VENV)/references: $(VENV)/installed tools/bucket-tests.txt tools/notebook-tests.txt tools/launch-tests.txt
+$(VENV)/references: $(VENV)/installed tools/bucket-tests.txt tools/dask-tests.txt tools/notebook-tests.txt tools/launch-tests.txt
 	$(BIN)/python -m pip install --quiet --no-deps '$(TORCH)' || \
 	  echo "no CPU build of torch for this Python: tests that compare with it will be skipped"
 	$(BIN)/python -m pip install --quiet --no-deps --requirement tools/bucket-tests.txt || \
 	  echo "no fake bucket for this Python: tests with one will be skipped"
+	$(BIN)/python -m pip install --quiet --no-deps --requirement tools/dask-tests.txt || \
+	  echo "no Dask for this Python: tests on a cluster will be skipped"
 	$(BIN)/python -m pip install --quiet --no-deps --requirement tools/notebook-tests.txt || \
 	  echo "nothing to run notebooks with for this Python: their tests will be skipped"
 	$(BIN)/python -m pip install --quiet --no-deps --requirement tools/launch-tests.txt || \

@@ -46,6 +46,8 @@ EXTRAS = {
     "tpu": ["jax[tpu]"],  # libtpu, Google's own terms: to run on TPUs, and for `ellama plan`
     "cuda": ["jax[cuda13]"],
     "gcs": ["gcsfs"],  # gs:// paths; not locked, tests take the pins of tools/bucket-tests.txt
+    # A cluster for curate and prepare; not locked, tests take the pins of tools/dask-tests.txt.
+    "dask": ["dask", "distributed"],
     "wandb": ["wandb"],  # Weights & Biases, train.wandb_project; not locked
     # References that tests and benchmarks compare with. torch is not locked: its builds differ by
     # machine (see docs/GUIDE.md); without it those tests are skipped and say so.

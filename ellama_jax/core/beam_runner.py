@@ -99,7 +99,10 @@ def run_graph(build: Callable, options: Sequence[str]) -> None:
     import apache_beam as beam
     from apache_beam.options.pipeline_options import PipelineOptions
 
-    logging.getLogger("apache_beam").setLevel(logging.WARNING)
+    # Here a worker's error is told once, by who catches it; a cluster's service may say more.
+    traceback = os.environ.get("ELLAMA_TRACEBACK")
+    quiet = LOCAL_RUNNER in options and not traceback
+    logging.getLogger("apache_beam").setLevel(logging.CRITICAL if quiet else logging.WARNING)
     pipeline = beam.Pipeline(options=PipelineOptions(list(options)))
     build(pipeline)
     try:
@@ -112,7 +115,7 @@ def run_graph(build: Callable, options: Sequence[str]) -> None:
     except RuntimeError as error:
         # The runner wraps a worker's error in its own, with a traceback as text.
         found = re.search(r"(ValueError|OSError): (.*?)(?: \[while running|\n|$)", str(error))
-        if not found or os.environ.get("ELLAMA_TRACEBACK"):
+        if not found or traceback:
             raise
         raise {"ValueError": ValueError, "OSError": OSError}[found[1]](found[2]) from error
 

@@ -100,6 +100,8 @@ def curate(
     cache_dir = Path(recipe.cache_dir) if recipe.cache_dir else _default_cache(out)
     recipe, notes = _resolve_origins(recipe, cache_dir)
     parts = _find_all_parts(recipe)
+    if LOCAL_RUNNER not in options:
+        _check_shared_paths([os.fspath(out.parent), *(part.path for _, part in parts)])
     _try_first_records(recipe, parts)
     texts = _read_evaluation_texts(recipe)
     stage = out if is_remote(out) else out.with_name(f".{out.name}.partial")
@@ -114,6 +116,16 @@ def curate(
     (stage / _STARTED_FILE).unlink()
     _publish(stage, out)
     return report
+
+
+def _check_shared_paths(paths: list[str]) -> None:
+    """Refuses what a worker in another directory would look for in vain."""
+    for path in paths:
+        if not is_remote(path) and not os.path.isabs(path) and os.path.exists(path):
+            raise ValueError(
+                f"{path}: must be absolute or in a bucket where workers of a cluster run, got a "
+                "relative path."
+            )
 
 
 def _check_absent(out: Path, overwrite: bool) -> None:

@@ -168,6 +168,17 @@ def test_a_broken_line_is_named_and_nothing_is_written(tokenizer_dir, tmp_path, 
     assert [p.name for p in tmp_path.iterdir()] == ["documents.jsonl"]
 
 
+def test_a_broken_line_is_named_where_beam_does_the_work(tokenizer_dir, tmp_path):
+    path = tmp_path / "documents.jsonl"
+    path.write_text(json.dumps(document("gut")) + "\n{\n")
+    argv = prepare_argv(tokenizer_dir, tmp_path / "w", "--documents", path)
+    with pytest.raises(ValueError, match=r"^\S*documents.jsonl:2: must be a document, got Expect"):
+        main_prepare([*argv, "--runner=FnApiRunner"])
+    assert [p.name for p in tmp_path.iterdir()] == ["documents.jsonl"]
+    with pytest.raises(ValueError, match="--wrokers=2: .* did you mean --workers"):
+        main_prepare([*argv, "--wrokers=2"])
+
+
 def test_missing_input_is_refused(tokenizer_dir, tmp_path, documents_path):
     out = tmp_path / "windows"
     with pytest.raises(ValueError, match="--documents or --listings: must name at least one file"):
