@@ -10,31 +10,55 @@ usage() {
 usage: queued.sh VERB [ENV_FILE], runs/env if none is given; DRY_RUN=1 prints the commands alone
   create   request the slices          wait     until they are there
   setup    install on every host       launch   start `ellama train` on every host
-  status   of slices and jobs          logs     the leading host's log; logs-all: the end of all
+  status   of slices and jobs          logs     the first host's log; logs-all: the end of all
   stop     SIGTERM: save and end       delete   slices, requests, everything; the bucket stays
   resume   whatever is missing of create, wait, setup, launch; what was taken away is asked for again
-  watch    resume, again and again, until the run has ended
+  watch    resume, again and again, until the run has ended or another try cannot mend it
 TEXT
 }
 
 TPUS=(gcloud compute tpus)
-# So many losses of a process in a row, not as long as this apart, are no accident.
-MOST_LOST=3 MANY_POLLS=20
+# So many polls in a row may say nothing clear before it is acted upon.
+PATIENCE=${PATIENCE:-10}
 # A host that was never set up has nothing to stop.
-STOP='test ! -f ellama/on_host.sh || bash ellama/on_host.sh stop'
+ON_HOST='test ! -f ellama/on_host.sh || bash ellama/on_host.sh'
 # Runtimes by docs.cloud.google.com/tpu/docs/runtimes.
 declare -A RUNTIMES=([v4]=tpu-ubuntu2204-base [v5litepod]=v2-alpha-tpuv5-lite
   [v5p]=v2-alpha-tpuv5 [v6e]=v2-alpha-tpuv6e)
 
+# Runs a command that may take SECS seconds: what hangs, as an ssh to a host that is gone, is an error.
+within() {
+  local secs=$1
+  shift
+  if [[ $DRY_RUN == 1 ]]; then run "$@"; else timeout --kill-after=10 "$secs" "$@"; fi
+}
+
+# Runs a command for each node, all at once; {} in it is the node.
+on_nodes() {
+  local secs=$1 node pid pids=() failed=0
+  shift
+  for node in "${NODES[@]}"; do
+    if [[ $DRY_RUN == 1 ]]; then run "${@//\{\}/$node}"; continue; fi
+    within "$secs" "${@//\{\}/$node}" </dev/null &
+    pids+=($!)
+  done
+  for pid in "${pids[@]}"; do wait "$pid" || failed=1; done
+  return "$failed"
+}
+
+# Runs one command line on every host.
+on_hosts() { on_nodes "$1" "${TPUS[@]}" tpu-vm ssh {} "${PLACE[@]}" --worker=all "--command=$2"; }
+
 # Prints one field of a resource, or ABSENT; any other failure is one, not an absence.
 describe() {
   local kind=$1 name=$2 field=$3 text
-  if text=$("${TPUS[@]}" "$kind" describe "$name" "${PLACE[@]}" "--format=value($field)" 2>"$SCRATCH/said"); then
+  if text=$(within 120 "${TPUS[@]}" "$kind" describe "$name" "${PLACE[@]}" "--format=value($field)" 2>"$SCRATCH/said"); then
     printf '%s\n' "$text"
     return
   fi
   text=$(<"$SCRATCH/said")
-  if [[ $text == *NOT_FOUND* || $text == *'not found'* ]]; then
+  # By its own name: a project that is not found says nothing of what it holds.
+  if [[ $text == *NOT_FOUND*"/$name'"* ]]; then
     echo ABSENT
   else
     fail "gcloud: could not describe $name: ${text//$'\n'/ }" 1
@@ -51,15 +75,6 @@ state() {
   fi
 }
 
-# Runs one command line on hosts: on_hosts WORKER COMMAND NODE...
-on_hosts() {
-  local worker=$1 command=$2 node
-  shift 2
-  for node in "$@"; do
-    run "${TPUS[@]}" tpu-vm ssh "$node" "${PLACE[@]}" "--worker=$worker" "--command=$command"
-  done
-}
-
 create() {
   local now nodes=("--node-id=$NAME") spot=()
   now=$(state ABSENT)
@@ -69,8 +84,18 @@ create() {
   fi
   [[ $SLICES == 1 ]] || nodes=("--node-count=$SLICES" "--node-prefix=$NAME")
   [[ $SPOT == 0 ]] || spot=(--spot)
-  run "${TPUS[@]}" queued-resources create "$NAME" "${PLACE[@]}" "${nodes[@]}" \
-    "--accelerator-type=$ACCELERATOR" "--runtime-version=$RUNTIME_VERSION" "${spot[@]}"
+  within 600 "${TPUS[@]}" queued-resources create "$NAME" "${PLACE[@]}" "${nodes[@]}" \
+    "--accelerator-type=$ACCELERATOR" "--runtime-version=$RUNTIME_VERSION" "${spot[@]}" 2>"$SCRATCH/said" ||
+    refused "$(<"$SCRATCH/said")"
+}
+
+# No room now is no reason to give up, and costs nothing: status 75 says so to `watch`.
+refused() {
+  say "$1"
+  case $1 in
+    *RESOURCE_EXHAUSTED* | *[Qq]uota* | *capacity* | *UNAVAILABLE*) fail "$NAME: there is no room now; run it again later." 75 ;;
+    *) fail "$NAME: could not be requested." 1 ;;
+  esac
 }
 
 # Waits until every slice can be used; what will never be is an error.
@@ -84,50 +109,48 @@ wait_for() {
       ACTIVE) return ;;
       ABSENT) fail "$NAME: must be requested first, got nothing; queued.sh create." 1 ;;
       FAILED | SUSPENDED | SUSPENDING | PREEMPTED | DELETING)
-        fail "$NAME: must come to ACTIVE, got $now; queued.sh resume asks for it again." 1 ;;
+        fail "$NAME: must come to ACTIVE, got $now; queued.sh resume asks for it again." 75 ;;
     esac
     sleep "$POLL_SECS"
   done
 }
 
 setup() {
-  local files=("$ROOT/tpu_scripts/on_host.sh" "$ROOT/requirements.lock") package=$INSTALL node
+  local files=("$ROOT/tpu_scripts/on_host.sh" "$ROOT/requirements.lock") package=$INSTALL
   if [[ $INSTALL == *.whl ]]; then
     [[ $DRY_RUN == 1 || -f $INSTALL ]] || fail "INSTALL: must exist, got $INSTALL; pip wheel --no-deps -w dist ."
     files+=("$INSTALL")
     package=./$(basename "$INSTALL")
   fi
   printf '%s\n' "$package" >"$SCRATCH/job.install"
-  printf '%s\n' "LIBTPU_INIT_ARGS=$FLAGS" "WINDOWS=$WINDOWS" >"$SCRATCH/job.env"
+  printf '%s\n' "LIBTPU_INIT_ARGS=$FLAGS" >"$SCRATCH/job.env"
   printf '%s\n' "${ARGUMENTS[@]}" >"$SCRATCH/job.args"
-  on_hosts all 'mkdir -p ellama' "${NODES[@]}"
-  for node in "${NODES[@]}"; do
-    run "${TPUS[@]}" tpu-vm scp "${files[@]}" "$SCRATCH"/job.{install,env,args} "$node:ellama/" "${PLACE[@]}" --worker=all
-  done
-  [[ $DRY_RUN == 0 ]] || say "job.args: ${ARGUMENTS[*]@Q}" "job.env: LIBTPU_INIT_ARGS=${FLAGS@Q} WINDOWS=$WINDOWS"
-  on_hosts all 'bash ellama/on_host.sh install && bash ellama/on_host.sh data' "${NODES[@]}"
+  on_hosts 300 'mkdir -p ellama'
+  on_nodes 900 "${TPUS[@]}" tpu-vm scp "${files[@]}" "$SCRATCH"/job.{install,env,args} {}:ellama/ "${PLACE[@]}" --worker=all
+  [[ $DRY_RUN == 0 ]] || say "job.args: ${ARGUMENTS[*]@Q}" "job.env: LIBTPU_INIT_ARGS=${FLAGS@Q}"
+  on_hosts 1800 'bash ellama/on_host.sh install'
 }
 
-launch() { on_hosts all 'bash ellama/on_host.sh start' "${NODES[@]}"; }
-logs() { on_hosts 0 'tail -n 200 -F ellama/train.log' "${NODES[0]}"; }
-logs_all() { on_hosts all 'hostname; tail -n 50 ellama/train.log' "${NODES[@]}"; }
-stop() {
-  # All slices at once: one that ends alone leaves the others waiting for it.
-  local node pids=() pid failed=0
-  for node in "${NODES[@]}"; do
-    if [[ $DRY_RUN == 1 ]]; then on_hosts all "$STOP" "$node"; continue; fi
-    on_hosts all "$STOP" "$node" &
-    pids+=($!)
-  done
-  for pid in "${pids[@]}"; do wait "$pid" || failed=1; done
-  [[ $failed == 0 ]] || fail "$NAME: a host did not say that its job has ended; run stop again." 1
+launch() { on_hosts 300 'bash ellama/on_host.sh start'; }
+logs() { run "${TPUS[@]}" tpu-vm ssh "${NODES[0]}" "${PLACE[@]}" --worker=0 '--command=tail -n 200 -F ellama/train.log'; }
+# shellcheck disable=SC2016  # the host's own name
+logs_all() { on_hosts 120 'tail -n 50 ellama/train.log | sed "s/^/$(hostname): /"'; }
+
+# All slices at once: one that ends alone leaves the others waiting for it.
+halt() {
+  local secs=${STOP_SECS:-600}
+  on_hosts $((secs + 120)) "$1$ON_HOST stop $secs" ||
+    fail "$NAME: a host did not say that its job has ended; run it again." 1
 }
+
+# Noted on the hosts, so that a `watch` elsewhere does not start again what a person has stopped.
+stop() { halt 'test ! -d ellama || touch ellama/stopped; '; }
 
 status() {
   local now
   now=$(state ACTIVE)
   say "$NAME: $now"
-  [[ $now != ACTIVE ]] || on_hosts all 'hostname; bash ellama/on_host.sh status' "${NODES[@]}"
+  [[ $now != ACTIVE ]] || on_hosts 120 "$ON_HOST status"
 }
 
 # Deletes the request with its nodes, then any node that is left of an earlier, broken end.
@@ -135,12 +158,12 @@ delete() {
   local now node
   now=$(state ACTIVE)
   if [[ $now != ABSENT ]]; then
-    run "${TPUS[@]}" queued-resources delete "$NAME" "${PLACE[@]}" --force --quiet
+    within 1800 "${TPUS[@]}" queued-resources delete "$NAME" "${PLACE[@]}" --force --quiet
   fi
   for node in "${NODES[@]}"; do
     now=ACTIVE
     [[ $DRY_RUN == 1 ]] || now=$(describe tpu-vm "$node" state)
-    [[ $now == ABSENT ]] || run "${TPUS[@]}" tpu-vm delete "$node" "${PLACE[@]}" --quiet
+    [[ $now == ABSENT ]] || within 1800 "${TPUS[@]}" tpu-vm delete "$node" "${PLACE[@]}" --quiet
   done
   now=$(state ABSENT)
   [[ $now == ABSENT ]] || fail "$NAME: must be gone, got $now; run delete again." 1
@@ -150,7 +173,6 @@ delete() {
 # Says whether a slice was taken away although its request is ACTIVE.
 lost_a_node() {
   local node now
-  [[ $DRY_RUN == 0 ]] || return 1
   for node in "${NODES[@]}"; do
     now=$(describe tpu-vm "$node" state) || exit 1
     case $now in ABSENT | PREEMPTED | TERMINATED | STOPPED | FAILED) say "$node: $now"; return 0 ;; esac
@@ -160,19 +182,22 @@ lost_a_node() {
 
 resume() {
   local now
-  now=$(state SUSPENDED)
+  now=$(state ABSENT)
   while [[ $now == SUSPENDING || $now == DELETING ]]; do
     sleep "$POLL_SECS"
-    now=$(state SUSPENDED)
+    now=$(state ABSENT)
   done
   say "$NAME: $now"
   if [[ $now == SUSPENDED || $now == PREEMPTED || $now == FAILED ]] || { [[ $now == ACTIVE ]] && lost_a_node; }; then
     delete
   elif [[ $now == ACTIVE ]]; then
-    now=$(leader_status)
+    now=$(jobs_state)
     say "$NAME: $now"
     [[ $now != running ]] || return 0
-    stop # all hosts begin together or not at all
+    [[ $now == 'not started' ]] || halt '' # all hosts begin together or not at all
+    setup
+    launch
+    return
   fi
   create
   wait_for
@@ -180,59 +205,133 @@ resume() {
   launch
 }
 
-# Prints how the job on the leading host stands.
-leader_status() {
-  local text
-  text=$(on_hosts 0 'bash ellama/on_host.sh status' "${NODES[0]}" 2>/dev/null) || text=unreachable
-  echo "${text##*$'\n'}"
+# Prints how the hosts' jobs stand, in a word; $SCRATCH/jobs has a line a host.
+#   exited 0     all have ended well                 failed   one with an error that would come again
+#   running      all that answer run                 ended    all have ended: another try may mend it
+#   partly       some run, some do not               stopped  by a person
+#   not started  on no host                          unreachable
+jobs_state() {
+  local line answered=1 total=0 running=0 well=0 none=0 failed=0 stopped=0
+  on_hosts 120 "$ON_HOST status" >"$SCRATCH/jobs" 2>/dev/null || answered=0
+  while IFS= read -r line; do
+    [[ $line =~ ^[^\ ]+:\ (running|stopped|not\ started|exited\ (unknown|[0-9]+))(:|$) ]] || continue
+    total=$((total + 1))
+    case ${BASH_REMATCH[1]} in
+      running) running=$((running + 1)) ;;
+      stopped) stopped=1 ;;
+      'not started') none=$((none + 1)) ;;
+      'exited 0') well=$((well + 1)) ;;
+      # Another process was lost, or stood still; killed; gone with its machine.
+      'exited 75' | 'exited unknown') ;;
+      *) ((BASH_REMATCH[2] >= 128)) || failed=1 ;;
+    esac
+  done <"$SCRATCH/jobs"
+  if ((total == 0 && answered == 0)); then
+    echo unreachable
+  elif ((none == total)); then
+    echo 'not started' # or not even set up
+  elif ((failed)); then
+    echo failed
+  elif ((running == total)); then
+    echo running
+  elif ((running > 0)); then
+    echo partly
+  elif ((stopped)); then
+    echo stopped
+  elif ((well == total)); then
+    echo 'exited 0'
+  else
+    echo ended
+  fi
 }
 
 # The same, or `lost` if a slice is not there.
-job_status() {
+run_state() {
   local now
   now=$(describe queued-resources "$NAME" state.state) || exit 1
   if [[ $now != ACTIVE ]] || lost_a_node; then
     echo lost
+  elif [[ $1 == running && $(first_host) == *': running' ]]; then
+    echo running # where one host runs on, all do, or it would end within a minute
   else
-    leader_status
+    jobs_state
   fi
 }
 
-# `exited 143` is train's answer to SIGTERM: it has saved. 75 says that another process of the job was
-# lost, or stood still; the one that has an error of its own may be that one, so not for ever. Any
-# other error would come again.
+first_host() {
+  within 120 "${TPUS[@]}" tpu-vm ssh "${NODES[0]}" "${PLACE[@]}" --worker=0 "--command=$ON_HOST status" </dev/null 2>/dev/null || true
+}
+
+# Prints the newest whole step in the work directory, 0 if there is none. Orbax writes
+# commit_success.txt last.
+newest_step() {
+  local text tries command=(gcloud storage ls "$WORKDIR/checkpoints/*/commit_success.txt")
+  [[ $DRY_RUN == 0 ]] || { run "${command[@]}" >&3; return; }
+  for ((tries = 0; tries < PATIENCE; tries++)); do
+    if text=$(within 120 "${command[@]}" 2>"$SCRATCH/said"); then
+      sed -nE '1i 0'$'\n''s|.*/checkpoints/([0-9]+)/commit_success.txt$|\1|p' <<<"$text" | sort -n | tail -n 1
+      return
+    elif grep -q 'matched no objects' "$SCRATCH/said"; then
+      echo 0
+      return
+    fi
+    sleep "$POLL_SECS"
+  done
+  say "$WORKDIR: could not be listed: $(tail -n 1 "$SCRATCH/said")"
+  return 1
+}
+
 watch() {
-  local now last='' lost=0 running=0
-  [[ $DRY_RUN == 0 ]] || { resume; return; }
+  local now last='' newest step unclear=0 begun=0 restarts=0 code
+  if [[ $DRY_RUN == 1 ]]; then
+    newest_step
+    resume
+    status
+    return
+  fi
+  newest=$(newest_step) || newest=0
   while true; do
-    now=$(job_status) || now=unreachable
-    [[ $now == "$last" ]] || say "$NAME: $now"
+    now=$(run_state "$last" 2>"$SCRATCH/why") || now=unreachable
+    if [[ $now != "$last" ]]; then
+      say "$NAME: $now"
+      cat "$SCRATCH/why" >&2
+      # What each host said at its end, which goes with the slice.
+      case $now in ended | failed) cat "$SCRATCH/jobs" >&2 ;; esac
+    fi
     last=$now
     case $now in
       'exited 0') say "$NAME: the run has ended; queued.sh delete frees the slices"; return ;;
-      running)
-        running=$((running + 1))
-        ((running < MANY_POLLS)) || lost=0
-        ;;
-      unreachable) ;;
-      'exited 75')
-        lost=$((lost + 1)) running=0
-        ((lost <= MOST_LOST)) || fail "$NAME: a process was lost $lost times in a row; see queued.sh logs-all." 1
-        again
-        ;;
-      'exited unknown' | 'exited 143') again ;;
-      'exited '*) fail "$NAME: the job ended with an error ($now); see queued.sh logs." 1 ;;
-      *) again ;;
+      running | unreachable) unclear=0 ;;
+      partly) unclear=$((unclear + 1)) ;;
+      *) unclear=$((PATIENCE + 1)) ;;
     esac
+    # Whoever begins to watch has mended what ended the job before.
+    ((begun == 0)) || case $now in
+      failed) fail "$NAME: the job ended with an error that another try cannot mend; mend it, then queued.sh watch." 1 ;;
+      stopped) fail "$NAME: somebody stopped the job; queued.sh watch goes on with it." 1 ;;
+    esac
+    case $now in running | partly | ended) begun=1 ;; esac
+    if ((unclear > PATIENCE)); then
+      step=$(newest_step) || step=$newest # not known to be newer
+      ((step <= newest)) || { newest=$step; restarts=0; }
+      ((restarts < MOST_RESTARTS)) ||
+        fail "$NAME: no checkpoint newer than step $newest after $restarts restarts in a row; mend it, then queued.sh watch." 1
+      code=0
+      bash "$0" resume "$ENV_FILE" || code=$?
+      case $code in
+        0 | 1) ((begun == 0)) || restarts=$((restarts + 1)); begun=1 ;;
+        2) exit 2 ;; # the command or its file is wrong
+      esac
+      [[ $code == 0 ]] || say "$NAME: could not resume; again in $POLL_SECS s"
+      # Half a start is no reason to wait: all hosts are stopped and begin again.
+      last='' unclear=$((code == 0 ? 0 : PATIENCE))
+    fi
     sleep "$POLL_SECS"
   done
 }
 
-# In a process of its own: what fails there, a request for instance, is tried again later.
-again() { bash "$0" resume "$ENV_FILE" || say "$NAME: could not resume; again in $POLL_SECS s"; }
-
 main() {
-  local verb=${1:-} node
+  local verb=${1:-} node tool
   case $verb in
     -h | --help | help) usage; exit ;;
     create | setup | launch | status | logs | stop | delete | resume | watch) ;;
@@ -254,7 +353,9 @@ main() {
     for ((node = 0; node < SLICES; node++)); do NODES+=("$NAME-$node"); done
   fi
   train_arguments
-  [[ $DRY_RUN == 1 ]] || command -v gcloud >/dev/null || fail 'gcloud: must be installed, got none.'
+  for tool in gcloud timeout; do
+    [[ $DRY_RUN == 1 ]] || command -v "$tool" >/dev/null || fail "$tool: must be installed, got none."
+  done
   SCRATCH=$(mktemp -d)
   trap 'rm -rf "$SCRATCH"' EXIT
   "$verb"

@@ -8,6 +8,8 @@ DRY_RUN=${DRY_RUN:-0}
 POLL_SECS=${POLL_SECS:-30}
 KEYS=(PROJECT ZONE NAME ACCELERATOR SLICES SPOT RUNTIME_VERSION WORKDIR WINDOWS CONFIG INSTALL CLUSTER IMAGE)
 TRAIN_ARGS=()
+# So many restarts in a row without a newer checkpoint, whatever ended the job, and no more.
+MOST_RESTARTS=3
 
 fail() {
   printf '%s: error: %s\n' "$(basename "$0")" "$1" >&2
@@ -91,5 +93,5 @@ check_accelerator() {
 
 # Fills ARGUMENTS, those of `ellama train` on every host.
 train_arguments() {
-  ARGUMENTS=("--config=$CONFIG" "--workdir=$WORKDIR" --config.data.windows_dir=windows "${TRAIN_ARGS[@]}")
+  ARGUMENTS=("--config=$CONFIG" "--workdir=$WORKDIR" "--config.data.windows_dir=$WINDOWS" "${TRAIN_ARGS[@]}")
 }

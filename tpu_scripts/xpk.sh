@@ -29,16 +29,13 @@ image() {
 # What a pod runs, quoted twice: here for the pod's shell, by xpk in its YAML.
 pod_command() {
   local text
-  printf -v text '%q ' exec env "LIBTPU_INIT_ARGS=$FLAGS" "WINDOWS=$WINDOWS" \
-    bash /ellama/on_host.sh train "${ARGUMENTS[@]}"
+  printf -v text '%q ' exec env "LIBTPU_INIT_ARGS=$FLAGS" "LAUNCH=$(date --utc +%Y%m%dT%H%M%SZ)" \
+    "MOST_RESTARTS=$MOST_RESTARTS" bash /ellama/on_host.sh train "${ARGUMENTS[@]}"
   printf '%s' "${text% }"
 }
 
 launch() {
-  local restarts=3 there
-  # Spot pods come back on new machines; train exits with 143 after it saved, which xpk restarts, and
-  # with 75 where another process was lost.
-  [[ $SPOT == 0 ]] || restarts=1000
+  local there
   if [[ $DRY_RUN == 0 ]]; then
     there=$(xpk workload list "${PLACE[@]}" "--filter-by-job=^$NAME\$")
     # At the start of a row of the table; the lines that tell what xpk does name it too.
@@ -47,8 +44,10 @@ launch() {
       return
     fi
   fi
+  # Any status but 42, 75 and 127 to 255 ends the workload for good. How often the others restart it in
+  # a row on_host.sh counts; the cluster's own number counts preemptions of many days alike.
   run xpk workload create "${PLACE[@]}" "--workload=$NAME" "--tpu-type=$ACCELERATOR" \
-    "--num-slices=$SLICES" "--docker-image=$IMAGE" "--max-restarts=$restarts" \
+    "--num-slices=$SLICES" "--docker-image=$IMAGE" --max-restarts=1000 \
     --restart-on-exit-codes=75 --termination-grace-period-seconds=600 "--command=$(pod_command)"
 }
 

@@ -18,16 +18,23 @@ def make_host(directory, arguments):
     """Lays out a host as `queued.sh setup` does; its packages are those of this Python."""
     directory.mkdir(parents=True)
     (directory / "on_host.sh").write_text((SCRIPTS / "on_host.sh").read_text())
-    (directory / "job.env").write_text("LIBTPU_INIT_ARGS=\nWINDOWS=\n")
+    (directory / "job.env").write_text("LIBTPU_INIT_ARGS=\n")
     (directory / "job.args").write_text("".join(f"{word}\n" for word in arguments))
+    for name in ("job.install", "requirements.lock"):
+        (directory / name).touch()
+    on_host(directory, "install")
     return directory
 
 
 def on_host(host, verb, **environment):
-    """Runs a verb there, with an `ellama` and `python` that are those of this test."""
+    """Runs a verb there, with an `ellama` and `python` that are those of this test.
+
+    Returns:
+        what the verb said, without the host's name.
+    """
     tools = host / "venv/bin"
     tools.mkdir(parents=True, exist_ok=True)
-    for name, text in (("ellama", "-m ellama_jax.cli"), ("python", "")):
+    for name, text in (("ellama", "-m ellama_jax.cli"), ("python", ""), ("uv", "-c ")):
         (tools / name).write_text(f'#!/bin/bash\nexec {sys.executable} {text} "$@"\n')
         (tools / name).chmod(0o755)
     env = {**os.environ, "PYTHONPATH": str(SCRIPTS.parent), **environment}
@@ -35,7 +42,7 @@ def on_host(host, verb, **environment):
     argv = ["bash", str(host / "on_host.sh"), verb]
     ended = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=LIMIT_SECS)
     assert ended.returncode == 0, ended
-    return ended.stdout.strip()
+    return ended.stdout.strip().partition(": ")[2]
 
 
 def start(tmp_path, arguments, count):
@@ -83,28 +90,7 @@ def test_stop_saves_and_a_second_start_goes_on(tmp_path, tiny_run):
     while not list(workdir.glob("checkpoints/2")) and time.monotonic() < deadline:
         time.sleep(0.5)
     assert on_host(hosts[0], "start") == "already running"
-    assert on_host(hosts[0], "stop") == "exited 143"
-    assert wait_for(hosts) == ["exited 143"] * 2
+    said = [on_host(hosts[0], "stop"), *wait_for(hosts)]
+    assert [words.partition(":")[0] for words in said] == ["exited 143"] * 3
     log = (hosts[0] / "train.log").read_text()
     assert "stopped by SIGTERM after a checkpoint" in log, log
-
-
-def test_windows_are_fetched_once_and_never_half(tmp_path):
-    source = tmp_path / "windows"
-    (source / "general-en").mkdir(parents=True)
-    (source / "general-en/manifest.json").write_text("{}")
-    (source / "tokenizer.json").write_text("1")
-    host = make_host(tmp_path / "host", [])
-    (host / "job.env").write_text(f"WINDOWS={source}\n")
-    (host / "windows.part").mkdir()  # of a fetch that was cut off
-    (host / "windows.part/old").write_text("half")
-    on_host(host, "data")
-    names = sorted(str(p.relative_to(host)) for p in host.glob("windows*/**/*") if p.is_file())
-    assert names == ["windows/general-en/manifest.json", "windows/tokenizer.json"]
-    (source / "tokenizer.json").write_text("2")
-    on_host(host, "data")
-    assert (host / "windows/tokenizer.json").read_text() == "1"
-    other = source.rename(tmp_path / "other")
-    (host / "job.env").write_text(f"WINDOWS={other}\n")
-    on_host(host, "data")
-    assert (host / "windows/tokenizer.json").read_text() == "2"

@@ -1,24 +1,46 @@
-"""Queued resources against a gcloud that records, keeps state and fails at every call in turn."""
+"""Queued resources against a gcloud that records, keeps state and fails where it is told to.
 
+A host of the fake is a directory, in which the real on_host.sh starts a small script in place of
+`ellama`; how that ends, by host and start, a test says in bash.
+"""
+
+import contextlib
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from launch_cases import SCRIPTS, script, write_env
 
-# On a host of the fake: packages and windows are there, and `ellama` sleeps until it is told to end.
+# Runs until it is told to end, unless `ends` says something else for this host and start. Two at
+# once on one host would be noted.
 HOST_ELLAMA = """#!/bin/bash
 printf '%s\\0' "$@" >arguments
 printf '%s' "$LIBTPU_INIT_ARGS" >flags
+root=$HOME/../..
+host=$(basename "$(dirname "$HOME")")/$(basename "$HOME")
+start=$(grep -cx "$host" "$root/starts")
+echo "$host" >>"$root/starts"
+exec 7>"$HOME/only"
+flock --nonblock 7 || echo "$host" >>"$root/doubled"
 trap 'exit 143' TERM
-if [[ -f finish ]]; then exit "$(<finish)"; fi
+checkpoint() { mkdir -p "$root/bucket/8b/checkpoints/$1" && touch "$root/bucket/8b/checkpoints/$1/commit_success.txt"; }
+[[ ! -f $root/ends ]] || source "$root/ends"
 for _ in {1..600}; do sleep 0.1; done
 """
+PROGRAMS = {
+    "ellama": HOST_ELLAMA,
+    "python": "#!/bin/bash\necho .\n",
+    "uv": '#!/bin/bash\necho "$@" >>uv_calls\n',
+    "hostname": '#!/bin/bash\necho "$(basename "$(dirname "$HOME")")-w-$(basename "$HOME")"\n',
+}
 
 
 class Cloud:
@@ -31,16 +53,17 @@ class Cloud:
             (directory / name).mkdir()
         gcloud = (SCRIPTS.parent / "tests/tpu_scripts/fake_gcloud.py").read_text()
         self._program(self.bin / "gcloud", f"#!{sys.executable}\n" + gcloud)
-        self._program(directory / "host_bin/ellama", HOST_ELLAMA)
-        self._program(directory / "host_bin/python", "#!/bin/bash\nmkdir -p windows.part; echo .\n")
-        self._program(directory / "host_bin/uv", '#!/bin/bash\necho "$@" >>uv_calls\n')
+        for name, text in PROGRAMS.items():
+            self._program(directory / "host_bin" / name, text)
+        (directory / "starts").touch()
 
     def _program(self, file, text):
         file.write_text(text)
         file.chmod(0o755)
 
-    def run(self, verb, env, **environment):
-        return script("queued.sh", verb, env, path=self.bin, FAKE_DIR=str(self.home), **environment)
+    def run(self, verb, env, path="", **environment):
+        path = f"{path}:{self.bin}" if path else self.bin
+        return script("queued.sh", verb, env, path=path, FAKE_DIR=str(self.home), **environment)
 
     def calls(self):
         file = self.home / "calls.json"
@@ -55,6 +78,25 @@ class Cloud:
         state[kind][name]["state"] = value
         (self.home / "state.json").write_text(json.dumps(state))
 
+    def let_fail(self, *faults):
+        (self.home / "faults.json").write_text(json.dumps(faults))
+
+    def let_end(self, plan):
+        """Says in bash how each host's jobs end, one start after the other; the last for all later."""
+        lines = [
+            f"{host}-{number if action is not actions[-1] else '*'}) {action} ;;"
+            for host, actions in plan.items() for number, action in enumerate(actions)
+        ]  # fmt: skip
+        (self.home / "ends").write_text("\n".join(["case $host-$start in", *lines, "esac"]))
+
+    def starts(self):
+        """How often each host has started a job."""
+        lines = (self.home / "starts").read_text().splitlines()
+        return {host: lines.count(host) for host in sorted(set(lines))}
+
+    def created(self):
+        return sum(call[2:4] == ["queued-resources", "create"] for call in self.calls())
+
     def forget_calls(self):
         (self.home / "calls.json").unlink(missing_ok=True)
 
@@ -67,9 +109,21 @@ def cloud(tmp_path):
     cloud = Cloud(tmp_path)
     yield cloud
     for host in cloud.hosts():
-        pid = host / "ellama/train.pid"
-        if pid.exists() and os.path.exists(f"/proc/{pid.read_text()}"):
-            os.kill(int(pid.read_text()), signal.SIGKILL)
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            os.killpg(pids_of(host)[1], signal.SIGKILL)
+
+
+def pids_of(host):
+    """The job's process and its parent, which leads the group of both."""
+    return [int(word) for word in (host / "ellama/train.pid").read_text().split()]
+
+
+def is_alive(pid):
+    """Says whether a process is there and no zombie, which waits for its parent alone."""
+    try:
+        return ") Z " not in open(f"/proc/{pid}/stat").read()
+    except FileNotFoundError:
+        return False
 
 
 def is_running(host):
@@ -87,7 +141,7 @@ def test_a_run_from_its_request_to_its_end(cloud, slices):
         pids.append([file.read_text() for file in sorted(cloud.home.rglob("train.pid"))])
     assert len(pids[3]) == 2 * slices and pids[3] == pids[4] == pids[-1]
     # In a session of its own, so that the end of a connection does not reach it.
-    assert os.getsid(0) not in {os.getsid(int(pid)) for pid in pids[-1]}
+    assert os.getsid(0) not in {os.getsid(pids_of(host)[0]) for host in cloud.hosts()}
     names = ["run-1"] if slices == 1 else ["run-1-0", "run-1-1"]
     assert sorted(cloud.state()["nodes"]) == names
     assert len(cloud.hosts()) == 2 * slices and all(map(is_running, cloud.hosts()))
@@ -95,7 +149,7 @@ def test_a_run_from_its_request_to_its_end(cloud, slices):
         given = (host / "ellama/arguments").read_bytes().decode().split("\0")[:-1]
         assert given == [
             "train", "--config=configs/ellama.py:8b", "--workdir=gs://bucket/runs/8b",
-            "--config.data.windows_dir=windows", *arguments,
+            "--config.data.windows_dir=gs://bucket/windows", *arguments,
         ]  # fmt: skip
         assert (
             "--xla_tpu_enable_data_parallel_all_reduce_opt=true"
@@ -161,7 +215,9 @@ def test_a_node_whose_request_is_gone_is_deleted_too(cloud):
     assert cloud.state() == {"requests": {}, "nodes": {}}
 
 
-@pytest.mark.parametrize("how", ["SUSPENDED", "FAILED", "PREEMPTED", "absent", "never set up"])
+@pytest.mark.parametrize(
+    "how", ["SUSPENDED", "FAILED", "PREEMPTED", "a node", "absent", "never set up"]
+)
 def test_resume_brings_back_what_was_taken_away(cloud, how):
     env = write_env(cloud.home)
     for verb in ("create", "setup", "launch") if how != "never set up" else ("create",):
@@ -170,14 +226,17 @@ def test_resume_brings_back_what_was_taken_away(cloud, how):
         cloud.set_state("requests", "run-1", how)
     elif how == "PREEMPTED":
         cloud.set_state("nodes", "run-1", how)
+    elif how == "a node":
+        state = cloud.state()
+        del state["nodes"]["run-1"]
+        (cloud.home / "state.json").write_text(json.dumps(state))
     elif how == "absent":
         assert cloud.run("delete", env).returncode == 0
     cloud.forget_calls()
     ended = cloud.run("resume", env)
     assert ended.returncode == 0, ended
     assert all(map(is_running, cloud.hosts())) and len(cloud.hosts()) == 2
-    created = [call for call in cloud.calls() if call[2:4] == ["queued-resources", "create"]]
-    assert len(created) == (how != "never set up")
+    assert cloud.created() == (how != "never set up")
     cloud.forget_calls()
     again = cloud.run("resume", env)
     assert again.returncode == 0 and "run-1: running" in again.stderr
@@ -189,11 +248,11 @@ def test_resume_starts_all_hosts_together(cloud):
     env = write_env(cloud.home)
     for verb in ("create", "setup", "launch"):
         assert cloud.run(verb, env).returncode == 0
-    before = [int((host / "ellama/train.pid").read_text()) for host in cloud.hosts()]
+    before = [pids_of(host)[0] for host in cloud.hosts()]
     os.kill(before[0], signal.SIGKILL)
     ended = cloud.run("resume", env)
-    assert ended.returncode == 0 and "run-1: exited 137" in ended.stderr, ended
-    after = [int((host / "ellama/train.pid").read_text()) for host in cloud.hosts()]
+    assert ended.returncode == 0 and "run-1: partly" in ended.stderr, ended
+    after = [pids_of(host)[0] for host in cloud.hosts()]
     assert all(map(is_running, cloud.hosts())) and not set(before) & set(after)
 
 
@@ -204,44 +263,203 @@ def test_waiting_ends_where_the_request_will_not_be_met(cloud):
     assert cloud.run("create", env).returncode == 0
     cloud.set_state("requests", "run-1", "FAILED")
     ended = cloud.run("wait", env)
-    assert ended.returncode == 1 and "got FAILED; queued.sh resume" in ended.stderr
+    assert ended.returncode == 75 and "got FAILED; queued.sh resume" in ended.stderr
 
 
-@pytest.mark.parametrize(("status", "code"), [("0", 0), ("1", 1)])
-def test_watching_ends_with_the_run(cloud, status, code):
+NODES = {1: ["run-1"], 2: ["run-1-0", "run-1-1"]}
+HOSTS = {slices: [f"{node}/{w}" for node in NODES[slices] for w in (0, 1)] for slices in NODES}
+BROKEN = "echo ellama train: error: broken on $host"
+
+
+def watch_to_its_end(cloud, slices=1, path="", **environment):
+    """Watches, and checks what holds of every end; then deletes all."""
+    env = write_env(cloud.home, SLICES=slices)
+    ended = cloud.run("watch", env, path, POLL_SECS="0.02", **environment)
+    assert not (cloud.home / "doubled").exists(), "two jobs on one host at once"
+    groups = [pids_of(host)[1] for host in cloud.hosts() if (host / "ellama/train.pid").exists()]
+    deleted = cloud.run("delete", env)
+    assert deleted.returncode == 0 and cloud.state() == {"requests": {}, "nodes": {}}, deleted
+    assert not any(map(is_alive, groups))
+    return ended
+
+
+def name_of(host):
+    return host.replace("/", "-w-")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("slices", "host"), [(s, host) for s in HOSTS for host in HOSTS[s]])
+def test_a_host_that_fails_once_at_each_step_costs_tries_and_no_run(cloud, slices, host):
+    """From nothing to the end of the run: each step of a start, then each end that is restartable."""
+    steps = [("mkdir", "before"), (" scp ", "before"), ("on_host.sh install", "after"),
+             ("on_host.sh start", "after"), ("on_host.sh start", "before")]  # fmt: skip
+    cloud.let_fail(*({"on": on, "how": how, "host": host} for on, how in steps))
+    ends = ["exit 75", "exit 143", "kill -KILL $$", "kill -KILL 0"]
+    mine = [f"checkpoint {n}; {BROKEN}; {end}" for n, end in enumerate(ends, 1)]
+    # The others once start alone and wait; else they end as those do that lost a process.
+    others = ["exit 75", "", *["exit 75"] * (len(ends) - 1), "exit 0"]
+    cloud.let_end({h: [*mine, "exit 0"] if h == host else others for h in HOSTS[slices]})
+    ended = watch_to_its_end(cloud, slices)
+    assert ended.returncode == 0 and "the run has ended" in ended.stderr, ended
+    wanted = {h: len(mine) + 1 if h == host else len(others) for h in HOSTS[slices]}
+    assert cloud.starts() == wanted and cloud.created() == 1, ended
+    said = re.findall(
+        f"{name_of(host)}: exited (.*): ellama train: error: broken on {host}", ended.stderr
+    )
+    assert said == ["75", "143", "137", "unknown"], ended.stderr
+
+
+FINAL = [(2, s, host) for s in HOSTS for host in HOSTS[s]] + [
+    (1, 1, "run-1/1"),
+    (3, 2, "run-1-1/0"),
+]
+
+
+@pytest.mark.parametrize(("status", "slices", "host"), FINAL)
+def test_an_error_that_another_try_cannot_mend_ends_the_watch(cloud, status, slices, host):
+    """Wherever it was, its line reaches whoever watches, though the others know of a loss alone."""
+    plan = {h: [f"{BROKEN}; exit {status}" if h == host else "exit 75"] for h in HOSTS[slices]}
+    cloud.let_end(plan)
+    ended = watch_to_its_end(cloud, slices)
+    assert ended.returncode == 1 and cloud.starts() == dict.fromkeys(HOSTS[slices], 1), ended
+    line = f"{name_of(host)}: exited {status}: ellama train: error: broken on {host}"
+    assert line in ended.stderr.splitlines() and "cannot mend" in ended.stderr, ended.stderr
+
+
+UNLISTED = {"on": "storage ls", "how": "before", "say": "ERROR: 503"}
+
+
+@pytest.mark.parametrize(
+    ("saves", "end", "unlisted", "starts"),
+    [
+        (0, "exit 75", 0, 4),
+        (3, "exit 143", 0, 6),
+        # Not known for a while is waited for; not known for good is no newer checkpoint.
+        (3, "kill -KILL 0", 4, 6),
+        (3, "exit 137", 500, 4),
+    ],
+)
+def test_a_job_that_saves_nothing_newer_is_restarted_three_times(
+    cloud, saves, end, unlisted, starts
+):
+    cloud.let_fail(*[{"on": "storage ls", "how": "before", "say": "ERROR: 503"}] * unlisted)
+    ends = [*(f"checkpoint {n}; {end}" for n in range(1, saves + 1)), end]
+    cloud.let_end(dict.fromkeys(HOSTS[1], ends))
+    ended = watch_to_its_end(cloud, PATIENCE="5" if unlisted < 100 else "2")
+    newest = 0 if unlisted > 100 else saves
+    assert ended.returncode == 1 and f"newer than step {newest} after 3 restarts" in ended.stderr
+    assert cloud.starts() == dict.fromkeys(HOSTS[1], starts), ended
+    assert ("could not be listed: ERROR: 503" in ended.stderr) == (unlisted > 100)
+
+
+@pytest.mark.parametrize("slices", [1, 2])
+@pytest.mark.parametrize("step", ["on_host.sh install", "on_host.sh status"])
+def test_a_slice_taken_away_during_set_up_or_training_is_asked_for_again(cloud, slices, step):
+    cloud.let_fail({"on": step, "how": "preempt", "host": HOSTS[slices][-1]})
+    began = step == "on_host.sh status"
+    cloud.let_end(dict.fromkeys(HOSTS[slices], [*[":"] * began, "exit 0"]))
+    ended = watch_to_its_end(cloud, slices)
+    assert ended.returncode == 0 and f"{NODES[slices][-1]}: PREEMPTED" in ended.stderr, ended
+    assert cloud.created() == 2
+    assert cloud.starts() == dict.fromkeys(HOSTS[slices], 1 + began), ended
+
+
+def test_a_request_that_has_no_room_is_repeated_and_one_that_is_wrong_is_not(cloud):
+    fault = {"on": "queued-resources create", "how": "before"}
+    cloud.let_fail(*[{**fault, "say": "ERROR: RESOURCE_EXHAUSTED: Quota limit reached"}] * 6)
+    cloud.let_end(dict.fromkeys(HOSTS[1], ["exit 0"]))
+    assert watch_to_its_end(cloud).returncode == 0
+    assert cloud.created() == 7 and cloud.starts() == dict.fromkeys(HOSTS[1], 1)
+    cloud.forget_calls()
+    cloud.let_fail(*[{**fault, "say": "ERROR: PERMISSION_DENIED: no right"}] * 50)
+    ended = watch_to_its_end(cloud)
+    assert ended.returncode == 1 and "PERMISSION_DENIED: no right" in ended.stderr
+    assert cloud.created() == 4
+
+
+def test_a_host_that_stays_away_ends_the_watch(cloud):
+    """Without its word that its job has ended, nothing is started anew."""
+    fault = {"on": "on_host.sh stop", "how": "before", "host": "run-1-1/0"}
+    cloud.let_fail(*[fault] * 50)
+    cloud.let_end(dict.fromkeys(HOSTS[2], ["exit 75"]))
+    ended = watch_to_its_end(cloud, 2)
+    assert ended.returncode == 1 and "a host did not say that its job has ended" in ended.stderr
+    assert cloud.starts() == dict.fromkeys(HOSTS[2], 1)
+
+
+@pytest.mark.slow
+def test_a_connection_that_hangs_does_not_hang_the_watch(cloud, tmp_path):
+    """A `timeout` put before the system's shortens the minutes that a call may take."""
+    short = tmp_path / "short"
+    short.mkdir()
+    cloud._program(
+        short / "timeout", f'#!/bin/bash\nexec {shutil.which("timeout")} -k 1 3 "${{@:3}}"\n'
+    )
+    steps = ["on_host.sh install", "on_host.sh status"]
+    cloud.let_fail(*({"on": step, "how": "hang", "host": "run-1/1"} for step in steps))
+    cloud.let_end(dict.fromkeys(HOSTS[1], ["checkpoint 1; exit 75", "exit 0"]))
+    ended = watch_to_its_end(cloud, path=short)
+    assert ended.returncode == 0 and cloud.starts() == dict.fromkeys(HOSTS[1], 2), ended
+
+
+def test_what_a_person_stops_the_watch_does_not_start_again(cloud):
     env = write_env(cloud.home)
-    for verb in ("create", "setup"):
-        assert cloud.run(verb, env).returncode == 0
-    for host in cloud.hosts():
-        (host / "ellama/finish").write_text(status)
-    ended = cloud.run("watch", env, POLL_SECS="0.2")
-    assert ended.returncode == code, ended
-    assert ("the run has ended" if code == 0 else "ended with an error (exited 1)") in ended.stderr
+    with ThreadPoolExecutor() as pool:
+        watching = pool.submit(cloud.run, "watch", env, POLL_SECS="0.1")
+        deadline = time.monotonic() + 60
+        while len(cloud.starts()) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        stopped = cloud.run("stop", env)
+        assert stopped.returncode == 0 and stopped.stdout.count("stopped: exited 143") == 2
+        ended = watching.result()
+    assert ended.returncode == 1 and "somebody stopped the job" in ended.stderr, ended
+    assert cloud.starts() == dict.fromkeys(HOSTS[1], 1)
+    cloud.let_end(dict.fromkeys(HOSTS[1], ["exit 0"]))
+    assert watch_to_its_end(cloud).returncode == 0
+    assert cloud.starts() == dict.fromkeys(HOSTS[1], 2)
 
 
-def test_watching_starts_a_job_that_lost_a_process_again_but_not_for_ever(cloud):
+def test_stop_ends_what_does_not_end_by_itself(cloud):
+    """A job that hangs would keep the chips from the next."""
     env = write_env(cloud.home)
-    for verb in ("create", "setup"):
+    cloud.let_end({"run-1/0": ["trap '' TERM"], "run-1/1": [":"]})
+    for verb in ("create", "setup", "launch"):
         assert cloud.run(verb, env).returncode == 0
-    for host in cloud.hosts():
-        (host / "ellama/finish").write_text("75")
-    ended = cloud.run("watch", env, POLL_SECS="0.2")
-    assert ended.returncode == 1 and "a process was lost 4 times in a row" in ended.stderr, ended
+    pids = [pid for host in cloud.hosts() for pid in pids_of(host)]
+    ended = cloud.run("stop", env, STOP_SECS="1")
+    assert ended.returncode == 0 and "run-1-w-0: did not end in 1 s and was killed" in ended.stdout
+    assert not any(map(is_alive, pids))
 
 
-def test_watching_brings_a_preempted_run_to_its_end(cloud):
-    """The slice is taken away while it is watched; on the new one the job ends by itself."""
+def test_after_a_reboot_the_number_of_another_process_is_no_job(cloud):
     env = write_env(cloud.home)
     for verb in ("create", "setup", "launch"):
         assert cloud.run(verb, env).returncode == 0
-    cloud.set_state("nodes", "run-1", "PREEMPTED")
-    ellama = cloud.home / "host_bin/ellama"
-    ellama.write_text("#!/bin/bash\nexit 0\n")
-    ended = cloud.run("watch", env, POLL_SECS="0.2")
-    assert ended.returncode == 0 and "run-1: lost" in ended.stderr, ended
-    assert "the run has ended" in ended.stderr
-    created = [call for call in cloud.calls() if call[2:4] == ["queued-resources", "create"]]
-    assert len(created) == 2
+    host = cloud.hosts()[0]
+    os.killpg(pids_of(host)[1], signal.SIGKILL)
+    (host / "ellama/train.pid").write_text(f"{os.getpid()} {os.getpid()}\n")
+    said = cloud.run("status", env).stdout
+    assert "run-1-w-0: exited unknown" in said and "run-1-w-1: running" in said
+    os.truncate(host / "ellama/train.log", 65 << 20)
+    said = cloud.run("launch", env).stdout
+    assert "run-1-w-0: started" in said and "run-1-w-1: already running" in said
+    assert (host / "ellama/train.log").stat().st_size < 1000, "a long log makes room for another"
+
+
+def test_nothing_is_installed_under_a_job_that_runs_nor_started_without(cloud):
+    env = write_env(cloud.home)
+    assert cloud.run("create", env).returncode == 0
+    cloud.let_fail({"on": "on_host.sh install", "how": "before", "host": "run-1/1"})
+    assert cloud.run("setup", env).returncode == 1
+    half = cloud.run("launch", env)
+    assert half.returncode == 1 and "run-1-w-1: error: the job must be set up first" in half.stderr
+    assert cloud.run("resume", env).returncode == 0 and len(cloud.starts()) == 2
+    env = write_env(cloud.home, INSTALL="git+https://example.org/r.git@other")
+    refused = cloud.run("setup", env)
+    assert refused.returncode == 1 and "must have ended before" in refused.stderr
+    assert all(map(is_running, cloud.hosts()))
+    for verb in ("stop", "setup", "launch"):
+        assert cloud.run(verb, env).returncode == 0
 
 
 VERBS = ["create", "wait", "setup", "launch", "status", "logs", "logs-all", "stop", "delete"]
@@ -255,7 +473,19 @@ def test_dry_run_prints_every_command_and_calls_nothing(cloud, slices):
         ended = cloud.run(verb, env, DRY_RUN="1")
         assert ended.returncode == 0 and cloud.calls() == [], ended
         lines = [shlex.split(line) for line in ended.stdout.splitlines()]
-        assert lines and all(line[:3] == ["gcloud", "compute", "tpus"] for line in lines), verb
+        known = [["gcloud", "compute", "tpus"], ["gcloud", "storage", "ls"]]
+        assert lines and all(line[:3] in known for line in lines), verb
+    # From nothing to nothing, one command after the other.
+    told = [cloud.run(verb, env, DRY_RUN="1").stdout for verb in ("watch", "delete")]
+    steps = [words[4] if words[3] == "queued-resources" else words[-1].partition("=")[2]
+             for words in map(shlex.split, "".join(told).splitlines()) if words[1] == "compute"]  # fmt: skip
+    steps = [step.removeprefix("test ! -f ellama/on_host.sh || ") for step in steps]
+    each = [step for step, before in zip(steps, ["", *steps], strict=False) if step != before]
+    on_host = [f"bash ellama/on_host.sh {verb}" for verb in ("install", "start", "status")]
+    assert [step for step in each if step not in ("describe", "all", "")] == [
+        "create", "mkdir -p ellama", on_host[0], on_host[1], on_host[2], "delete"
+    ]  # fmt: skip
+    assert sum(step == on_host[1] for step in steps) == slices
     for verb in ["create", "wait", "launch", "stop"]:
         if verb == "launch":
             assert cloud.run("setup", env).returncode == 0
@@ -272,7 +502,7 @@ def test_gcloud_itself_takes_every_command(cloud, tmp_path):
     printed = []
     for slices in (1, 2):
         env = write_env(tmp_path, SLICES=slices)
-        for verb in [*VERBS, "resume"]:
+        for verb in [*VERBS, "watch"]:
             printed += cloud.run(verb, env, DRY_RUN="1").stdout.splitlines()
     printed += script("xpk.sh", "logs", env, DRY_RUN="1").stdout.splitlines()[:1]
     lines = sorted({shlex.join(shlex.split(line)) for line in printed})

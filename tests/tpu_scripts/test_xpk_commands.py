@@ -1,6 +1,7 @@
 """Every command of xpk.sh is one that xpk's own parser takes; shellcheck has nothing to say."""
 
 import argparse
+import os
 import shlex
 import shutil
 import subprocess
@@ -44,8 +45,6 @@ def test_xpk_takes_every_command(xpk_parser, tmp_path, accelerator, slices):
             assert taken.cluster == "pods" and taken.project == "my-project"
             if "create" in words:
                 assert taken.tpu_type in KNOWN and taken.num_slices == slices
-            if verb == "launch":  # 75: another process was lost
-                assert taken.restart_on_exit_codes == "75" and int(taken.max_restarts) >= 3
             if verb == "cluster":
                 assert taken.spot == (spot == "1") and taken.on_demand == (spot == "0")
 
@@ -56,19 +55,90 @@ def test_xpk_refuses_what_it_does_not_know(xpk_parser, tmp_path):
         xpk_parser.parse_args([*command[1:], "--no-such-flag=1"])
 
 
-def test_arguments_reach_the_job_in_a_pod_as_they_stand(tmp_path):
-    """The pod's shell runs the command as xpk's template has it."""
+@pytest.fixture
+def pod(tmp_path, xpk_parser):
+    """Makes the workload as xpk writes it down, and runs a pod of it as its cluster would."""
+    yaml = pytest.importorskip("yaml")
+
+    def make(arguments=()):
+        (command,) = printed("launch", write_env(tmp_path, arguments))
+        manifest = tmp_path / "workload.yaml"
+        more = ["--dry-run", "--skip-validation", f"--output-manifest-file={manifest}"]
+        argv = [sys.executable, "-c", "from xpk.main import main; main()", *command[1:], *more]
+        made = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert manifest.is_file(), made
+        spec = yaml.safe_load(manifest.read_text())["spec"]
+        (job,) = spec["replicatedJobs"]
+        job = job["template"]["spec"]
+        (container,) = job["template"]["spec"]["containers"]
+        (rule,) = job["podFailurePolicy"]["rules"]
+        assert spec["failurePolicy"]["rules"][0]["action"] == "FailJobSet" and job["backoffLimit"] == 0
+        assert rule["action"] == "FailJob" and rule["onExitCodes"]["operator"] == "NotIn"
+        assert rule["onExitCodes"]["containerName"] == container["name"]
+        shell = container["command"]
+        assert shell[:2] == ["bash", "-c"] and "$(" not in shell[2].replace("$(date)", "")
+        # This machine has no /ellama and no bucket, and its tests no five seconds.
+        for there, here in (("/ellama/", f"{tmp_path}/"), ("gs://bucket/runs/8b", str(tmp_path / "run")),
+                            ("sleep 5", "sleep 0.1")):  # fmt: skip
+            shell[2] = shell[2].replace(there, here)
+        return shell, set(rule["onExitCodes"]["values"]), spec["failurePolicy"]["maxRestarts"]
+
+    shutil.copy(SCRIPTS / "on_host.sh", tmp_path)
+    tools = tmp_path / "venv/bin"
+    tools.mkdir(parents=True)
+    (tmp_path / "run").mkdir()
+    (tools / "python").write_text(f'#!/bin/bash\nexec {sys.executable} "$@"\n')
+    (tools / "ellama").write_text(
+        '#!/bin/bash\nprintf "%s\\0" "$@" "$LIBTPU_INIT_ARGS" >seen\n'
+        'echo >>starts; source ./ends\n'
+    )
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    (tmp_path / "ends").write_text("exit 0")
+    return make
+
+
+def run_pod(shell, directory, **environment):
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPTS.parent), **environment}
+    ended = subprocess.run(
+        shell, cwd=directory, env=environment, capture_output=True, text=True, timeout=120
+    )
+    return ended.returncode, ended.stderr
+
+
+def test_arguments_reach_the_job_in_a_pod_as_they_stand(tmp_path, pod):
     arguments = ["--config.a=two words", "--config.b=$(touch pwned); 'x' \"y\" `z` {c} & \\ * ö"]
-    (command,) = printed("launch", write_env(tmp_path, arguments))
-    text = next(word for word in command if word.startswith("--command=")).partition("=")[2]
-    assert "\n" not in text and "$(" not in text  # Kubernetes puts in values for $(NAME)
-    text = text.replace("/ellama/on_host.sh", "./recorder")
-    (tmp_path / "recorder").write_text('printf "%s\\0" "$@" "$LIBTPU_INIT_ARGS" "$WINDOWS" >seen\n')
-    subprocess.run(["bash", "-c", f"({text}) & wait $!"], cwd=tmp_path, check=True)
+    shell, _, _ = pod(arguments)
+    assert run_pod(shell, tmp_path)[0] == 0
     seen = (tmp_path / "seen").read_bytes().decode().split("\0")[:-1]
     assert seen[0] == "train" and seen[4:6] == arguments
-    assert "all_reduce_opt=true" in seen[6] and seen[7] == "gs://bucket/windows"
+    assert seen[3] == "--config.data.windows_dir=gs://bucket/windows"
+    assert "all_reduce_opt=true" in seen[6]
     assert not (tmp_path / "pwned").exists()
+
+
+def test_a_workload_restarts_what_another_try_can_mend_and_three_times_without_progress(tmp_path, pod):
+    """As JobSet does: a status outside of the rule's ends all, any other starts all anew."""
+    shell, again, most = pod()
+    assert {75, 134, 137, 143} <= again and not {0, 1, 2, 3} & again and most >= 1000
+    checkpoint = (
+        'd=run/checkpoints/$1; mkdir -p $d/params $d/meta; touch $d/params/_METADATA $d/meta/metadata;'
+        'echo \'{"commit_timestamp_nsecs": 1}\' >$d/_CHECKPOINT_METADATA'
+    )
+    (tmp_path / "ends").write_text(
+        f"checkpoint() {{ {checkpoint}; }}; n=$(wc -l <starts); ((n > 2)) || checkpoint $n; exit 75"
+    )
+    ends = [run_pod(shell, tmp_path)]
+    while ends[-1][0] in again and len(ends) < 10:
+        ends.append(run_pod(shell, tmp_path))
+    # Two starts with a newer checkpoint each, three restarts without, and then the end.
+    assert [status for status, _ in ends] == [75] * 5 + [1], ends
+    assert "no checkpoint newer than step 2 after 3 restarts" in ends[-1][1]
+    # Another pod of the same job leaves the counting to the first; another launch begins anew.
+    assert run_pod(shell, tmp_path, TPU_WORKER_ID="1")[0] == 75
+    assert run_pod(shell, tmp_path, MEGASCALE_SLICE_ID="1")[0] == 75
+    shell[2] = shell[2].replace("LAUNCH=", "LAUNCH=later-")
+    assert run_pod(shell, tmp_path)[0] == 75
 
 
 @pytest.mark.parametrize("there", [False, True])
