@@ -103,7 +103,7 @@ last_words() {
 }
 
 status() {
-  local end
+  local end words=''
   if running; then
     say running
   elif [[ ! -f train.pid ]]; then
@@ -112,8 +112,8 @@ status() {
     # Without a note of its end: killed with its parent, or the machine went down.
     end="exited $(cat train.status 2>/dev/null || echo unknown)"
     [[ ! -f stopped ]] || end="stopped: $end"
-    [[ $end == 'exited 0' ]] || end+=": $(last_words)"
-    say "$end"
+    [[ $end == 'exited 0' ]] || words=$(last_words)
+    say "$end${words:+: $words}"
   fi
 }
 

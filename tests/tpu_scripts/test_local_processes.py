@@ -34,7 +34,7 @@ def on_host(host, verb, **environment):
     """
     tools = host / "venv/bin"
     tools.mkdir(parents=True, exist_ok=True)
-    for name, text in (("ellama", "-m ellama_jax.cli"), ("python", ""), ("uv", "-c ")):
+    for name, text in (("ellama", "-m ellama_jax.cli"), ("python", ""), ("uv", "-c 0")):
         (tools / name).write_text(f'#!/bin/bash\nexec {sys.executable} {text} "$@"\n')
         (tools / name).chmod(0o755)
     env = {**os.environ, "PYTHONPATH": str(SCRIPTS.parent), **environment}

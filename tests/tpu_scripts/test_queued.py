@@ -17,6 +17,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from fake_bucket import fake_bucket
 from launch_cases import SCRIPTS, script, write_env
 
 # Runs until it is told to end, unless `ends` says something else for this host and start. Two at
@@ -84,7 +85,7 @@ class Cloud:
     def let_end(self, plan):
         """Says in bash how each host's jobs end, one start after the other; the last for all later."""
         lines = [
-            f"{host}-{number if action is not actions[-1] else '*'}) {action} ;;"
+            f"{host}-{number if number < len(actions) - 1 else '*'}) {action} ;;"
             for host, actions in plan.items() for number, action in enumerate(actions)
         ]  # fmt: skip
         (self.home / "ends").write_text("\n".join(["case $host-$start in", *lines, "esac"]))
@@ -517,3 +518,34 @@ def test_gcloud_itself_takes_every_command(cloud, tmp_path):
         verdicts = json.loads(ended.stdout)
         assert len(verdicts) == len(extra), ended
         assert [v for v in verdicts if v["success"] != good] == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("gcloud") is None, reason="gcloud is not installed")
+def test_gcloud_itself_lists_the_steps_of_a_bucket(cloud):
+    """The real one beside the fake: which step is the newest whole one, and that there is none."""
+    fake = cloud.bin / "gcloud"
+    fake.rename(cloud.bin / "fake")
+    real = shutil.which("gcloud")
+    cloud._program(
+        fake, f'#!/bin/bash\n[[ $1 != storage ]] || exec {real} "$@"\nexec {cloud.bin}/fake "$@"\n'
+    )
+    with fake_bucket() as environment:
+        address = environment["STORAGE_EMULATOR_HOST"]
+        told = {
+            "CLOUDSDK_API_ENDPOINT_OVERRIDES_STORAGE": f"{address}/",
+            "CLOUDSDK_AUTH_DISABLE_CREDENTIALS": "1",
+            "CLOUDSDK_CONFIG": str(cloud.home / "sdk"),
+        }
+        save = f"""{sys.executable} - <<'PYTHON'
+import urllib.request
+for name in ("9/commit_success.txt", "10/commit_success.txt", "20/params/part"):
+    place = "{address}/upload/storage/v1/b/bucket/o?uploadType=media&name=runs/8b/checkpoints/" + name
+    urllib.request.urlopen(place, data=b"x").close()
+PYTHON
+exit 75"""
+        cloud.let_end(dict.fromkeys(HOSTS[1], ["exit 75", save, "exit 75"]))
+        ended = watch_to_its_end(cloud, **told)
+    assert "newer than step 10 after 3 restarts" in ended.stderr, ended
+    assert "could not be listed" not in ended.stderr
+    assert cloud.starts() == dict.fromkeys(HOSTS[1], 5)

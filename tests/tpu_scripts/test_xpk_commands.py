@@ -72,7 +72,9 @@ def pod(tmp_path, xpk_parser):
         job = job["template"]["spec"]
         (container,) = job["template"]["spec"]["containers"]
         (rule,) = job["podFailurePolicy"]["rules"]
-        assert spec["failurePolicy"]["rules"][0]["action"] == "FailJobSet" and job["backoffLimit"] == 0
+        assert (
+            spec["failurePolicy"]["rules"][0]["action"] == "FailJobSet" and job["backoffLimit"] == 0
+        )
         assert rule["action"] == "FailJob" and rule["onExitCodes"]["operator"] == "NotIn"
         assert rule["onExitCodes"]["containerName"] == container["name"]
         shell = container["command"]
@@ -89,8 +91,7 @@ def pod(tmp_path, xpk_parser):
     (tmp_path / "run").mkdir()
     (tools / "python").write_text(f'#!/bin/bash\nexec {sys.executable} "$@"\n')
     (tools / "ellama").write_text(
-        '#!/bin/bash\nprintf "%s\\0" "$@" "$LIBTPU_INIT_ARGS" >seen\n'
-        'echo >>starts; source ./ends\n'
+        '#!/bin/bash\nprintf "%s\\0" "$@" "$LIBTPU_INIT_ARGS" >seen\necho >>starts; source ./ends\n'
     )
     for tool in tools.iterdir():
         tool.chmod(0o755)
@@ -117,13 +118,15 @@ def test_arguments_reach_the_job_in_a_pod_as_they_stand(tmp_path, pod):
     assert not (tmp_path / "pwned").exists()
 
 
-def test_a_workload_restarts_what_another_try_can_mend_and_three_times_without_progress(tmp_path, pod):
+def test_a_workload_restarts_what_another_try_can_mend_and_three_times_without_progress(
+    tmp_path, pod
+):
     """As JobSet does: a status outside of the rule's ends all, any other starts all anew."""
     shell, again, most = pod()
     assert {75, 134, 137, 143} <= again and not {0, 1, 2, 3} & again and most >= 1000
     checkpoint = (
-        'd=run/checkpoints/$1; mkdir -p $d/params $d/meta; touch $d/params/_METADATA $d/meta/metadata;'
-        'echo \'{"commit_timestamp_nsecs": 1}\' >$d/_CHECKPOINT_METADATA'
+        "d=run/checkpoints/$1; mkdir -p $d/params $d/meta; touch $d/params/_METADATA $d/meta/metadata;"
+        "echo '{\"commit_timestamp_nsecs\": 1}' >$d/_CHECKPOINT_METADATA"
     )
     (tmp_path / "ends").write_text(
         f"checkpoint() {{ {checkpoint}; }}; n=$(wc -l <starts); ((n > 2)) || checkpoint $n; exit 75"
