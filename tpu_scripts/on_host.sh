@@ -95,7 +95,7 @@ say() { printf '%s: %s\n' "$(hostname)" "$1"; }
 # The error that the job ended with, or the last that it said, since its last start.
 last_words() {
   [[ -f train.log ]] || return 0
-  tail --bytes=200000 train.log | LC_ALL=C tr -d '\000-\010\013-\037' | LC_ALL=C awk '
+  tail --lines=50 train.log | LC_ALL=C tr -d '\000-\010\013-\037' | LC_ALL=C awk '
     /^=== start / { error = last = ""; next }
     /error: |^[A-Za-z_.]+(Error|Exception)(:|$)/ { error = $0 }
     NF { last = $0 }

@@ -5,6 +5,8 @@ import shutil
 import pytest
 from launch_cases import SCRIPTS, script, write_env
 
+from ellama_jax.config import config_to_mapping, configs_dir, load_config
+
 HOSTILE = ["two words", "a;touch pwned", "$(touch pwned)", "`touch pwned`", "a'b", 'a"b', "a|b",
            "a&b", "a>b", "-x", "a\\b", "a*", "../x", "ö", ""]  # fmt: skip
 NAMES = ["PROJECT", "ZONE", "NAME", "ACCELERATOR", "SLICES", "SPOT", "WORKDIR", "WINDOWS", "CONFIG",
@@ -103,3 +105,21 @@ def test_the_example_is_complete():
         assert ended.returncode == 0 and "ellama-8b" in ended.stdout, ended
     names = {line.partition("=")[0] for line in example.read_text().splitlines() if "=" in line}
     assert {*NAMES, *XPK_NAMES, "RUNTIME_VERSION", "TRAIN_ARG"} <= names
+
+
+def test_the_example_is_the_run_that_the_guide_plans(tmp_path):
+    guide = (SCRIPTS.parent / "docs/GUIDE.md").read_text()
+    code = next(text for text in guide.split("```") if text.startswith("python\n# my_run.py"))
+    (tmp_path / "my_run.py").write_text(code.removeprefix("python\n"))
+    lines = (SCRIPTS / "env.example").read_text().splitlines()
+    config = next(line for line in lines if line.startswith("CONFIG=")).partition("=")[2]
+    file = configs_dir() / config.removeprefix("configs/")
+    arguments = [line.partition("=")[2] for line in lines if line.startswith("TRAIN_ARG=")]
+    example, _ = load_config([f"--config={file}", *arguments], "train")
+    planned, _ = load_config([f"--config={tmp_path / 'my_run.py'}"], "train")
+    example, planned = config_to_mapping(example), config_to_mapping(planned)
+    for section, key in (
+        ("model", "checkpoint"), ("evaluate", "windows_dir"), ("checkpoint", "save_every_secs")
+    ):  # fmt: skip
+        assert example[section].pop(key) != planned[section].pop(key), "a place, or for spot alone"
+    assert example == planned
