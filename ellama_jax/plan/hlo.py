@@ -12,7 +12,6 @@ from ellama_jax.plan.hlo_buffers import Buffer, find_peak
 from ellama_jax.plan.hlo_collectives import (
     Collective,
     CollectiveSum,
-    find_collectives,
     summarize_collectives,
 )
 from ellama_jax.plan.hlo_costs import (
@@ -21,9 +20,9 @@ from ellama_jax.plan.hlo_costs import (
     Traffic,
     count_flops,
     estimate_traffic,
-    list_operations,
 )
 from ellama_jax.plan.hlo_module import read_module
+from ellama_jax.plan.schedule import Event, read_timeline
 
 __all__ = (
     "Buffer", "Collective", "CollectiveSum", "Flops", "Operation", "StepCosts", "Traffic",
@@ -35,13 +34,14 @@ __all__ = (
 class StepCosts:
     """What one step costs one device.
 
-    `operations` are run one after the other; `peak` is what is alive when its memory peaks.
+    `timeline` is what happens in the order of the schedule, naming collectives by their places;
+    `peak` is what is alive when its memory peaks.
     """
 
     flops: Flops
     traffic: Traffic
     collectives: tuple[Collective, ...]
-    operations: tuple[Operation, ...]
+    timeline: tuple[Event, ...]
     peak: tuple[Buffer, ...]
 
     @property
@@ -69,7 +69,7 @@ def analyze_step(serialized: bytes, mesh: Mesh) -> StepCosts:
         ValueError: if it is no compiled module, or a loop's trip count is not in it.
     """
     module = read_module(serialized)
+    timeline, collectives = read_timeline(module, mesh)
     return StepCosts(
-        count_flops(module), estimate_traffic(module), find_collectives(module, mesh),
-        list_operations(module), find_peak(module),
-    )  # fmt: skip
+        count_flops(module), estimate_traffic(module), collectives, timeline, find_peak(module)
+    )

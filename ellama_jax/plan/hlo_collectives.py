@@ -1,18 +1,19 @@
-"""What devices tell each other in one step: collectives, their mesh axes, and what hides them.
+"""What devices tell each other in one step: collectives, their bytes and mesh axes.
 
-Owns the reading of collectives from a compiled module. Seconds are plan/roofline.py's part.
+Owns the reading of collectives from a compiled module. What hides them is plan/schedule.py's part,
+seconds are plan/roofline.py's.
 """
 
 import itertools
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from google.protobuf.unknown_fields import UnknownFieldSet
 from jax.sharding import Mesh
 
-from ellama_jax.plan.hlo_costs import flops_inside
 from ellama_jax.plan.hlo_module import Computation, Instruction, Module
 
 KINDS = (
@@ -46,7 +47,7 @@ class Collective:
         payload_bytes: of the whole array of one execution: the gathered one of an all-gather, the
             operand of the others.
         count: executions a step.
-        overlapped: whether computation stands between its start and its end.
+        channel: the program's number for it, which all its parts bear; 0 where it has none.
     """
 
     kind: str
@@ -59,7 +60,7 @@ class Collective:
     dtype: str
     payload_bytes: int
     count: int
-    overlapped: bool
+    channel: int = 0
 
     @property
     def network(self) -> str:
@@ -92,72 +93,66 @@ class CollectiveSum:
     count: int
     payload_bytes: float
     link_bytes: float
-    overlapped_bytes: float  # of link_bytes
+    overlapped_bytes: float | None  # of link_bytes; None where no peaks are known
 
 
-def find_collectives(module: Module, mesh: Mesh) -> tuple[Collective, ...]:
-    """Finds every collective that runs in one step, in the order of the program.
+def collectives_in(
+    module: Module, computation: Computation, instruction: Instruction, count: int, mesh: Mesh
+) -> list[Collective]:
+    """Finds the collectives of one instruction: itself, or what stands in what it calls.
 
     Args:
         module: of a program compiled for all devices of `mesh`.
+        computation: where the instruction stands.
+        count: how often it runs in a step.
         mesh: its axes and devices, those of other slices told by their `slice_index`.
     """
     found = []
-    for visit in module.walk():
-        instruction = visit.instruction
-        kind = instruction.opcode.removesuffix("-start")
-        if kind == "send" and instruction.frontend_attribute("_xla_megascale_target"):
-            found.append(_between_slices(module, visit, mesh))
+    for visit in module.walk_instruction(computation, instruction):
+        inner = visit.instruction
+        kind = inner.opcode.removesuffix("-start")
+        if kind == "send" and inner.frontend_attribute("_xla_megascale_target"):
+            found.append(_between_slices(visit.computation, inner, count, mesh))
         if kind not in KINDS:
             continue
-        groups = read_groups(instruction.proto, mesh.size)
+        groups = read_groups(inner.proto, mesh.size)
         if groups.shape[1] < 2:
             continue
-        outer = _around(module, visit.computation, instruction) if visit.fused else None
-        kind = "reduce-scatter" if outer and _is_scattered(visit.computation) else kind
-        arrays = _payload(kind, instruction, visit.computation)
+        kind = "reduce-scatter" if visit.fused and _is_scattered(visit.computation) else kind
+        arrays = _payload(kind, inner, visit.computation)
         payload = sum(array.bytes for array in arrays)
-        op_name = instruction.op_name or (outer[1].op_name if outer else "")
-        start = outer or (visit.computation, instruction)
+        op_name, axes = inner.op_name or instruction.op_name, _axes(groups, mesh)
         found.append(
             Collective(
-                kind,
-                instruction.name,
-                op_name,
-                _source(kind, op_name, payload, _axes(groups, mesh)),
-                _axes(groups, mesh),
-                _slices(groups, mesh),
-                groups.shape[1],
-                max(arrays, key=lambda array: array.bytes).dtype,
-                payload,
-                visit.count,
-                _is_overlapped(module, *start),
-            )  # fmt: skip
-        )
-    return tuple(found)
+                kind, inner.name, op_name, _source(kind, op_name, payload, axes), axes,
+                _slices(groups, mesh), groups.shape[1],
+                max(arrays, key=lambda array: array.bytes).dtype, payload, count * visit.count,
+                inner.proto.channel_id,
+            )
+        )  # fmt: skip
+    return found
 
 
-def _between_slices(module: Module, visit, mesh: Mesh) -> Collective:
+def _between_slices(computation, send: Instruction, count: int, mesh: Mesh) -> Collective:
     """Reads a collective over the data-centre network, which libtpu writes as a send and a recv.
 
     `_xla_megascale_target="{1,2}x{0:3}"` names its slices and, of each, its devices; what is sent is
     the device's part already.
     """
-    send = visit.instruction
     kind = send.frontend_attribute("_xla_megascale_transfer_type").lower().replace("_", "-")
     target = send.frontend_attribute("_xla_megascale_target")
     listed = re.findall(r"\d+", target.split("}")[0])
-    array = visit.computation.by_name[send.operands[0]].arrays[0]
+    array = computation.by_name[send.operands[0]].arrays[0]
     slices = _slice_grid(mesh)
     axes = tuple(
         axis
         for place, axis in enumerate(mesh.axis_names)
         if (slices != slices.take([0], axis=place)).any()
     )
+    source = _source(kind, send.op_name, array.bytes, axes)
     return Collective(
-        kind, send.name, send.op_name, _source(kind, send.op_name, array.bytes, axes), axes, len(listed),
-        len(listed), array.dtype, array.bytes, visit.count,
-        _is_overlapped(module, visit.computation, send),
+        kind, send.name, send.op_name, source, axes, len(listed), len(listed), array.dtype,
+        array.bytes, count,
     )  # fmt: skip
 
 
@@ -166,21 +161,30 @@ def _slice_grid(mesh):
     return np.array(numbers).reshape(mesh.devices.shape)
 
 
-def summarize_collectives(collectives: tuple[Collective, ...]) -> tuple[CollectiveSum, ...]:
-    """Adds up collectives that are alike; what sends most comes first."""
+def summarize_collectives(
+    collectives: Sequence[Collective], hidden: Sequence[float] | None
+) -> tuple[CollectiveSum, ...]:
+    """Adds up collectives that are alike; what sends most comes first.
 
-    def key(c):
+    Args:
+        hidden: of each the share that runs beside computation, None where that is not known.
+    """
+
+    def key(pair):
+        c = pair[0]
         return c.kind, c.source, c.axes, c.network, c.dtype
 
     rows = []
-    for alike, group in itertools.groupby(sorted(collectives, key=key), key):
+    pairs = zip(collectives, hidden or [None] * len(collectives), strict=True)
+    for alike, group in itertools.groupby(sorted(pairs, key=key), key):
         group = list(group)
-        sent = [c.ici_bytes + c.dcn_bytes for c in group]
-        hidden = sum(b for b, c in zip(sent, group, strict=True) if c.overlapped)
-        payload = float(sum(c.payload_bytes * c.count for c in group))
-        rows.append(
-            CollectiveSum(*alike, sum(c.count for c in group), payload, float(sum(sent)), hidden)
+        sent = [c.ici_bytes + c.dcn_bytes for c, _ in group]
+        beside = (
+            sum(b * share for b, (_, share) in zip(sent, group, strict=True)) if hidden else None
         )
+        payload = float(sum(c.payload_bytes * c.count for c, _ in group))
+        count = sum(c.count for c, _ in group)
+        rows.append(CollectiveSum(*alike, count, payload, float(sum(sent)), beside))
     return tuple(sorted(rows, key=lambda row: -row.link_bytes))
 
 
@@ -272,16 +276,6 @@ def _is_scattered(computation):
     return root.opcode == "dynamic-slice"
 
 
-def _around(module: Module, computation, instruction):
-    """Returns (computation, fusion) of the outermost fusion around a fused instruction."""
-    inner, found = computation.name, None
-    while True:
-        outer = module.callers.get(inner)
-        if outer is None or outer[1].opcode != "fusion":
-            return found
-        found, inner = outer, outer[0].name
-
-
 def _source(kind, op_name, payload, axes):
     if payload < 1024:
         return "scalars"
@@ -296,23 +290,3 @@ def _source(kind, op_name, payload, axes):
         if kind in ("reduce-scatter", "all-reduce") and "transpose" in op_name:
             return "gradients"
     return "other"
-
-
-def _is_overlapped(module: Module, computation: Computation, start: Instruction) -> bool:
-    """Whether something with matrix products runs between a start and its done."""
-    handle = start
-    if start.opcode == "send":  # what waits for the answer is the done of the matching recv
-        where = start.frontend_attribute("_xla_host_transfer_rendezvous")
-        received = (i for i in computation.instructions if i.opcode == "recv")
-        name = "_xla_host_transfer_rendezvous"
-        fits = (i for i in received if i.frontend_attribute(name) == where)
-        handle = next(fits, start)
-    elif not start.opcode.endswith("-start") and "async" not in start.name:
-        return False
-    order = computation.instructions
-    for later in order[order.index(start) + 1 :]:
-        if handle.name in later.operands:
-            return False
-        if flops_inside(module, computation, later):
-            return True
-    return False

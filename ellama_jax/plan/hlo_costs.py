@@ -86,7 +86,6 @@ class Operation:
     name: str
     flops: float
     hbm_bytes: float
-    count: int
 
 
 def count_flops(module: Module) -> Flops:
@@ -112,18 +111,15 @@ def estimate_traffic(module: Module) -> Traffic:
     return Traffic(totals[HBM], totals[HOST])
 
 
-def list_operations(module: Module) -> tuple[Operation, ...]:
-    """Lists what the device runs one after the other, collectives left out."""
-    return tuple(
-        Operation(
-            visit.instruction.name,
-            flops_inside(module, visit.computation, visit.instruction),
-            float(_bytes_moved(module, visit, HBM)),
-            visit.count,
-        )  # fmt: skip
-        for visit in _top_level(module)
-        if not visit.instruction.opcode.startswith(_COLLECTIVE)
-    )
+def read_operation(
+    module: Module, computation: Computation, instruction: Instruction
+) -> Operation | None:
+    """Reads what the device does for one instruction; None for collectives and what costs nothing."""
+    if _is_free(instruction) or instruction.opcode.startswith(_COLLECTIVE):
+        return None
+    where = module, computation, instruction
+    moved = _bytes_read(*where, HBM) + _bytes_written(*where, HBM)
+    return Operation(instruction.name, flops_inside(*where), float(moved))
 
 
 def _top_level(module):
@@ -323,9 +319,16 @@ def _parameter_bytes(module, computation, value, whole):
             total += user.bytes
         elif place == 0 and user.opcode in ("dynamic-update-slice", "scatter"):
             continue  # in place: what is written is counted with the result
-        elif user.opcode != "tuple":
+        elif user.opcode != "tuple" and not _is_sending(user):
             return whole
     return total
+
+
+def _is_sending(instruction):
+    """Whether it is part of an asynchronous collective fusion, until that is done."""
+    if instruction.proto.custom_call_target == "AsyncCollectiveStart":
+        return True
+    return "async_collective_fusion_config" in instruction.backend_config
 
 
 def _bytes_written(module, computation, instruction, space):
@@ -352,7 +355,15 @@ def _results(computation, root):
 
 
 def _written_by(module, computation: Computation, result: Instruction):
-    """Bytes of a fusion's result that it writes: of an update in place, the update."""
+    """Bytes of a fusion's result that it writes: of an update in place, the update.
+
+    What an asynchronous collective fusion hands on was written before, or will be when it is done.
+    """
+    made = result
+    if result.opcode == "get-tuple-element":
+        made = computation.by_name[result.operands[0]]
+    if result.opcode == "parameter" or _is_sending(made):
+        return 0
     if result.opcode == "bitcast":
         return _written_by(module, computation, computation.by_name[result.operands[0]])
     if result.opcode == "dynamic-update-slice":

@@ -167,16 +167,6 @@ class Module:
     is_scheduled: bool
     donated: frozenset[int]  # numbers of the entry's parameters whose buffers results take
 
-    @functools.cached_property
-    def callers(self) -> dict[str, tuple[Computation, Instruction]]:
-        """Which instruction of which computation runs a computation: the last one that names it."""
-        return {
-            name: (computation, instruction)
-            for computation in self.computations.values()
-            for instruction in computation.instructions
-            for name in instruction.called
-        }
-
     def walk(self) -> Iterator["Visit"]:
         """Yields every instruction that runs, with how often it runs in one step.
 
@@ -195,12 +185,13 @@ class Module:
     def _walk(self, computation, count, fused, only=None):
         for instruction in only or computation.instructions:
             yield Visit(instruction, computation, count, fused)
-            times, callees = self._callees(computation, instruction)
+            times, callees = self.callees(computation, instruction)
             inside = fused or instruction.opcode == "fusion"
             for callee in callees:
                 yield from self._walk(callee, count * times, inside)
 
-    def _callees(self, computation, instruction):
+    def callees(self, computation: Computation, instruction: Instruction):
+        """Returns how often an instruction runs other computations, and which."""
         opcode = instruction.opcode
         if opcode not in ("while", "conditional", "fusion", "call", "call-start", "async-start"):
             return 1, ()

@@ -174,20 +174,22 @@ def _costs(compiled, mesh: Mesh, config: RunConfig, wrap: tuple[bool, ...]) -> d
         costs = analyze_step(serialize(compiled), mesh)
     except ValueError as error:
         return {"unread": str(error)}
-    sums = summarize_collectives(costs.collectives)
     found = {
         "flops": {**dataclasses.asdict(costs.flops), "total": costs.flops.total},
         "traffic": dataclasses.asdict(costs.traffic),
-        "collectives": [dataclasses.asdict(item) for item in sums],
         "peak_parts": costs.peak_bytes,
         "largest": [dataclasses.asdict(item) for item in costs.largest[:_MOST_ALLOCATIONS]],
     }
     hardware = hardware_of(mesh.devices.flat[0].device_kind)
+    hidden = None
     if hardware is not None:
         flops = model_flops(get_preset(config.model.preset), config.data.seq_len)
         tokens = config.data.global_batch_size * config.data.seq_len
         bounds = roofline(costs, flops, tokens, mesh, hardware, wrap)
         found["roofline"] = dataclasses.asdict(bounds)
+        hidden = found["roofline"].pop("hidden")
+    sums = summarize_collectives(costs.collectives, hidden)
+    found["collectives"] = [dataclasses.asdict(item) for item in sums]
     return found
 
 

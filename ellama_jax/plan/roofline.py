@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from ellama_jax.core.topology import Hardware
 from ellama_jax.model.flops import ModelFlops
 from ellama_jax.plan.hlo import StepCosts
+from ellama_jax.plan.schedule import replay
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,11 @@ class Roofline:
         ici_secs: the busiest mesh axis' time on its links; axes have links of their own.
         ici_secs_by_axis: mesh axis -> seconds of its links.
         dcn_secs: bytes between slices at a chip's share of the network.
-        exposed_secs: collectives beside which nothing is computed in the compiled schedule.
+        exposed_secs: what the compiled schedule waits for collectives.
+        hidden: of each collective the share that runs beside computation.
         step_secs: the largest of compute, hbm, ici and dcn: no step is faster.
-        serial_step_secs: operations one after the other, each at its own roofline, with the exposed
-            collectives between them: what the schedule allows at the peaks.
+        serial_step_secs: operations one after the other, each at its own roofline, and between them
+            the waiting: what the schedule allows at the peaks.
         bound_by: which of the four it is.
         flops_ratio: compiled over model FLOPs: 1.0 is no recompute, 4/3 all of it.
         tokens_per_sec_per_chip, mfu: of `step_secs`; those with `serial_` of `serial_step_secs`.
@@ -41,6 +43,7 @@ class Roofline:
     ici_secs_by_axis: dict[str, float]
     dcn_secs: float
     exposed_secs: float
+    hidden: tuple[float, ...]
     step_secs: float
     serial_step_secs: float
     bound_by: str
@@ -74,7 +77,7 @@ def roofline(
     bandwidth = hardware.hbm_bytes_per_sec * share
     compute, hbm = costs.flops.total / peak, costs.traffic.hbm_bytes / bandwidth
 
-    by_axis, dcn, exposed = collections.defaultdict(float), 0.0, 0.0
+    by_axis, dcn, sends = collections.defaultdict(float), 0.0, []
     for collective in costs.collectives:
         links = count_links(mesh, collective.axes, wrap, hardware.ici_links)
         on_ici = collective.ici_bytes / (links * hardware.ici_bytes_per_sec * share)
@@ -82,20 +85,27 @@ def roofline(
         for axis in collective.axes if on_ici else ():
             by_axis[axis] += on_ici
         dcn += on_dcn
-        exposed += 0.0 if collective.overlapped else on_ici + on_dcn
+        sends.append(((collective.network, collective.axes), (on_ici + on_dcn) / collective.count))
 
     bounds = {"compute": compute, "hbm": hbm, "ici": max(by_axis.values(), default=0.0), "dcn": dcn}
     step = max(bounds.values())
-    alone = sum(
-        operation.count * max(operation.flops / peak, operation.hbm_bytes / bandwidth)
-        for operation in costs.operations
+
+    def operation_secs(operation):
+        return max(operation.flops / peak, operation.hbm_bytes / bandwidth)
+
+    played = replay(costs.timeline, operation_secs, tuple(sends))
+    hidden = tuple(
+        max(0.0, 1 - exposed / (secs * collective.count)) if secs else 0.0
+        for exposed, (_, secs), collective in zip(
+            played.exposed_secs, sends, costs.collectives, strict=True
+        )
     )
-    serial = max(step, alone + exposed)
+    serial = max(step, played.secs)
     chips = mesh.size * share
     needed = tokens_per_step * flops.total_per_token
     return Roofline(
         compute_secs=compute, hbm_secs=hbm, ici_secs=bounds["ici"], ici_secs_by_axis=dict(by_axis),
-        dcn_secs=dcn, exposed_secs=exposed, step_secs=step, serial_step_secs=serial,
+        dcn_secs=dcn, exposed_secs=sum(played.exposed_secs), hidden=hidden, step_secs=step, serial_step_secs=serial,
         bound_by=max(bounds, key=bounds.get), flops_ratio=costs.flops.total * mesh.size / needed,
         tokens_per_sec_per_chip=tokens_per_step / step / chips,
         mfu=needed / (step * mesh.size * peak),

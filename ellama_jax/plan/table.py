@@ -208,7 +208,7 @@ def _network(sums: Sequence[Mapping]) -> list[str]:
         rows.append((
             item["kind"], "*".join(item["axes"]), item["network"], item["source"], item["dtype"],
             f"{item['count']:,}", f"{sent / 1e9:,.3f}",
-            f"{item['overlapped_bytes'] / sent:.0%}" if sent else "-",
+            f"{item['overlapped_bytes'] / sent:.0%}" if sent and item["overlapped_bytes"] is not None else "-",
         ))  # fmt: skip
     lines = table(rows).splitlines()
     if rest := sums[_MOST_ROWS:]:

@@ -13,6 +13,7 @@ from ellama_jax.model.presets import get_preset
 from ellama_jax.plan.hlo import Collective, Flops, Operation, StepCosts, Traffic, analyze_step
 from ellama_jax.plan.hlo_module import serialize
 from ellama_jax.plan.roofline import count_links, roofline
+from ellama_jax.plan.schedule import Loop, Start, Wait
 from ellama_jax.train.program import make_program
 
 CHIP = SimpleNamespace(
@@ -30,15 +31,13 @@ def torus(*shape):
     )
 
 
-def gather(payload, axes, overlapped=False, slices=1, size=2):
-    return Collective(
-        "all-gather", "g", "", "weights", axes, slices, size, "f32", payload, 1, overlapped
-    )
+def gather(payload, axes, slices=1, size=2, count=1):
+    return Collective("all-gather", "g", "", "weights", axes, slices, size, "f32", payload, count)
 
 
-def costs(*collectives, operations=(), flops=2000.0, moved=50.0):
+def costs(*collectives, timeline=(), flops=2000.0, moved=50.0):
     return StepCosts(
-        Flops(flops, 0.0, 0.0, ()), Traffic(moved, 0.0), collectives, tuple(operations), ()
+        Flops(flops, 0.0, 0.0, ()), Traffic(moved, 0.0), collectives, tuple(timeline), ()
     )
 
 
@@ -57,14 +56,39 @@ def test_a_step_is_no_faster_than_the_slowest_of_its_resources():
     assert (moving.step_secs, moving.bound_by) == (9.0, "hbm")
 
 
-def test_what_is_not_hidden_stands_beside_operations_at_their_own_rooflines():
-    operations = (Operation("dot", 1000.0, 20.0, 2), Operation("norm", 0.0, 5.0, 10))
-    step = costs(gather(40, ("x",)), gather(20, ("x",), overlapped=True), operations=operations)
-    result = bound(step)
-    assert result.exposed_secs == 2.0
-    # Two products of 1 s bound by compute, ten norms of 0.05 s bound by memory, 2 s of waiting.
-    assert result.serial_step_secs == pytest.approx(2 * 1.0 + 10 * 0.05 + 2.0)
-    assert result.serial_tokens_per_sec_per_chip == pytest.approx(4 / 4.5 / 2)
+DOT, NORM = Operation("dot", 1000.0, 20.0), Operation("norm", 0.0, 5.0)  # 1 s and 0.05 s
+
+
+def test_a_step_takes_its_operations_at_their_own_rooflines_and_what_it_waits_for():
+    # The first gather, 2 s, is waited for at once; the second, 1 s a time, hides behind products.
+    beside = Loop(2, (Start(1), DOT, NORM, NORM, Wait(1)))
+    collectives = gather(40, ("x",)), gather(20, ("x",), count=2)
+    result = bound(costs(*collectives, timeline=(Start(0), Wait(0), beside)))
+    assert (result.exposed_secs, result.hidden) == (2.0, (0.0, 1.0))
+    assert result.serial_step_secs == pytest.approx(2.0 + 2 * (1.0 + 2 * 0.05))
+    assert result.serial_tokens_per_sec_per_chip == pytest.approx(4 / 4.2 / 2)
+
+
+def test_a_collective_is_hidden_as_far_as_computation_lasts():
+    timeline = (Start(0), DOT, Wait(0))
+    result = bound(costs(gather(80, ("x",)), timeline=timeline))
+    assert (result.exposed_secs, result.hidden) == (3.0, (0.25,))  # 4 s beside 1 s
+
+
+def test_what_is_sent_on_the_same_links_takes_turns():
+    # Two of 1 s each beside one product of 1 s: the first is hidden, whichever is asked for first.
+    collectives = gather(20, ("x",)), gather(20, ("x",))
+    for timeline in (
+        (Start(0), Start(1), DOT, Wait(0), Wait(1)),
+        (Start(0), Start(1), DOT, Wait(1), Wait(0)),
+    ):
+        result = bound(costs(*collectives, timeline=timeline))
+        assert (result.hidden, result.exposed_secs) == ((1.0, 0.0), 1.0)
+    apart = gather(20, ("x",)), gather(20, ("y",))
+    result = bound(
+        costs(*apart, timeline=(Start(0), Start(1), DOT, Wait(0), Wait(1))), mesh=torus(2, 2)
+    )
+    assert result.hidden == (1.0, 1.0)
 
 
 def test_speed_and_utilisation_follow_from_the_bound():
