@@ -9,19 +9,31 @@ A bucket has no directories and renames nothing: an object is replaced whole by 
 is written straight into place in a bucket, the part that makes it valid last.
 """
 
+import asyncio
 import contextlib
+import errno
 import functools
 import io
 import logging
 import os
+import random
 import shutil
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 _SCHEME = "gs://"
 _BLOCK_BYTES = 2**22
+
+# Of reads from a bucket: how many wait for their answers at once, when an answer is late and when
+# lost, and for how long the bucket may be out of reach. A pod that starts anew loses more than that.
+_IN_FLIGHT = asyncio.Semaphore(64)
+_LATE_SECS = 1.0
+_LOST_SECS = 60.0
+_LONGEST_WAIT_SECS = 16.0
+_PATIENCE_SECS = 300.0
 
 # etils would take TensorFlow to reach a bucket where it finds it. A host that trains imports none,
 # and one way to a bucket is tested: gcsfs.
@@ -102,10 +114,9 @@ def _reach(bucket: str) -> None:
     except FileNotFoundError as error:
         raise ValueError(f"{_SCHEME}{bucket}: must exist, got no such bucket.") from error
     except Exception as error:  # gcsfs, aiohttp and google-auth each have their own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160].rstrip(".")
         raise ValueError(
-            f"{_SCHEME}{bucket}: must be a bucket that can be read, got: {reason}; are there "
-            "credentials for it (`gcloud auth application-default login`)?"
+            f"{_SCHEME}{bucket}: must be a bucket that can be read, got: {_in_one_line(error)}; are "
+            "there credentials for it (`gcloud auth application-default login`)?"
         ) from error
 
 
@@ -159,14 +170,89 @@ def file_sizes(directory: Path) -> dict[str, int]:
 
 
 def read_range(path: str | os.PathLike, start: int, stop: int) -> bytes:
-    """Reads bytes `start` to `stop` of a file, and no others; fewer where it ends before."""
-    if is_remote(path):
-        return _file_system().cat_file(os.fspath(path), start=start, end=stop)
+    """Reads bytes `start` to `stop` of a file, and no others; see `read_ranges`."""
+    return read_ranges([(path, start, stop)])[0]
+
+
+def read_ranges(ranges: Sequence[tuple[str | os.PathLike, int, int]]) -> list[bytes]:
+    """Reads parts of files, those in a bucket all at once; no file stays open.
+
+    A bucket that is slow, busy or out of reach is asked again, for some minutes.
+
+    Args:
+        ranges: path, first byte and the byte after the last of each part; of a local file that ends
+            before there are fewer bytes.
+
+    Raises:
+        OSError: naming the file that cannot be read, and why.
+    """
+    remote = [r for r in ranges if is_remote(r[0])]
+    if not remote:
+        return [_read_local(*r) for r in ranges]
+    from fsspec.asyn import sync
+
+    files = _file_system()
+    found = iter(sync(files.loop, _read_all, files, remote))
+    return [next(found) if is_remote(r[0]) else _read_local(*r) for r in ranges]
+
+
+def _read_local(path: str | os.PathLike, start: int, stop: int) -> bytes:
     file = os.open(path, os.O_RDONLY)
     try:
         return os.pread(file, stop - start, start)
     finally:
         os.close(file)
+
+
+async def _read_all(files, ranges: Sequence[tuple]) -> list[bytes]:
+    return await asyncio.gather(*(_read_patiently(files, *r) for r in ranges))
+
+
+async def _read_patiently(files, path: str | os.PathLike, start: int, stop: int) -> bytes:
+    """Reads a part of an object, again while there is hope; gcsfs itself tries six times in 30 s."""
+    from gcsfs.retry import is_retriable
+
+    name, began, tries = os.fspath(path), time.monotonic(), 0
+    while True:
+        try:
+            async with _IN_FLIGHT:
+                data = await _first_answer(files, name, start, stop)
+            if len(data) == stop - start:
+                return data
+            reason = f"{len(data)} of {stop - start} bytes"
+        except FileNotFoundError as error:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name) from error
+        except Exception as error:
+            reason = _in_one_line(error)
+            if not (is_retriable(error) or isinstance(error, (TimeoutError, ConnectionError))):
+                raise OSError(f"{name}: must be readable, got: {reason}.") from error
+        # Hosts that failed together must not come back together.
+        wait, tries = random.uniform(0.5, 1.0) * min(2.0**tries, _LONGEST_WAIT_SECS), tries + 1
+        secs = time.monotonic() - began
+        if secs + wait > _PATIENCE_SECS:
+            raise OSError(
+                f"{name}: must be readable, got no answer for {secs:.0f} s, at last: {reason}."
+            )
+        await asyncio.sleep(wait)
+
+
+async def _first_answer(files, name: str, start: int, stop: int) -> bytes:
+    """Asks a second time when the answer is late: of many connections some are slow or dead."""
+    asked: set[asyncio.Task] = set()
+    try:
+        for secs in (_LATE_SECS, min(_LOST_SECS, _PATIENCE_SECS)):
+            asked.add(asyncio.ensure_future(files._cat_file(name, start=start, end=stop)))
+            done, _ = await asyncio.wait(asked, timeout=secs, return_when=asyncio.FIRST_COMPLETED)
+            if done:
+                return done.pop().result()
+        raise TimeoutError(f"no answer in {secs:.0f} s")
+    finally:
+        for task in asked:
+            task.cancel()
+
+
+def _in_one_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:160].rstrip(".")
 
 
 @contextlib.contextmanager

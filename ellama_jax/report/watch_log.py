@@ -65,10 +65,6 @@ class Tail:
 def _read(path: Path, start: int, stop: int) -> bytes:
     """Reads bytes of a file as far as it has them, wherever it lies."""
     try:
-        if not is_remote(path):
-            with path.open("rb") as file:
-                file.seek(start)
-                return file.read(stop - start)
         stop = min(stop, file_bytes(path))
         return read_range(path, start, stop) if start < stop else b""
     except FileNotFoundError:

@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from ellama_jax.core.paths import local_path
-from ellama_jax.tokens.windows import MANIFEST_FILE, PADDING, WindowSet, to_features
+from ellama_jax.tokens.windows import WindowSet, find_sets, read_rows
 
 _NAME = "evaluate.windows_dir"
 
@@ -44,14 +43,11 @@ class HeldOut:
         Raises:
             ValueError: if there is no set, or one does not fit.
         """
-        directory = local_path(windows_dir, _NAME)
-        if not directory.is_dir():
-            raise ValueError(f"{_NAME}: must be a directory, got {directory}.")
-        paths = sorted(path.parent for path in directory.glob(f"[!.]*/{MANIFEST_FILE}"))
+        paths = find_sets(windows_dir, _NAME)
         if not paths:
             raise ValueError(
-                f"{_NAME}: must hold window sets, got none in {directory}; `ellama prepare` writes "
-                "them."
+                f"{_NAME}: must hold window sets, got none in {windows_dir}; `ellama prepare` "
+                "writes them."
             )
         self._sets = [WindowSet(path, tokenizer_fingerprint) for path in paths]
         self._seq_len = seq_len
@@ -114,22 +110,17 @@ class HeldOut:
         """
         mine = rows_of(batch_size)
         for start in range(0, self.num_rows, batch_size):
-            rows = [self._read(start + int(row)) for row in mine]
-            yield {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+            yield self._read([start + int(row) for row in mine])
 
     def _count_rows(self, windows: WindowSet) -> int:
         return len(windows) * (windows.manifest.window_length // self._seq_len)
 
-    def _read(self, row: int) -> dict[str, np.ndarray]:
-        number, index = self._places[row] if row < self.num_rows else (0, 0)
-        windows = self._sets[number]
-        window, piece = divmod(index, windows.manifest.window_length // self._seq_len)
-        tokens = windows[window][piece * self._seq_len : (piece + 1) * self._seq_len]
-        if row >= self.num_rows:
-            tokens = np.full(self._seq_len, PADDING, np.uint32)
-        manifest = windows.manifest
-        features = to_features(tokens, eos_id=manifest.eos_id, bos_id=manifest.bos_id)
-        return features | {"source_ids": np.int32(self._ids[number])}
+    def _read(self, rows: Sequence[int]) -> dict[str, np.ndarray]:
+        places = [self._places[row] if row < self.num_rows else self._places[0] for row in rows]
+        batch = read_rows([(self._sets[n], index) for n, index in places], self._seq_len)
+        for values in batch.values():
+            values[np.asarray(rows) >= self.num_rows] = 0  # as all-padding windows come out
+        return batch | {"source_ids": np.int32([self._ids[number] for number, _ in places])}
 
 
 def _spread(counts: list[int], num_rows: int) -> list[tuple[int, int]]:

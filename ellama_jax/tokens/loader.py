@@ -7,7 +7,6 @@ come out as NumPy.
 
 import hashlib
 import logging
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,6 @@ import grain
 import numpy as np
 
 from ellama_jax.config import batch_sizes, count_rows, rows_at, stage_sections
-from ellama_jax.core.paths import local_path
 from ellama_jax.tokens.mixture import (
     RowOrder,
     SourceReads,
@@ -27,7 +25,13 @@ from ellama_jax.tokens.mixture import (
     row_weights,
     source_shares,
 )
-from ellama_jax.tokens.windows import MANIFEST_FILE, Manifest, WindowSet, read_manifest, to_features
+from ellama_jax.tokens.windows import (
+    Manifest,
+    WindowSet,
+    find_sets,
+    read_manifest,
+    read_rows,
+)
 
 if TYPE_CHECKING:
     from ellama_jax.config import DataConfig
@@ -95,7 +99,10 @@ def open_sources(data_config: "DataConfig", tokenizer_fingerprint: str | None) -
     Raises:
         ValueError: if shares do not sum to 1, a share has no set, or a set does not fit.
     """
-    found = _find_sets(local_path(data_config.windows_dir, "data.windows_dir"))
+    found: dict[tuple[str, str], list[tuple[Path, Manifest]]] = {}
+    for path in find_sets(data_config.windows_dir, "data.windows_dir"):
+        manifest = read_manifest(path)
+        found.setdefault((manifest.domain, manifest.language), []).append((path, manifest))
     manifests = {key: [manifest for _, manifest in sets] for key, sets in found.items()}
     shares = [
         source_shares(section, path, manifests) for path, _, section in stage_sections(data_config)
@@ -169,10 +176,8 @@ class Loader:
         self.row_weights = weights[0]
         first_rows = [count_rows(data_config, start) for _, start in self.stages]
         self._order = RowOrder(first_rows, weights)
-        self._rows = _mix_rows(self.sources, self._order, data_config)
-        # The same shuffles, of the rows' places instead of the rows.
         self._shuffles = [
-            _shuffled(grain.MapDataset.range(rows), source, data_config)
+            _shuffled(rows, source, data_config)
             for source, rows in zip(self.sources, self._num_rows, strict=True)
         ]
         self.mixture_fingerprint = fingerprint_mixture(self.mixture_until(None))
@@ -189,8 +194,10 @@ class Loader:
         """
         first, end = (count_rows(self._config, int(step) + more) for more in (0, 1))
         assert all(0 <= row < end - first for row in rows), f"step {step} has no such row: {rows}"
-        read = [self._rows[first + int(row)] for row in rows]
-        return {name: np.stack([row[name] for row in read]) for name in read[0]}
+        places = [self._locate(first + int(row)) for row in rows]
+        windows = [(self.sources[number].windows, place) for number, place in places]
+        batch = read_rows(windows, self._config.seq_len)
+        return batch | {"source_ids": np.int32([number for number, _ in places])}
 
     def iterate(
         self,
@@ -229,12 +236,17 @@ class Loader:
         """
         first, places = count_rows(self._config, int(step)), []
         for row in range(first, first + rows_at(self._config, int(step))):
-            number, index = self._order.locate(row)
+            number, place = self._locate(row)
             source = self.sources[number]
             parts = source.windows.manifest.window_length // self._config.seq_len
-            window, part = divmod(int(self._shuffles[number][index]), parts)
+            window, part = divmod(place, parts)
             places.append({"source": source.name, "window": window, "part": part})
         return places
+
+    def _locate(self, row: int) -> tuple[int, int]:
+        """Returns a row's source and place in it; rows are counted from the first of the run."""
+        source, index = self._order.locate(row)
+        return source, int(self._shuffles[source][index])
 
     def count_tokens(self, batch: Mapping[str, np.ndarray]) -> dict[str, int]:
         """Returns the tokens of each source in a batch, padding not counted, by name."""
@@ -326,70 +338,13 @@ def combine_fingerprints(parts: Sequence[str]) -> str:
     return f"{sum(int(part, 16) for part in parts) % 2**64:016x}"
 
 
-class _Rows:
-    """The rows of one source, in the order of its windows, as Grain's random access source."""
-
-    def __init__(self, source: Source, source_id: int, seq_len: int):
-        self._windows, self._source_id, self._seq_len = source.windows, source_id, seq_len
-        self._rows_per_window = source.windows.manifest.window_length // seq_len
-
-    def __len__(self) -> int:
-        return len(self._windows) * self._rows_per_window
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        window, part = divmod(int(index), self._rows_per_window)
-        tokens = self._windows[window][part * self._seq_len : (part + 1) * self._seq_len]
-        manifest = self._windows.manifest
-        row = to_features(tokens, eos_id=manifest.eos_id, bos_id=manifest.bos_id)
-        return row | {"source_ids": np.int32(self._source_id)}
-
-
-class _Selection(grain.transforms.DatasetSelectionMap):
-    """A `RowOrder` as Grain asks for it.
-
-    `MapDataset.mix` has no stages, rounds down, and the weights to 1 % of the smallest.
-    """
-
-    def __init__(self, order: RowOrder):
-        self._order = order
-
-    def __len__(self) -> int:
-        return sys.maxsize
-
-    def __getitem__(self, index: int) -> tuple[int, int]:
-        return self._order.locate(index)
-
-
-def _mix_rows(
-    sources: Sequence[Source], order: RowOrder, data_config: "DataConfig"
-) -> grain.MapDataset:
-    datasets = []
-    for source_id, source in enumerate(sources):
-        rows = grain.MapDataset.source(_Rows(source, source_id, data_config.seq_len))
-        datasets.append(_shuffled(rows, source, data_config))
-    return grain.MapDataset.select_from_datasets(datasets, _Selection(order))
-
-
-def _shuffled(
-    rows: grain.MapDataset, source: Source, data_config: "DataConfig"
-) -> grain.MapDataset:
-    """Repeats the rows of a source for ever, each epoch in an order of its own."""
+def _shuffled(num_rows: int, source: Source, data_config: "DataConfig") -> grain.MapDataset:
+    """Repeats the places of a source's rows for ever, each epoch in an order of its own."""
     # The seed depends on the source's name, not on its place: adding a source leaves the
     # order of the others as it was. Grain shuffles every epoch anew.
     digest = hashlib.sha256(f"{data_config.seed}/{source.name}".encode()).digest()
-    return rows.shuffle(seed=int.from_bytes(digest[:4], "big")).repeat()
-
-
-def _find_sets(windows_dir: Path) -> dict[tuple[str, str], list[tuple[Path, Manifest]]]:
-    """Returns the finished sets directly below a directory, by domain and language."""
-    if not windows_dir.is_dir():
-        raise ValueError(f"data.windows_dir: must be a directory, got {windows_dir}.")
-    found: dict[tuple[str, str], list[tuple[Path, Manifest]]] = {}
-    # Hidden directories are sets that are being written.
-    for path in sorted(windows_dir.glob(f"[!.]*/{MANIFEST_FILE}")):
-        manifest = read_manifest(path.parent)
-        found.setdefault((manifest.domain, manifest.language), []).append((path.parent, manifest))
-    return found
+    places = grain.MapDataset.range(num_rows)
+    return places.shuffle(seed=int.from_bytes(digest[:4], "big")).repeat()
 
 
 def _check_sources(sources: Sequence[Source], seq_len: int) -> None:

@@ -28,6 +28,7 @@ from ellama_jax.core.paths import (
     is_remote,
     open_whole,
     read_range,
+    read_ranges,
     remove_tree,
     write_whole,
 )
@@ -137,18 +138,74 @@ class WindowSet:
         """Returns window `index`, [window_length] uint32, read-only."""
         if not 0 <= index < len(self):
             raise IndexError(f"windows {self.path}: no window {index}, it has {len(self)}.")
+        return read_windows([(self, index)])[0]
+
+    def locate(self, index: int) -> tuple[str, int, int]:
+        """Says where the record of window `index` lies: its shard, first byte and the one after."""
         number = int(np.searchsorted(self._ends, index, side="right"))
         shard, after = self.manifest.shards[number], int(self._ends[number]) - int(index)
         start = shard["bytes"] - after * self._record_bytes
-        for _ in range(2):  # what was damaged on its way here is whole the second time
-            record = read_range(f"{self.path}/{shard['name']}", start, start + self._record_bytes)
-            tokens, crc = record[:-_CRC_BYTES], record[-_CRC_BYTES:]
-            if zlib.crc32(tokens) == int.from_bytes(crc, "little"):
-                return np.frombuffer(tokens, dtype="<u4")
-        raise ValueError(
-            f"windows {self.path}: window {index} is damaged: in {shard['name']} it must have the "
-            "checksum beside it, got another one; copy the shard again or prepare the set again."
-        )
+        return shard["name"], start, start + self._record_bytes
+
+
+def read_windows(places: Sequence[tuple[WindowSet, int]]) -> list[np.ndarray]:
+    """Reads windows of any sets, those in a bucket all at once.
+
+    Args:
+        places: a set and the number of a window in it, each.
+
+    Returns:
+        The windows, [window_length] uint32 each, read-only.
+
+    Raises:
+        ValueError: naming set, window and shard, if its checksum is not that of the tokens.
+        OSError: if a shard cannot be read.
+    """
+    ranges = []
+    for windows, index in places:
+        name, start, stop = windows.locate(index)
+        ranges.append((f"{windows.path}/{name}", start, stop))
+    records = read_ranges(ranges)
+    # What was damaged on its way here is whole the second time.
+    damaged = [number for number, record in enumerate(records) if not _is_sound(record)]
+    again = read_ranges([ranges[number] for number in damaged])
+    for number, record in zip(damaged, again, strict=True):
+        if not _is_sound(record):
+            windows, index = places[number]
+            raise ValueError(
+                f"windows {windows.path}: window {index} is damaged: in {windows.locate(index)[0]} "
+                "it must have the checksum beside it, got another one; copy the shard again or "
+                "prepare the set again."
+            )
+        records[number] = record
+    return [np.frombuffer(r, "<u4", len(r) // 4 - 1) for r in records]
+
+
+def read_rows(places: Sequence[tuple[WindowSet, int]], seq_len: int) -> dict[str, np.ndarray]:
+    """Reads rows of any sets as a batch, those in a bucket all at once.
+
+    Args:
+        places: a set and the number of a row in it, each; a window has window_length / seq_len rows.
+        seq_len: tokens in a row.
+
+    Returns:
+        What `to_features` makes of them, [len(places), seq_len] each.
+
+    Raises:
+        ValueError, OSError: as `read_windows`.
+    """
+    parts = [divmod(row, windows.manifest.window_length // seq_len) for windows, row in places]
+    found = read_windows([(s, window) for (s, _), (window, _) in zip(places, parts, strict=True)])
+    rows = []
+    for tokens, (windows, _), (_, part) in zip(found, places, parts, strict=True):
+        ends = {"eos_id": windows.manifest.eos_id, "bos_id": windows.manifest.bos_id}
+        rows.append(to_features(tokens[part * seq_len : (part + 1) * seq_len], **ends))
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def _is_sound(record: bytes) -> bool:
+    tokens, crc = memoryview(record)[:-_CRC_BYTES], record[-_CRC_BYTES:]
+    return zlib.crc32(tokens) == int.from_bytes(crc, "little")
 
 
 def record_type(window_length: int) -> np.dtype:
@@ -389,6 +446,24 @@ def window_set_name(domain: str, language: str, source: str | None = None) -> st
         if not optional and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", str(text)):
             raise ValueError(f"{part}: must be letters, digits and ._- only, got {text!r}.")
     return "-".join(text for text in parts.values() if text is not None)
+
+
+def find_sets(windows_dir: str | os.PathLike, name: str) -> list[Path]:
+    """Returns the finished sets directly below a directory, on a disk or in a bucket, sorted.
+
+    Args:
+        windows_dir: the directory.
+        name: what it was given for, for the error.
+
+    Raises:
+        ValueError: if it is no directory.
+    """
+    directory = as_path(windows_dir)
+    if not directory.is_dir():
+        raise ValueError(f"{name}: must be a directory, got {directory}.")
+    # Hidden directories are sets that are being written.
+    places = sorted(path for path in directory.iterdir() if not path.name.startswith("."))
+    return [path for path in places if (path / MANIFEST_FILE).is_file()]
 
 
 def read_manifest(windows_dir: str | os.PathLike) -> Manifest:

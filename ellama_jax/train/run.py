@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ellama_jax.config import RunConfig, config_to_mapping
-from ellama_jax.core.paths import as_path, is_remote, local_path, write_whole
+from ellama_jax.core.paths import as_path, is_remote, write_whole
 from ellama_jax.core.tree import flatten_paths
 from ellama_jax.evaluate.scorecard import check_tasks, gather_questions, limit_each
 from ellama_jax.model.presets import LlamaConfig, config_to_dict, get_preset
@@ -103,7 +103,7 @@ def _find_base(config: RunConfig, model: LlamaConfig):
     """Returns the base checkpoint (None for random weights) and where its tokenizer lies."""
     if not config.model.checkpoint:
         # The tokenizer then comes with the windows: random weights have none of their own.
-        return None, local_path(config.data.windows_dir, "data.windows_dir") / "tokenizer"
+        return None, as_path(config.data.windows_dir) / "tokenizer"
     base = find_checkpoint(config.model.checkpoint)
     stored, wanted = config_to_dict(base.config), config_to_dict(model)
     differ = [
