@@ -1,7 +1,9 @@
 """A fake bucket for tests: an emulator of Google Cloud Storage in a process of its own."""
 
+import collections
 import contextlib
 import functools
+import json
 import os
 import socket
 import subprocess
@@ -49,6 +51,19 @@ def fake_bucket():
         finally:
             server.terminate()
             server.wait()
+
+
+def inject(*faults):
+    """Has reads of objects go wrong as `bucket_server.py` says; none: no longer.
+
+    Returns:
+        how many reads there were since the last call, and how many of them went wrong, by kind.
+    """
+    address = os.environ["STORAGE_EMULATOR_HOST"]
+    body = json.dumps(faults).encode()
+    request = urllib.request.Request(f"{address}/faults", body, method="PUT")
+    with urllib.request.urlopen(request) as answer:
+        return collections.Counter(json.load(answer))
 
 
 @functools.cache

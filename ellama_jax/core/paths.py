@@ -27,11 +27,13 @@ from typing import BinaryIO
 _SCHEME = "gs://"
 _BLOCK_BYTES = 2**22
 
-# Of reads from a bucket: how many wait for their answers at once, when an answer is late and when
-# lost, and for how long the bucket may be out of reach. A pod that starts anew loses more than that.
+# Of reads from a bucket: how many wait for their answers at once; when an answer is late and when it
+# is lost, beside what its bytes take on a slow line; and for how long the bucket may be out of reach.
+# A pod that starts anew loses more than that.
 _IN_FLIGHT = asyncio.Semaphore(64)
 _LATE_SECS = 1.0
-_LOST_SECS = 60.0
+_LOST_SECS = 45.0  # gcsfs itself tries six times in 30 s
+_SLOW_BYTES_PER_SEC = 2**23
 _LONGEST_WAIT_SECS = 16.0
 _PATIENCE_SECS = 300.0
 
@@ -209,7 +211,7 @@ async def _read_all(files, ranges: Sequence[tuple]) -> list[bytes]:
 
 
 async def _read_patiently(files, path: str | os.PathLike, start: int, stop: int) -> bytes:
-    """Reads a part of an object, again while there is hope; gcsfs itself tries six times in 30 s."""
+    """Reads a part of an object, again while there is hope."""
     from gcsfs.retry import is_retriable
 
     name, began, tries = os.fspath(path), time.monotonic(), 0
@@ -231,7 +233,7 @@ async def _read_patiently(files, path: str | os.PathLike, start: int, stop: int)
         secs = time.monotonic() - began
         if secs + wait > _PATIENCE_SECS:
             raise OSError(
-                f"{name}: must be readable, got no answer for {secs:.0f} s, at last: {reason}."
+                f"{name}: must be readable, got no good answer for {secs:.0f} s, at last: {reason}."
             )
         await asyncio.sleep(wait)
 
@@ -239,8 +241,9 @@ async def _read_patiently(files, path: str | os.PathLike, start: int, stop: int)
 async def _first_answer(files, name: str, start: int, stop: int) -> bytes:
     """Asks a second time when the answer is late: of many connections some are slow or dead."""
     asked: set[asyncio.Task] = set()
+    slack = (stop - start) / _SLOW_BYTES_PER_SEC
     try:
-        for secs in (_LATE_SECS, min(_LOST_SECS, _PATIENCE_SECS)):
+        for secs in (_LATE_SECS + slack, min(_LOST_SECS, _PATIENCE_SECS) + slack):
             asked.add(asyncio.ensure_future(files._cat_file(name, start=start, end=stop)))
             done, _ = await asyncio.wait(asked, timeout=secs, return_when=asyncio.FIRST_COMPLETED)
             if done:
