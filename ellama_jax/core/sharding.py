@@ -334,15 +334,26 @@ def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Ar
     def place(name: str, array: np.ndarray) -> jax.Array:
         shape = (len(array) * shards // shards_here, *array.shape[1:])
         rows = local_rows(mesh, shape[0])
-
-        def read(index: tuple[slice, ...]) -> np.ndarray:
-            start, stop, _ = index[0].indices(shape[0])
-            first = np.searchsorted(rows, start)  # a shard's rows are neighbours here too
-            return array[(slice(first, first + stop - start), *index[1:])]
-
-        return jax.make_array_from_callback(shape, batch_sharding(mesh, shape, name), read)
+        sharding = batch_sharding(mesh, shape, name)
+        return jax.make_array_from_callback(
+            shape, sharding, lambda index: cut_shard(array, rows, index, shape[0])
+        )
 
     return {name: place(name, array) for name, array in batch.items()}
+
+
+def cut_shard(
+    array: np.ndarray, rows: np.ndarray, index: tuple[slice, ...], num_rows: int
+) -> np.ndarray:
+    """Returns a device's piece of a global array of `num_rows`, of which a process has `rows`.
+
+    >>> cut_shard(np.array([[0, 1], [4, 5]]), np.array([0, 2]), (slice(2, 3), slice(1, 2)), 3)
+    array([[5]])
+    """
+    start, stop, _ = index[0].indices(num_rows)
+    first = np.searchsorted(rows, start)  # rows that are neighbours in a shard are so here too
+    assert np.array_equal(rows[first : first + stop - start], np.arange(start, stop))
+    return array[(slice(first, first + stop - start), *index[1:])]
 
 
 def constrain(x: jax.Array, *dims: str) -> jax.Array:

@@ -218,10 +218,14 @@ def parse_topology(name: str) -> Topology:
     return Topology(own if count == 1 else f"{count}x{own}", generation, shape, count)
 
 
-def get_devices(topology: Topology) -> list:
+def get_devices(topology: Topology, chips_per_host: int | None = None) -> list:
     """Returns the slice's devices for compilation: they hold nothing and run nothing.
 
     libtpu, and so JAX's TPU backend, is loaded here and not before.
+
+    Args:
+        chips_per_host: 4 for a slice of eight chips that is two hosts, as GKE's ct6e-standard-4t
+            makes a v6e-8; None: the slice's own.
 
     Raises:
         ValueError: if libtpu is not installed.
@@ -236,7 +240,8 @@ def get_devices(topology: Topology) -> list:
         # With libtpu installed JAX would look for a TPU here first; compiling needs none.
         jax.config.update("jax_platforms", "cpu")
     # libtpu knows neither the rings of a real slice nor its large hosts unless told.
-    bounds = (2, 2, 1) if topology.chips_per_host == 4 else (*topology.shape, 1)
+    chips_per_host = chips_per_host or topology.chips_per_host
+    bounds = (2, 2, 1) if chips_per_host == 4 else (*topology.shape, 1)
     options = {
         "chips_per_host_bounds": bounds,
         "wrap": (*topology.wrap, False)[:3],
