@@ -11,7 +11,7 @@ def record(**changes):
         "num_slices": 1, "model": "llama3.1-8b", "num_params": 8030261248,
         "step": {
             "global_batch_size": 8, "seq_len": 8192, "tokens": 65536, "rows_per_device": 2.0,
-            "num_microbatches": 1, "mesh": MESH, "attention_kernel": "splash", "remat": "full",
+            "num_microbatches": 1, "hosts": {"count": 2, "rows": 4, "bytes": 131072}, "mesh": MESH, "attention_kernel": "splash", "remat": "full",
             "param_dtype": "float32", "compute_dtype": "auto",
         },
         "outcome": "compiled", "message": None, "text_path": None, "out_of_memory": None,

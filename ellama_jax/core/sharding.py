@@ -5,13 +5,17 @@ divides what. Which dims an array has is said where the array is defined, not he
 """
 
 import functools
+import logging
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+log = logging.getLogger(__name__)
 
 MESH_AXES = ("data", "fsdp", "context", "tensor")
 
@@ -62,16 +66,33 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     devices = list(jax.devices() if devices is None else devices)
     shape = resolve_axis_sizes(sizes, len(devices))
     num_slices = len({getattr(device, "slice_index", 0) for device in devices})
-    # Parts of the torus are split where no whole axis has the size asked for.
     if num_slices > 1:
         dcn = _slices_by_axis(shape, num_slices, len(devices), devices[0].platform)
         ici = tuple(size // across for size, across in zip(shape, dcn, strict=True))
-        grid = mesh_utils.create_hybrid_device_mesh(
-            ici, dcn, devices=devices, allow_split_physical_axes=True
-        )
+        by_slice = {number: [] for number in sorted({d.slice_index for d in devices})}
+        for device in devices:
+            by_slice[device.slice_index].append(device)
+        parts = [_lay_out(ici, part) for part in by_slice.values()]
+        numbers = np.arange(num_slices).reshape(dcn)
+        grid = np.block(np.vectorize(parts.__getitem__, otypes=[object])(numbers).tolist())
     else:
-        grid = mesh_utils.create_device_mesh(shape, devices=devices, allow_split_physical_axes=True)
+        grid = _lay_out(shape, devices)
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def _lay_out(shape: tuple[int, ...], devices: list) -> np.ndarray:
+    """Lays one slice's devices out, neighbours on the torus side by side as far as JAX can."""
+    try:
+        # Parts of the torus are split where no whole axis has the size asked for.
+        return mesh_utils.create_device_mesh(shape, devices=devices, allow_split_physical_axes=True)
+    except (TypeError, ValueError) as error:
+        # jax 0.10.2 cannot split every axis of a torus with a side of 20, as v4-640 has, and fails
+        # while it reshapes. The mesh works in any order of devices.
+        log.warning(
+            "mesh %s: devices are taken by their numbers, JAX cannot place them on the torus (%s).",
+            " x ".join(map(str, shape)), error,
+        )  # fmt: skip
+        return np.array(devices, dtype=object).reshape(shape)
 
 
 def _slices_by_axis(
@@ -354,6 +375,16 @@ def cut_shard(
     first = np.searchsorted(rows, start)  # rows that are neighbours in a shard are so here too
     assert np.array_equal(rows[first : first + stop - start], np.arange(start, stop))
     return array[(slice(first, first + stop - start), *index[1:])]
+
+
+def read_whole(arrays: Any, mesh: Mesh | None) -> Any:
+    """Returns a pytree of arrays as NumPy's, whole on every process whichever holds their pieces.
+
+    All processes of the mesh must call this; None is one device, or arrays that are whole.
+    """
+    if mesh is not None:
+        arrays = jax.device_put(arrays, NamedSharding(mesh, PartitionSpec()))
+    return jax.tree.map(np.asarray, arrays)
 
 
 def constrain(x: jax.Array, *dims: str) -> jax.Array:

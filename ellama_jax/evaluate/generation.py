@@ -267,8 +267,8 @@ class _Run:
                 compute_dtype=self._dtype, sampled=self.sampled,
             )  # fmt: skip
             while True:
-                step, done = int(state.step), np.asarray(state.done)
-                rows, counts = np.asarray(state.written), np.asarray(state.counts)
+                so_far = state.step, state.done, state.written, state.counts
+                step, done, rows, counts = sharding.read_whole(so_far, self._mesh)
                 if any_stops:
                     stopped |= self._find_stops(prompts, decode, rows, counts, stopped, done)
                 if (done | stopped).all() or step >= num_new:
@@ -302,7 +302,10 @@ class _Run:
         spec = sharding.partition_spec(
             dims, array.shape, self._mesh.shape, sharding.ACTIVATION_AXES, "prompts"
         )
-        return jax.device_put(array, jax.sharding.NamedSharding(self._mesh, spec))
+        # Every process has all prompts, and gives its devices theirs.
+        return jax.make_array_from_callback(
+            array.shape, jax.sharding.NamedSharding(self._mesh, spec), lambda index: array[index]
+        )
 
     def _on_mesh(self):
         return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)

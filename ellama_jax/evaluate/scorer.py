@@ -24,7 +24,6 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from ellama_jax.core import sharding
 from ellama_jax.core.distributed import leads
@@ -377,10 +376,7 @@ def _run_batch(params, config, batch: _Batch, compute_dtype, mesh) -> tuple[np.n
         rows = sharding.place_batch({name: array[mine] for name, array in rows.items()}, mesh)
         with jax.set_mesh(mesh):
             results = _score_rows(params, config, rows, picks, dtype)
-        # Every process reads all of it.
-        whole = NamedSharding(mesh, PartitionSpec())
-        results = jax.device_put(results, whole)
-    return jax.tree.map(np.asarray, results)
+    return sharding.read_whole(results, mesh)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "compute_dtype"))

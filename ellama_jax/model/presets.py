@@ -7,6 +7,7 @@ Sources: the models' own config.json files; base peak learning rates from the Ll
 
 import dataclasses
 import difflib
+import math
 from dataclasses import dataclass
 
 
@@ -60,6 +61,8 @@ INCIDENTAL = ("name", "base_peak_learning_rate", "max_seq_len")
 def fields_that_differ(a: LlamaConfig, b: LlamaConfig) -> list[tuple[str, object, object]]:
     """Returns (field, value in a, value in b) of all that two models compute otherwise.
 
+    Numbers are the same if they differ by rounding alone: formats write them in other precisions.
+
     >>> from dataclasses import replace
     >>> fields_that_differ(_TINY, replace(_TINY, name="other", mlp_dim=64))
     [('mlp_dim', 192, 64)]
@@ -68,8 +71,12 @@ def fields_that_differ(a: LlamaConfig, b: LlamaConfig) -> list[tuple[str, object
     return [
         (key, ours[key], theirs[key])
         for key in ours
-        if key not in INCIDENTAL and ours[key] != theirs[key]
+        if key not in INCIDENTAL and not _same(ours[key], theirs[key])
     ]
+
+
+def _same(a: object, b: object) -> bool:
+    return math.isclose(a, b) if isinstance(a, float) and isinstance(b, float) else a == b
 
 
 def config_to_dict(config: LlamaConfig) -> dict:

@@ -16,8 +16,8 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh, SingleDeviceSharding
 
-from ellama_jax.config import RunConfig, config_from_mapping
-from ellama_jax.core.sharding import make_mesh
+from ellama_jax.config import RunConfig, batch_sizes, config_from_mapping
+from ellama_jax.core.sharding import make_mesh, rows_by_process
 from ellama_jax.core.topology import get_devices, hardware_of, parse_topology
 from ellama_jax.model.attention import resolve_attention
 from ellama_jax.model.flops import model_flops
@@ -31,6 +31,7 @@ from ellama_jax.train.program import compile_program, make_program, with_remat
 from ellama_jax.weights.layout import installed_version
 
 _MOST_ALLOCATIONS = 8  # in an answer
+TOKEN_BYTES = 4  # of a window on disk, uint32
 
 
 def compile_request(request: Mapping, devices: list) -> dict:
@@ -58,6 +59,7 @@ def compile_request(request: Mapping, devices: list) -> dict:
     answer = {
         "mesh": dict(program.mesh.shape),
         "attention_kernel": attention.kernel,
+        "hosts": count_hosts(config, mesh),
         "model_flops": _model_flops(config),
         "state": {
             "params_bytes": device_bytes(program.state.params),
@@ -88,6 +90,17 @@ def compile_request(request: Mapping, devices: list) -> dict:
     wrap = parse_topology(request["target"]).wrap if is_tpu else ()
     costs = _costs(compiled, program.mesh, config, wrap)
     return {**answer, "outcome": "compiled", "memory": memory, **costs}
+
+
+def count_hosts(config: RunConfig, mesh: Mesh) -> dict:
+    """Returns how many processes feed the mesh, and the rows and bytes of windows each reads a step.
+
+    Those of the largest batch; that every batch of a ramp reaches its devices is checked.
+    """
+    for _, rows in batch_sizes(config.data):
+        fed = rows_by_process(mesh, rows)
+    rows = max(len(mine) for mine in fed.values())
+    return {"count": len(fed), "rows": rows, "bytes": rows * config.data.seq_len * TOKEN_BYTES}
 
 
 def describe_devices(devices: list) -> dict:

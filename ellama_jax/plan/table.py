@@ -29,6 +29,9 @@ def block(record: Mapping) -> str:
         f"{step['tokens']:,} tokens; rows a device: {step['rows_per_device']:g}"
         + (f" in {microbatches} micro-batches" if microbatches > 1 else ""),
     )
+    if hosts := step["hosts"]:
+        who = f"{hosts['count']} hosts, each" if hosts["count"] > 1 else "1 host"
+        lines += _row("data", f"{who} reads {hosts['rows']:,} rows a step, {size(hosts['bytes'])}")
     lines += _row("mesh", " x ".join(f"{axis} {count}" for axis, count in step["mesh"].items()))
     lines += _row(
         "computed",

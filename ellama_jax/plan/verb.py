@@ -173,10 +173,9 @@ def search_targets(
 
 def _check_model(config: RunConfig) -> None:
     # JAX is imported here and not before the cheaper checks.
-    from ellama_jax.model.presets import get_preset
-    from ellama_jax.train.program import check_model
+    from ellama_jax.train.program import find_model
 
-    check_model(config, get_preset(config.model.preset))
+    find_model(config, needs_checkpoint=False)
 
 
 def _counted(target: Target) -> Target:
@@ -251,6 +250,7 @@ def plan_record(config: RunConfig, target: Target, options: Options, answer: Map
         "remat": answer.get("remat") or config.model.remat,
         "param_dtype": config.model.param_dtype,
         "compute_dtype": config.model.compute_dtype,
+        "hosts": answer.get("hosts"),
     }
     keys = ("state", "memory", "out_of_memory", "limit_bytes", "model_flops", "flops", "traffic", "roofline",
             "collectives", "peak_parts", "largest", "unread", "message", "text_path", "device_kind", "versions",

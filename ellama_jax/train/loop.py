@@ -24,7 +24,7 @@ from ellama_jax.train.goodput import STEP, Goodput, read_goodput
 from ellama_jax.train.metrics import read_metrics
 from ellama_jax.train.prefetch import Placed, Prefetched
 from ellama_jax.train.profiling import Profiler
-from ellama_jax.train.program import Program, compile_program, compiled_once, make_program
+from ellama_jax.train.program import Program, compile_program, compiled_once
 from ellama_jax.train.reporting import (
     Dispatched,
     OwnTime,
@@ -110,12 +110,11 @@ def _train(run: Run) -> Path:
     goodput = Goodput(run.began, earlier=read_goodput(run.workdir))
     mesh = make_mesh(dataclasses.asdict(config.mesh))
     num_sources = len(run.loader.sources)
-    if config.model.remat == "auto":
-        with goodput.span("compile"):
-            config, program = compile_program(config, run.model, mesh, num_sources, _say_remat)
-        run = dataclasses.replace(run, config=config)
-    else:
-        program = make_program(config, run.model, mesh, num_sources)
+    # What the compiler refuses is refused before the weights are read.
+    on_try = _say_remat if config.model.remat == "auto" else lambda remat: None
+    with goodput.span("compile"):
+        config, program = compile_program(config, run.model, mesh, num_sources, on_try)
+    run = dataclasses.replace(run, config=config)
     on_leader(lambda: check_room(run, program))
     try:
         # Leaving the manager, by an error too, waits until a save under way is whole.
@@ -126,6 +125,8 @@ def _train(run: Run) -> Path:
             _profiler(run) as profiler,
             ends_with_the_others(_say_refusal),
         ):
+            done = manager.latest_step() or 0
+            scores = RunScores(run, mesh, done) if run.questions else None
             with goodput.span("restore"):
                 state, so_far = start_or_resume(run, program, manager)
             first = int(state.step)
@@ -134,7 +135,6 @@ def _train(run: Run) -> Path:
             on_leader(lambda: write_config(asked))
             if leads():
                 say_what_runs(run, mesh, first)
-            scores = RunScores(run, mesh, first) if run.questions else None
             stopped = False
             if scores is None or not scores.refusal:
                 stopped = _steps(

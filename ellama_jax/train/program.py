@@ -18,11 +18,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ellama_jax.config import ModelConfig, RunConfig, batch_sizes
 from ellama_jax.core.distributed import exchange
+from ellama_jax.core.paths import as_path, is_remote
 from ellama_jax.core.sharding import batch_sharding, check_batch, check_dims
 from ellama_jax.core.xla_flags import flags_for_device
 from ellama_jax.model.attention import check_attention, resolve_attention
 from ellama_jax.model.llama import abstract_params, dim_sizes
-from ellama_jax.model.presets import LlamaConfig
+from ellama_jax.model.presets import LlamaConfig, fields_that_differ, get_preset
 from ellama_jax.model.remat import REMAT_POLICIES, check_remat
 from ellama_jax.train.optimizer import (
     abstract_opt_state,
@@ -32,6 +33,7 @@ from ellama_jax.train.optimizer import (
 )
 from ellama_jax.train.spikes import init_guard
 from ellama_jax.train.step import TrainState, make_loss_sums, make_train_step
+from ellama_jax.weights.layout import CheckpointInfo, find_checkpoint
 
 # Features of a batch [B, T] and their dtypes; `source_ids` is [B].
 _ROWS = {
@@ -184,6 +186,36 @@ def _fits(compiled: jax.stages.Compiled, devices: list) -> bool:
     return limit is None or compiled.memory_analysis().peak_memory_in_bytes <= limit
 
 
+def find_model(
+    config: RunConfig, *, needs_checkpoint: bool = True
+) -> tuple[LlamaConfig, CheckpointInfo | None]:
+    """Returns the model of a run, and the checkpoint it starts from; None: random weights.
+
+    It is the preset, with the checkpoint's own `max_seq_len`, which decides nothing of what a model
+    computes. Also checks what holds for every mesh: the longest row, the policy, the peak learning
+    rate.
+
+    Args:
+        needs_checkpoint: refuse a checkpoint that is not there; else the preset stands for it, as
+            where a run is planned on a machine that has no weights.
+
+    Raises:
+        ValueError: naming the key and what must hold.
+    """
+    model, base = get_preset(config.model.preset), None
+    path = config.model.checkpoint
+    if path and (needs_checkpoint or (not is_remote(path) and as_path(path).exists())):
+        base = find_checkpoint(path)
+        if differ := fields_that_differ(base.config, model):
+            said = ", ".join(f"{name} {stored}" for name, stored, _ in differ)
+            raise ValueError(
+                f"model.preset: {model.name} does not fit the checkpoint {base.path}, which has {said}."
+            )
+        model = dataclasses.replace(model, max_seq_len=base.config.max_seq_len)
+    check_model(config, model)
+    return model, base
+
+
 def check_model(config: RunConfig, model: LlamaConfig) -> None:
     """Checks what holds for every mesh: the longest row, the policy, the peak learning rate.
 
@@ -221,6 +253,13 @@ def check_sizes(
         config.model.attention, platform, model, data.seq_len, axis_sizes,
         compute_dtype(config.model, platform),
     )  # fmt: skip
+    context, row_length = axis_sizes["context"], config.evaluate.row_length
+    # Each device of the context axis has two equal parts of a row.
+    if config.evaluate.tasks and context > 1 and row_length % (2 * context):
+        raise ValueError(
+            f"evaluate.row_length: must be divisible by 2 x mesh.context ({2 * context}), got "
+            f"{row_length}."
+        )
 
 
 def make_losses(config: RunConfig, model: LlamaConfig, mesh: Mesh, num_sources: int) -> Callable:

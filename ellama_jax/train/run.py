@@ -15,14 +15,14 @@ from ellama_jax.config import RunConfig, config_to_mapping
 from ellama_jax.core.paths import as_path, is_remote, write_whole
 from ellama_jax.core.tree import flatten_paths
 from ellama_jax.evaluate.scorecard import check_tasks, gather_questions, limit_each
-from ellama_jax.model.presets import LlamaConfig, config_to_dict, get_preset
+from ellama_jax.model.presets import LlamaConfig
 from ellama_jax.tokens.held_out import HeldOut
 from ellama_jax.tokens.loader import Loader, open_sources
 from ellama_jax.tokens.tokenizer import Tokenizer, check_fits, load_tokenizer
 from ellama_jax.train.metrics import known_metrics
-from ellama_jax.train.program import check_model
+from ellama_jax.train.program import find_model
 from ellama_jax.train.tracking import check_wandb
-from ellama_jax.weights.layout import CheckpointInfo, check_writable, find_checkpoint
+from ellama_jax.weights.layout import CheckpointInfo, check_writable
 from ellama_jax.weights.verdict import check_verified
 
 if TYPE_CHECKING:
@@ -69,9 +69,12 @@ def prepare_run(
     """
     began = time.time() if began is None else began
     workdir = as_path(workdir)
-    model = get_preset(config.model.preset)
-    check_model(config, model)
-    base, tokenizer_dir = _find_base(config, model)
+    model, base = find_model(config)
+    if base is None:
+        # The tokenizer then comes with the windows: random weights have none of their own.
+        tokenizer_dir = as_path(config.data.windows_dir) / "tokenizer"
+    else:
+        tokenizer_dir = base.tokenizer_dir
     tokenizer = load_tokenizer(tokenizer_dir)
     check_fits(tokenizer, model.vocab_size)
     loader = _make_loader(config, tokenizer)
@@ -97,24 +100,6 @@ def _make_loader(config: RunConfig, tokenizer: Tokenizer) -> "Loader | Stream":
     loader = Loader(open_sources(config.data, tokenizer.fingerprint), config.data)
     loader.check_repetition(config.train.steps)
     return loader
-
-
-def _find_base(config: RunConfig, model: LlamaConfig):
-    """Returns the base checkpoint (None for random weights) and where its tokenizer lies."""
-    if not config.model.checkpoint:
-        # The tokenizer then comes with the windows: random weights have none of their own.
-        return None, as_path(config.data.windows_dir) / "tokenizer"
-    base = find_checkpoint(config.model.checkpoint)
-    stored, wanted = config_to_dict(base.config), config_to_dict(model)
-    differ = [
-        f"{key} {stored[key]}" for key in wanted if key != "name" and stored[key] != wanted[key]
-    ]
-    if differ:
-        raise ValueError(
-            f"model.preset: {model.name} does not fit the checkpoint {base.path}, "
-            f"which has {', '.join(differ)}."
-        )
-    return base, base.tokenizer_dir
 
 
 def _find_held_out(config: RunConfig, loader, tokenizer: Tokenizer) -> HeldOut | None:

@@ -6,6 +6,7 @@ weights/checkpoint.py's.
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ellama_jax.config import config_to_mapping
 from ellama_jax.model.llama import init_params
+from ellama_jax.model.presets import fields_that_differ
 from ellama_jax.tokens.mixture import mixture_differences
 from ellama_jax.train.metrics import IntervalMeans
 from ellama_jax.train.optimizer import init_opt_state
@@ -73,9 +75,11 @@ def start_or_resume(run: Run, program: Program, manager) -> tuple[TrainState, So
         ledger, sums = {}, {}
     else:
         step, params, opt_state, data, _ = checkpoints.restore_training(
-            manager, abstract.params, abstract.opt_state
+            manager,
+            abstract.params,
+            abstract.opt_state,
+            check=functools.partial(_check_same_run, run),
         )
-        _check_same_mixture(run, step, data)
         counts = {name: jnp.int32(data[name]) for name in ("skipped", "skipped_in_a_row")}
         # Checkpoints from before there was a guard have none.
         guard = guard_from_data(data.get("guard"), run.config.train)
@@ -93,8 +97,16 @@ def start_or_resume(run: Run, program: Program, manager) -> tuple[TrainState, So
     return state._replace(**placed), SoFar(ledger, IntervalMeans(source_names(run.loader), sums))
 
 
-def _check_same_mixture(run: Run, step: int, data: dict) -> None:
-    """Refuses to resume if the batches so far would have been others; later stages may change."""
+def _check_same_run(run: Run, info: checkpoints.CheckpointInfo, data: dict) -> None:
+    """Refuses to resume another model, or if the batches so far would have been others.
+
+    Later stages may change.
+    """
+    step = info.step
+    if differ := fields_that_differ(info.config, run.model):
+        said = "; ".join(f"{name} was {before}, now {now}" for name, before, now in differ)
+        raise ValueError(f"{run.workdir}: must be resumed with the model it was trained with, got "
+                         f"another: {said}. Start a new workdir, or restore model.*.")  # fmt: skip
     wanted, got = data["mixture_fingerprint"], run.loader.fingerprint_until(step)
     if wanted == got:
         return

@@ -46,10 +46,9 @@ class RunScores:
             first: updates done so far; where there are some, the base was scored before them.
 
         Raises:
-            ValueError: if that scorecard of the base is not there, or the mesh cannot take rows.
+            ValueError: if that scorecard of the base is not there.
         """
         evaluate, platform = run.config.evaluate, mesh.devices.flat[0].platform
-        _check_row_length(evaluate.row_length, mesh.shape["context"])
         self._run, self._gate, self.refusal = run, evaluate.gate, ""
         self._scoring = Scoring(
             row_length=evaluate.row_length,
@@ -159,12 +158,3 @@ def _read_base(run: Run, first: int) -> dict:
     if leads() and asked != (made.get("items_fingerprint"), made.get("texts_fingerprint")):
         print(f"{path}: the base was asked other questions; what both were asked counts.")
     return base
-
-
-def _check_row_length(row_length: int, context: int) -> None:
-    # Each device of the context axis has two equal parts of a row.
-    if context > 1 and row_length % (2 * context):
-        raise ValueError(
-            f"evaluate.row_length: must be divisible by 2 x mesh.context ({2 * context}), got "
-            f"{row_length}."
-        )

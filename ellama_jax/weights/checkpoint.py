@@ -192,7 +192,7 @@ def _flatten_any(tree) -> dict[str, Any]:
 
 
 def _placed(leaf):
-    sharding = getattr(leaf, "sharding", None) or SingleDeviceSharding(jax.devices()[0])
+    sharding = getattr(leaf, "sharding", None) or SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
@@ -437,6 +437,8 @@ def restore_training(
     abstract_params: Mapping,
     abstract_opt_state: Any,
     step: int | None = None,
+    *,
+    check: Callable[[CheckpointInfo, dict], None] = lambda info, data: None,
 ) -> tuple[int, dict, Any, dict, dict]:
     """Restores what `save_training` saved, bit for bit.
 
@@ -445,6 +447,7 @@ def restore_training(
         abstract_params: shapes, dtypes and shardings to restore to (`jax.ShapeDtypeStruct`).
         abstract_opt_state: the same of the optimizer state.
         step: which one; None takes the newest complete step.
+        check: called with the step found and its `data` before any array is read, to refuse it.
 
     Returns:
         (step, params, opt_state, data, meta).
@@ -457,7 +460,7 @@ def restore_training(
     root = as_path(manager.directory)
     info = find_checkpoint(root if step is None else root / str(step))
     try:
-        return _read_training(info, abstract_params, abstract_opt_state)
+        return _read_training(info, abstract_params, abstract_opt_state, check)
     except DamagedCheckpoint as error:
         earlier = [other for other in complete_steps(root) if other < info.step]
         goes_on = f"goes on from step {max(earlier)}" if earlier else "begins anew"
@@ -466,7 +469,10 @@ def restore_training(
 
 
 def _read_training(
-    info: CheckpointInfo, abstract_params: Mapping, abstract_opt_state: Any
+    info: CheckpointInfo,
+    abstract_params: Mapping,
+    abstract_opt_state: Any,
+    check: Callable[[CheckpointInfo, dict], None],
 ) -> tuple:
     if not (info.path / "opt_state" / "_METADATA").is_file():
         raise ValueError(f"restore {info.path}: must hold an optimizer state, got parameters only.")
@@ -477,6 +483,8 @@ def _read_training(
     wanted = _flatten_any(abstract_opt_state)
     stored = _list_item(info.path / "opt_state")
     check_same_leaves(f"{title} opt_state", stored, wanted, same_dtypes=True)
+    data = read_json_item(info.path, "data")
+    check(info, data)
     params = _read_params(info.path, abstract_params)
     opt_state = _read_tree(info.path / "opt_state", abstract_opt_state)
-    return info.step, params, opt_state, read_json_item(info.path, "data"), info.meta
+    return info.step, params, opt_state, data, info.meta

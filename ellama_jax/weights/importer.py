@@ -26,7 +26,7 @@ from ellama_jax.core.paths import as_path, copy_file, is_remote
 from ellama_jax.core.sharding import make_mesh
 from ellama_jax.core.tree import flatten_paths
 from ellama_jax.model.llama import abstract_params
-from ellama_jax.model.presets import INCIDENTAL, PRESETS, LlamaConfig, get_preset
+from ellama_jax.model.presets import PRESETS, LlamaConfig, fields_that_differ, get_preset
 from ellama_jax.tokens.tokenizer import (
     CONFIG_FILE,
     TOKENIZER_FILE,
@@ -211,26 +211,15 @@ def match_preset(config: LlamaConfig, preset: str | None = None) -> LlamaConfig:
     Raises:
         ValueError: if `preset` is given and differs; the message names what does.
     """
-    if preset is not None and (differences := _compare_configs(config, get_preset(preset))):
-        raise ValueError(f"--preset {preset}: must fit the model, but {differences}.")
+    if preset is not None and (differ := fields_that_differ(config, get_preset(preset))):
+        said = "; ".join(f"{name} is {got}, expected {wanted}" for name, got, wanted in differ)
+        raise ValueError(f"--preset {preset}: must fit the model, but {said}.")
     names = [preset] if preset is not None else list(PRESETS)
     for name in names:
         found = get_preset(name)
-        if not _compare_configs(config, found):
+        if not fields_that_differ(config, found):
             return dataclasses.replace(found, max_seq_len=config.max_seq_len)
     return config
-
-
-def _compare_configs(config: LlamaConfig, expected: LlamaConfig) -> str:
-    differences = []
-    for field in dataclasses.fields(LlamaConfig):
-        if field.name in INCIDENTAL:
-            continue
-        got, wanted = getattr(config, field.name), getattr(expected, field.name)
-        same = math.isclose(got, wanted) if isinstance(wanted, float) else got == wanted
-        if not same:
-            differences.append(f"{field.name} is {got}, expected {wanted}")
-    return "; ".join(differences)
 
 
 @contextlib.contextmanager

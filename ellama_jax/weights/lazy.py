@@ -79,7 +79,7 @@ def place(leaf: LazyArray, abstract: jax.ShapeDtypeStruct) -> jax.Array:
         leaf: what to read.
         abstract: shape, dtype and, for more than one device, sharding.
     """
-    sharding = abstract.sharding or SingleDeviceSharding(jax.devices()[0])
+    sharding = abstract.sharding or SingleDeviceSharding(jax.local_devices()[0])
 
     def read(index):
         return leaf.read(as_box(index, leaf.shape)).astype(abstract.dtype, copy=False)

@@ -9,6 +9,7 @@ v5p-8  4 x v5p (2x2x1)
 ----------------------
 model      llama3.1-8b, 8.03B parameters
 step       8 rows x 8,192 tokens = 65,536 tokens; rows a device: 2
+data       2 hosts, each reads 4 rows a step, 128 KiB
 mesh       data 1 x fsdp 4 x context 1 x tensor 1
 computed   attention splash; remat full; parameters float32, activations auto
 fits       yes: 40.00 GiB of 96.00 GiB a device at the peak, 56.00 GiB left

@@ -16,13 +16,16 @@ import pytest
 
 from ellama_jax.config import StageConfig
 from ellama_jax.core.tree import flatten_paths
+from ellama_jax.model.llama import init_params
+from ellama_jax.model.presets import get_preset
 from ellama_jax.tokens.loader import batch_fingerprint
+from ellama_jax.tokens.tokenizer import load_tokenizer
 from ellama_jax.tokens.windows import PADDING
 from ellama_jax.train.loop import main_train, prepare_run, train
 from ellama_jax.train.metrics import read_metrics
-from ellama_jax.weights import layout
+from ellama_jax.weights import checkpoint, layout
 from ellama_jax.weights.checkpoint import restore_params
-from ellama_jax.weights.layout import find_checkpoint, latest_step
+from ellama_jax.weights.layout import find_checkpoint, latest_step, make_meta
 
 VARYING = ("step_secs", "tokens_per_sec", "tokens_per_sec_per_chip", "time")
 
@@ -237,12 +240,39 @@ def test_a_finished_run_trains_no_further(whole_run, tiny_config, tmp_path):
     assert read_metrics(workdir) == read_metrics(whole_run)
 
 
-def test_a_changed_mixture_is_refused_at_resume(whole_run, tiny_config, tmp_path):
+def test_what_a_resume_refuses_is_refused_before_weights_are_read(
+    whole_run, tiny_config, tmp_path, monkeypatch
+):
+    """Another mixture, another model of the same shapes: neither costs a pod the time of a restore."""
     workdir = tmp_path / "run"
     shutil.copytree(whole_run, workdir)
-    config = tiny_config(train__steps=8, data__replay_frac=0.4, mesh__fsdp=8)
+
+    def read(*_):
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr(checkpoint, "_read_params", read)
     with pytest.raises(ValueError, match="must be resumed with the mixture it was trained with"):
-        train(prepare_run(config, workdir))
+        train(prepare_run(tiny_config(data__replay_frac=0.4, mesh__fsdp=8), workdir))
+    run = prepare_run(tiny_config(mesh__fsdp=8), workdir)
+    other = dataclasses.replace(run, model=dataclasses.replace(run.model, rope_theta=5e5))
+    with pytest.raises(ValueError, match=r"model it was .*: rope_theta was 10000.0, now 500000.0"):
+        train(other)
+
+
+def test_a_checkpoint_keeps_its_own_longest_row(whole_run, tiny_config, windows_dir, tmp_path):
+    """`max_seq_len` decides nothing of what is computed: the source's own holds, not the preset's."""
+    model = dataclasses.replace(get_preset("tiny"), max_seq_len=40)
+    fingerprint = load_tokenizer(windows_dir / "tokenizer").fingerprint
+    meta = make_meta(model, tokenizer_fingerprint=fingerprint, provenance={"kind": "import"})
+    base = checkpoint.write_checkpoint(
+        tmp_path / "base", init_params(model, 0), config=model, meta=meta,
+        tokenizer_dir=windows_dir / "tokenizer",
+    )  # fmt: skip
+    given = {"model__checkpoint": base.path, "train__steps": 2, "mesh__fsdp": 8}
+    run = prepare_run(tiny_config(**given), tmp_path / "run", allow_unverified=True)
+    assert find_checkpoint(train(run)).config.max_seq_len == 40
+    with pytest.raises(ValueError, match=r"^data.seq_len: .* max_seq_len \(40\), got 64"):
+        prepare_run(tiny_config(**given, data__seq_len=64), tmp_path / "other")
 
 
 @pytest.fixture

@@ -43,8 +43,10 @@ def test_what_no_mesh_helps_is_refused(overrides, said):
         (["model.attention.kernel=triton"], {"context": 2}, "gpu", "triton works on whole rows"),
         (["model.attention.block_q=100"], {}, "tpu", "model.attention.block_q: must be a multiple"),
         (["data.seq_len=8000"], {"context": 8}, "tpu", "must be a multiple of 2048 for kernel spl"),
+        (["evaluate.tasks=mmlu", "evaluate.row_length=66"], {"context": 2}, "tpu",
+         r"^evaluate.row_length: must be .* mesh.context \(4\)"),
     ],
-)
+)  # fmt: skip
 def test_what_a_mesh_or_a_platform_cannot_do_is_told_what_fits(overrides, sizes, platform, said):
     rows = config(*overrides)
     with pytest.raises(ValueError, match=said):

@@ -191,13 +191,6 @@ def test_what_cannot_be_scored_is_said_before_any_device_is_used(keys, message, 
         prepare_run(scored(**keys), tmp_path / "run")
 
 
-def test_rows_that_a_context_axis_cannot_divide_are_refused(scored, tmp_path):
-    run = prepare_run(scored(evaluate__row_length=66), tmp_path / "run")
-    mesh = make_mesh({"data": 1, "fsdp": 4, "context": 2, "tensor": 1})
-    with pytest.raises(ValueError, match=r"^evaluate.row_length: must be .* mesh.context \(4\)"):
-        RunScores(run, mesh, 0)
-
-
 def test_the_verb_exits_with_the_gates_status(tiny_arguments, questions, tmp_path, capsys):
     keys = {
         "mesh.fsdp": 8, "evaluate.tasks": "bits_per_byte", "evaluate.every_steps": 2,
