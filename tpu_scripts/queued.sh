@@ -27,10 +27,13 @@ declare -A RUNTIMES=([v4]=tpu-ubuntu2204-base [v5litepod]=v2-alpha-tpuv5-lite
   [v5p]=v2-alpha-tpuv5 [v6e]=v2-alpha-tpuv6e)
 
 # Runs a command that may take SECS seconds: what hangs, as an ssh to a host that is gone, is an error.
+# In the background, for there Ctrl-C ends this script at once.
 within() {
   local secs=$1
   shift
-  if [[ $DRY_RUN == 1 ]]; then run "$@"; else timeout --kill-after=10 "$secs" "$@"; fi
+  if [[ $DRY_RUN == 1 ]]; then run "$@"; return; fi
+  timeout --kill-after=10 "$secs" "$@" </dev/null &
+  wait "$!"
 }
 
 # Runs a command for each node, all at once; {} in it is the node.
@@ -39,7 +42,7 @@ on_nodes() {
   shift
   for node in "${NODES[@]}"; do
     if [[ $DRY_RUN == 1 ]]; then run "${@//\{\}/$node}"; continue; fi
-    within "$secs" "${@//\{\}/$node}" </dev/null &
+    within "$secs" "${@//\{\}/$node}" &
     pids+=($!)
   done
   for pid in "${pids[@]}"; do wait "$pid" || failed=1; done
@@ -245,21 +248,32 @@ jobs_state() {
   fi
 }
 
-# The same, or `lost` if a slice is not there.
+# The same, or `lost` if a slice is not there. With `first` the first host alone is asked, as long as
+# it runs: where one host has ended, the others end within a minute.
 run_state() {
   local now
   now=$(describe queued-resources "$NAME" state.state) || exit 1
   if [[ $now != ACTIVE ]] || lost_a_node; then
     echo lost
-  elif [[ $1 == running && $(first_host) == *': running' ]]; then
-    echo running # where one host runs on, all do, or it would end within a minute
+  elif [[ $1 == first && $(first_host) == *': running' ]]; then
+    echo running
   else
     jobs_state
   fi
 }
 
 first_host() {
-  within 120 "${TPUS[@]}" tpu-vm ssh "${NODES[0]}" "${PLACE[@]}" --worker=0 "--command=$ON_HOST status" </dev/null 2>/dev/null || true
+  within 120 "${TPUS[@]}" tpu-vm ssh "${NODES[0]}" "${PLACE[@]}" --worker=0 "--command=$ON_HOST status" 2>/dev/null || true
+}
+
+# Prints what the hosts said, once what several said alike: it goes with the slice.
+show_jobs() {
+  awk '{ at = index($0, ": "); host = substr($0, 1, at - 1); words = substr($0, at) }
+    !(words in count) { order[++lines] = words; first[words] = host }
+    { count[words]++ }
+    END { for (i = 1; i <= lines; i++) {
+      words = order[i]; others = count[words] - 1
+      print first[words] (others ? " and " others " more" : "") words } }' "$SCRATCH/jobs" >&2
 }
 
 # Prints the newest whole step in the work directory, 0 if there is none. Orbax writes
@@ -282,7 +296,7 @@ newest_step() {
 }
 
 watch() {
-  local now last='' newest step unclear=0 begun=0 restarts=0 code
+  local now last='' newest step whom polls=0 unclear=0 begun=0 restarts=0 code
   if [[ $DRY_RUN == 1 ]]; then
     newest_step
     resume
@@ -291,12 +305,14 @@ watch() {
   fi
   newest=$(newest_step) || newest=0
   while true; do
-    now=$(run_state "$last" 2>"$SCRATCH/why") || now=unreachable
+    whom=all
+    [[ $last != running ]] || ((polls % PATIENCE == 0)) || whom=first
+    polls=$((polls + 1))
+    now=$(run_state "$whom" 2>"$SCRATCH/why") || now=unreachable
     if [[ $now != "$last" ]]; then
       say "$NAME: $now"
       cat "$SCRATCH/why" >&2
-      # What each host said at its end, which goes with the slice.
-      case $now in ended | failed) cat "$SCRATCH/jobs" >&2 ;; esac
+      case $now in ended | failed) show_jobs ;; esac
     fi
     last=$now
     case $now in

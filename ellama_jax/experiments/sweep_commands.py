@@ -50,7 +50,9 @@ def write_commands(
             folder.mkdir(parents=True, exist_ok=True)
             write_whole(file, _trial_env(base, trial, workdir))
             script = f"tpu_scripts/queued.sh {{}} {shlex.quote(str(file))}"
-            lines.append(f"{script.format('watch')} && {script.format('delete')}")
+            # A trial that failed must not go on costing, nor keep the next from its chips.
+            lines.append(f"{script.format('watch')} || echo {shlex.quote(trial.name)} failed >&2")
+            lines.append(script.format("delete"))
     write_whole(path, "\n".join(lines) + "\n")
 
 

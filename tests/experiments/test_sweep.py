@@ -204,13 +204,12 @@ def test_for_tpu_slices_every_trial_gets_an_env_file_that_the_launch_scripts_tak
     (place / "env").write_text(env.replace("PROJECT=my-project", "PROJECT=shop-1"))
     run("--write-commands", "go.sh", "--env", "env", workdir="gs://bucket/lr")
     lines = [line for line in (place / "go.sh").read_text().splitlines() if "queued.sh" in line]
-    assert len(lines) == 6
-    words = shlex.split(lines[0])
-    assert words[:2] == ["tpu_scripts/queued.sh", "watch"] and words[3:6] == [
-        "&&", "tpu_scripts/queued.sh", "delete"
-    ]  # fmt: skip
+    assert len(lines) == 12
+    words, after = map(shlex.split, lines[:2])
+    assert words[:2] == ["tpu_scripts/queued.sh", "watch"] and words[3] == "||"
     file = place / words[2]
-    assert words[2] == words[6] and file.stem.startswith("peak_frac-0.05_seed-0_")
+    assert after == ["tpu_scripts/queued.sh", "delete", words[2]]
+    assert file.stem.startswith("peak_frac-0.05_seed-0_")
     found = file.read_text().splitlines()
     assert f"WORKDIR=gs://bucket/lr/{file.stem}" in found and "PROJECT=shop-1" in found
     assert "CONFIG=configs/demo.py:tiny" in found

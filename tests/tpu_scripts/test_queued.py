@@ -324,6 +324,10 @@ def test_an_error_that_another_try_cannot_mend_ends_the_watch(cloud, status, sli
     ended = watch_to_its_end(cloud, slices)
     assert ended.returncode == 1 and cloud.starts() == dict.fromkeys(HOSTS[slices], 1), ended
     line = f"{name_of(host)}: exited {status}: ellama train: error: broken on {host}"
+    others = len(HOSTS[slices]) - 1
+    assert re.search(
+        rf"{f' and {others - 1} more' if others > 1 else ''}: exited 75$", ended.stderr, re.M
+    )
     assert line in ended.stderr.splitlines() and "cannot mend" in ended.stderr, ended.stderr
 
 
@@ -351,6 +355,14 @@ def test_a_job_that_saves_nothing_newer_is_restarted_three_times(
     assert ended.returncode == 1 and f"newer than step {newest} after 3 restarts" in ended.stderr
     assert cloud.starts() == dict.fromkeys(HOSTS[1], starts), ended
     assert ("could not be listed: ERROR: 503" in ended.stderr) == (unlisted > 100)
+
+
+def test_a_job_of_which_a_part_runs_on_is_started_anew(cloud):
+    """The first host, which is asked most often, does not notice that the other has ended."""
+    cloud.let_end({"run-1/0": [":", "exit 0"], "run-1/1": ["sleep 1; exit 75", "exit 0"]})
+    ended = watch_to_its_end(cloud, PATIENCE="3")
+    assert ended.returncode == 0 and "run-1: partly" in ended.stderr, ended
+    assert cloud.starts() == dict.fromkeys(HOSTS[1], 2)
 
 
 @pytest.mark.parametrize("slices", [1, 2])
