@@ -206,6 +206,15 @@ def test_each_verb_fails_at_every_call_and_a_second_run_makes_good(cloud):
     assert failures > 20
 
 
+def test_a_project_that_is_not_found_says_nothing_of_its_slices(cloud):
+    env = write_env(cloud.home)
+    cloud.let_fail(
+        {"on": "describe", "how": "before", "say": "ERROR: NOT_FOUND: Project my-project"}
+    )
+    ended = cloud.run("delete", env)
+    assert ended.returncode == 1 and "could not describe run-1: ERROR: NOT_FOUND" in ended.stderr
+
+
 def test_a_node_whose_request_is_gone_is_deleted_too(cloud):
     env = write_env(cloud.home)
     assert cloud.run("create", env).returncode == 0
