@@ -211,7 +211,7 @@ resume() {
 # Prints how the hosts' jobs stand, in a word; $SCRATCH/jobs has a line a host.
 #   exited 0     all have ended well                 failed   one with an error that would come again
 #   running      all that answer run                 ended    all have ended: another try may mend it
-#   partly       some run, some do not               stopped  by a person
+#   partly       some run, some do not               stopped, stopping by a person
 #   not started  on no host                          unreachable
 jobs_state() {
   local line answered=1 total=0 running=0 well=0 none=0 failed=0 stopped=0
@@ -237,10 +237,10 @@ jobs_state() {
     echo failed
   elif ((running == total)); then
     echo running
-  elif ((running > 0)); then
-    echo partly
   elif ((stopped)); then
-    echo stopped
+    if ((running)); then echo stopping; else echo stopped; fi
+  elif ((running)); then
+    echo partly
   elif ((well == total)); then
     echo 'exited 0'
   else
@@ -317,7 +317,7 @@ watch() {
     last=$now
     case $now in
       'exited 0') say "$NAME: the run has ended; queued.sh delete frees the slices"; return ;;
-      running | unreachable) unclear=0 ;;
+      running | stopping | unreachable) unclear=0 ;;
       partly) unclear=$((unclear + 1)) ;;
       *) unclear=$((PATIENCE + 1)) ;;
     esac

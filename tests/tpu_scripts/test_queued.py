@@ -415,10 +415,9 @@ def test_a_connection_that_hangs_does_not_hang_the_watch(cloud, tmp_path):
     short = tmp_path / "short"
     short.mkdir()
     cloud._program(
-        short / "timeout", f'#!/bin/bash\nexec {shutil.which("timeout")} -k 1 3 "${{@:3}}"\n'
+        short / "timeout", f'#!/bin/bash\nexec {shutil.which("timeout")} -k 1 6 "${{@:3}}"\n'
     )
-    steps = ["on_host.sh install", "on_host.sh status"]
-    cloud.let_fail(*({"on": step, "how": "hang", "host": "run-1/1"} for step in steps))
+    cloud.let_fail({"on": "on_host.sh status", "how": "hang", "host": "run-1/1"})
     cloud.let_end(dict.fromkeys(HOSTS[1], ["checkpoint 1; exit 75", "exit 0"]))
     ended = watch_to_its_end(cloud, path=short)
     assert ended.returncode == 0 and cloud.starts() == dict.fromkeys(HOSTS[1], 2), ended
@@ -439,6 +438,14 @@ def test_what_a_person_stops_the_watch_does_not_start_again(cloud):
     cloud.let_end(dict.fromkeys(HOSTS[1], ["exit 0"]))
     assert watch_to_its_end(cloud).returncode == 0
     assert cloud.starts() == dict.fromkeys(HOSTS[1], 2)
+
+
+def test_a_host_that_saves_for_longer_than_others_after_a_stop_is_waited_for(cloud):
+    stopped = "touch stopped; exit 143"
+    cloud.let_end({"run-1/0": [stopped], "run-1/1": [f"sleep 2; {stopped}"]})
+    ended = watch_to_its_end(cloud, PATIENCE="2")
+    assert ended.returncode == 1 and "somebody stopped the job" in ended.stderr, ended
+    assert cloud.starts() == dict.fromkeys(HOSTS[1], 1)
 
 
 def test_stop_ends_what_does_not_end_by_itself(cloud):
