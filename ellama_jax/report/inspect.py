@@ -25,9 +25,8 @@ from ellama_jax.report.audit_text import (
 )
 from ellama_jax.report.curation_text import describe_curation_whole, show_examples
 from ellama_jax.tokens.tokenizer import Tokenizer, load_tokenizer
-from ellama_jax.tokens.windows import MANIFEST_FILE, WindowSet
+from ellama_jax.tokens.windows import MANIFEST_FILE, WindowSet, find_sets
 
-_SETS = f"[!.]*/{MANIFEST_FILE}"  # hidden directories are sets that are being written
 # Which jobs an option is for; elsewhere it is refused and not passed over in silence.
 _OPTIONS = {
     "show": ("a window set", "a curation"),
@@ -118,7 +117,7 @@ def _sizes(text: str) -> list[int]:
 
 def _find_job(path: Path, args, is_config: bool) -> tuple[str, Callable]:
     """Returns what lies at `path`, in words for messages, and what is to be done with it."""
-    is_windows = (path / MANIFEST_FILE).exists() or any(path.glob(_SETS))
+    is_windows = bool(_window_sets(path))
     if args.diff is not None:
         if is_config or is_windows:
             kind = "a configuration" if is_config else "windows"
@@ -219,11 +218,16 @@ def _inspect_curation(path: Path, args, overrides: list[str]) -> None:
     _end_with(audit["problems"], args)
 
 
+def _window_sets(path: Path) -> list[Path]:
+    """Returns a window set, or those in a directory."""
+    if (path / MANIFEST_FILE).is_file():
+        return [path]
+    return find_sets(path, f"{path}") if path.is_dir() else []
+
+
 def _inspect_windows(path: Path, args, overrides: list[str]) -> None:
     _check_files(args)
-    is_set = (path / MANIFEST_FILE).exists()
-    places = [path] if is_set else sorted(p.parent for p in path.glob(_SETS))
-    sets = [WindowSet(place) for place in places]
+    sets = [WindowSet(place) for place in _window_sets(path)]
     tokenizer = _find_tokenizer(sets[0].path, args.tokenizer)
     if args.show or args.window is not None:
         return _show_windows(sets, args, tokenizer)

@@ -115,7 +115,9 @@ def read_documents(windows: WindowSet, sample: int | None = None) -> list[np.nda
     """Reads the whole documents in a sample of a set's windows, without BOS and EOS."""
     manifest = windows.manifest
     chosen = choose_windows(len(windows), sample, manifest.window_length).tolist()
-    pieces = [piece for index in chosen for piece in cut_window(windows[index], manifest, index)]
+    rows = windows.read(chosen)
+    pieces = [piece for index, row in zip(chosen, rows, strict=True)
+              for piece in cut_window(row, manifest, index)]  # fmt: skip
     return [piece.body for piece in pieces if piece.begins and piece.ends and len(piece.body)]
 
 
@@ -134,7 +136,7 @@ def audit_set(windows: WindowSet, tokenizer: Tokenizer | None, sample: int | Non
     """
     manifest = windows.manifest
     chosen = choose_windows(len(windows), sample, manifest.window_length)
-    rows = [windows[int(index)] for index in chosen]
+    rows = windows.read(chosen.tolist())
     pieces = [piece for index, row in zip(chosen.tolist(), rows, strict=True)
               for piece in cut_window(row, manifest, index)]  # fmt: skip
     whole = [piece for piece in pieces if piece.begins and piece.ends]

@@ -138,7 +138,11 @@ class WindowSet:
         """Returns window `index`, [window_length] uint32, read-only."""
         if not 0 <= index < len(self):
             raise IndexError(f"windows {self.path}: no window {index}, it has {len(self)}.")
-        return read_windows([(self, index)])[0]
+        return self.read([index])[0]
+
+    def read(self, indices: Sequence[int]) -> list[np.ndarray]:
+        """Returns windows as `read_windows` does."""
+        return read_windows([(self, index) for index in indices])
 
     def locate(self, index: int) -> tuple[str, int, int]:
         """Says where the record of window `index` lies: its shard, first byte and the one after."""

@@ -16,7 +16,9 @@ from ellama_jax.tokens.packing import PADDING, pack_documents
 from ellama_jax.tokens.windows import (
     WindowSet,
     read_manifest,
+    record_type,
     segments,
+    shard_name,
     shift_within_documents,
     to_features,
     window_set_name,
@@ -172,6 +174,52 @@ def test_a_set_of_more_shards_than_a_process_may_open_is_read(tmp_path):
     command = [sys.executable, "-c", code, str(tmp_path / "set")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.stdout.split() == [str(1100 * (1 + 2 + 3 + BOS + EOS))], done.stderr
+
+
+def test_memory_does_not_grow_with_a_set(tmp_path):
+    """12 million windows of 8,192 tokens in 3,000 shards, all of them holes but one window."""
+    template = write(tmp_path / "one", [[7] * 8190], window_length=8192)
+    shards, each = 3000, 4096
+    place, record = tmp_path / "huge" / "general-en", record_type(8192).itemsize
+    place.mkdir(parents=True)
+    source = (tmp_path / "one" / template.shards[0]["name"]).read_bytes()
+    size = len(source) - record + each * record
+    described = []
+    for number in range(shards):
+        name = shard_name(number, shards)
+        with open(place / name, "wb") as file:
+            file.truncate(size)
+            if number == 0:
+                header = {"descr": np.lib.format.dtype_to_descr(record_type(8192)),
+                          "fortran_order": False, "shape": (each,)}  # fmt: skip
+                np.lib.format.write_array_header_1_0(file, header)
+            if number == 1234:
+                file.seek(size - 2 * record)
+                file.write(source[-record:])
+        described.append({"name": name, "records": each, "bytes": size, "sha256": "0" * 64})
+    count = shards * each
+    manifest = dataclasses.replace(
+        template, shards=described, num_windows=count, num_tokens=count * 8192, num_padding=0,
+        num_documents=count, domain="general", language="en", name="general-en",
+    )  # fmt: skip
+    (place / "manifest.json").write_text(json.dumps(dataclasses.asdict(manifest)))
+    code = (
+        "import resource, sys, tracemalloc\n"
+        "from ellama_jax.tokens.windows import WindowSet\n"
+        "_, most = resource.getrlimit(resource.RLIMIT_NOFILE)\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (256, most))\n"
+        "tracemalloc.start()\n"
+        "windows = WindowSet(sys.argv[1])\n"
+        "print(len(windows), windows[1235 * 4096 - 2].sum())\n"
+        "print(tracemalloc.get_traced_memory()[1])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(place)], capture_output=True, text=True)
+    length, tokens, memory = done.stdout.split()
+    assert (int(length), int(tokens)) == (count, 7 * 8190 + BOS + EOS)
+    assert int(memory) < 2**23  # a number a window would be 100 MB
+    windows = WindowSet(place)
+    with pytest.raises(ValueError, match=rf"window 4095 is damaged: in {shard_name(0, shards)}"):
+        windows[4095]
 
 
 def test_manifest_counts_documents_tokens_padding_and_splits(tmp_path):

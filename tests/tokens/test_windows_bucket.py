@@ -8,6 +8,7 @@ import pytest
 from fake_bucket import inject
 from test_loader import TOKENIZER, make_config, write_set
 
+from ellama_jax.cli import main
 from ellama_jax.core import paths
 from ellama_jax.tokens.held_out import HeldOut
 from ellama_jax.tokens.loader import Loader, batch_fingerprint, open_sources
@@ -62,6 +63,19 @@ def test_batches_are_those_of_a_disk(places, seq_len):
     wanted, found = (list(HeldOut(p, seq_len, 50, None).batches(8)) for p in places)
     for one, other in zip(wanted, found, strict=True):
         assert batch_fingerprint(one) == batch_fingerprint(other)
+
+
+def test_inspect_says_of_sets_in_a_bucket_what_it_says_of_those_on_a_disk(places, capsys, tmp_path):
+    said = []
+    for place in places:
+        main(["inspect", str(place), "--json", str(tmp_path / "audit.json")])
+        audit = json.loads((tmp_path / "audit.json").read_text())
+        assert [s.pop("path") for s in audit["sets"].values()] == [
+            f"{place}/{domain}-{language}" for domain, language in SETS
+        ]
+        said.append(audit)
+    capsys.readouterr()
+    assert said[0] == said[1]
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: str(fault["kind"]))
