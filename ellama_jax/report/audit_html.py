@@ -367,7 +367,8 @@ def _window_section(sets: Sequence[WindowSet], tokenizer: Tokenizer | None) -> d
 def _telling_windows(windows: WindowSet) -> list[int]:
     """Returns two windows of the first ones: the one of most documents, and one with a cut."""
     looked_at = range(min(_LOOKED_AT, len(windows)))
-    pieces = [cut_window(windows[index], windows.manifest, index) for index in looked_at]
+    read = windows.read(looked_at)
+    pieces = [cut_window(read[index], windows.manifest, index) for index in looked_at]
     most = max(looked_at, key=lambda index: len(pieces[index]))
     cut = [i for i in looked_at if i != most and not all(p.begins and p.ends for p in pieces[i])]
     return [most, *cut[:1]]

@@ -85,6 +85,9 @@ class Fake:
     def __len__(self):
         return len(self.rows)
 
+    def __getitem__(self, index):
+        return self.rows[index]
+
     def read(self, indices):
         return [self.rows[index] for index in indices]
 
