@@ -3,9 +3,12 @@
 The emulator leaves out of a read what TensorStore asks for when it reads an object again: its
 generation, and 304 where that is still the one. Both are added here, and so is what it never does: it
 serves several readers at once, and late or wrongly on request. `PUT /faults` takes a JSON list of
-{match, share, kind, secs, most}: of the reads of objects whose URL has `match` in it that share, and no
-more than `most`, is answered after so many seconds, and by its kind `slow` (rightly), with the status that it is, `broken` (no
-answer), `cut` (half of one) or `flipped` (with one other bit). `GET /faults` counts them.
+{match, share, kind, secs, most}: of the reads and lists whose URL has `match` in it that share, and no
+more than `most`, is answered after so many seconds, and by its kind: `slow` (rightly), with the status
+that it is, `broken` (no answer), `cut` (half of one) or `flipped` (with one other bit). `GET /faults`
+counts them.
+`PUT /pretended` takes {prefix, items: [{name, size}], head}, the list of a directory whose objects are
+not there, and how each of them begins, in hexadecimal digits.
 """
 
 import io
@@ -14,6 +17,7 @@ import random
 import sys
 import threading
 import time
+import urllib.parse
 from collections import Counter
 from http import HTTPStatus, server
 
@@ -23,6 +27,7 @@ from gcp_storage_emulator.handlers import objects
 _download = objects.download
 _storage_lock = threading.Lock()
 _faults, _counts, _random = [], Counter(), random.Random(0)
+_pretended = {"prefix": None}
 
 
 def download(request, response, storage, *args, **kwargs):
@@ -42,16 +47,20 @@ class Router(emulator.Router):
 
     def handle(self, method):
         handler = self._request_handler
-        if handler.path == "/faults":
-            handler.wfile.write(self._exchange_faults(method))
+        if handler.path in ("/faults", "/pretended"):
+            body = self._read_json() if method == "PUT" else None
+            tell = self._exchange_faults if handler.path == "/faults" else _pretended.update
+            handler.wfile.write(_answer(tell(body)))
             return
         faults = self._choose_faults(method)
         time.sleep(sum(fault.get("secs", 0.0) for fault in faults))
         socket, handler.wfile = handler.wfile, io.BytesIO()
         try:
-            with _storage_lock:
-                super().handle(method)
-            answer = handler.wfile.getvalue()
+            answer = _pretend(urllib.parse.urlsplit(handler.path))
+            if answer is None:
+                with _storage_lock:
+                    super().handle(method)
+                answer = handler.wfile.getvalue()
         finally:
             handler.wfile = socket
         for fault in faults:
@@ -59,11 +68,10 @@ class Router(emulator.Router):
         socket.write(answer)
 
     def _choose_faults(self, method):
-        path = self._request_handler.path
-        if method != "GET" or "alt=media" not in path:
+        path, chosen = self._request_handler.path, []
+        if method != "GET":
             return []
-        _counts["reads"] += 1
-        chosen = []
+        _counts["reads"] += "alt=media" in path
         for fault in _faults:
             left = fault.get("most", sys.maxsize) - _counts[str(fault["kind"])]
             if fault["match"] in path and _random.random() < fault["share"] and left > 0:
@@ -71,14 +79,37 @@ class Router(emulator.Router):
                 _counts[str(fault["kind"])] += 1
         return chosen
 
-    def _exchange_faults(self, method):
-        counts = json.dumps(_counts).encode()
-        if method == "PUT":
-            length = int(self._request_handler.headers["Content-Length"])
-            _faults[:] = json.loads(self._request_handler.rfile.read(length))
+    def _exchange_faults(self, faults):
+        counts = dict(_counts)
+        if faults is not None:
+            _faults[:] = faults
             _counts.clear()
             _random.seed(0)
-        return b"HTTP/1.0 200 OK\r\n\r\n" + counts
+        return counts
+
+    def _read_json(self):
+        length = int(self._request_handler.headers["Content-Length"])
+        return json.loads(self._request_handler.rfile.read(length))
+
+
+def _answer(content):
+    content = content if isinstance(content, bytes) else json.dumps(content).encode()
+    return b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(content), content)
+
+
+def _pretend(url):
+    """Returns an answer about objects that are only listed, 1,000 at a time; None about others."""
+    prefix, query = _pretended["prefix"], urllib.parse.parse_qs(url.query)
+    if prefix is None:
+        return None
+    if query.get("prefix") == [prefix]:
+        first = int(query.get("pageToken", ["0"])[0])
+        page = {"kind": "storage#objects", "items": _pretended["items"][first : first + 1000]}
+        more = first + 1000 < len(_pretended["items"])
+        return _answer(page | ({"nextPageToken": str(first + 1000)} if more else {}))
+    name = urllib.parse.unquote(url.path).partition("/o/")[2]
+    listed = name.startswith(prefix) and name.endswith(".npy")
+    return _answer(bytes.fromhex(_pretended["head"])) if listed else None
 
 
 def _spoil(answer, kind):

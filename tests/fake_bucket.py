@@ -59,11 +59,21 @@ def inject(*faults):
     Returns:
         how many reads there were since the last call, and how many of them went wrong, by kind.
     """
-    address = os.environ["STORAGE_EMULATOR_HOST"]
-    body = json.dumps(faults).encode()
-    request = urllib.request.Request(f"{address}/faults", body, method="PUT")
+    return collections.Counter(_tell("faults", faults))
+
+
+def pretend(directory, sizes, head):
+    """Lists objects, name -> bytes, in a directory as if they were there; all begin with `head`."""
+    prefix = f"{directory}/".removeprefix(f"gs://{BUCKET}/")
+    items = [{"name": prefix + name, "size": str(sizes[name])} for name in sorted(sizes)]
+    _tell("pretended", {"prefix": prefix, "items": items, "head": head.hex()})
+
+
+def _tell(what, body):
+    url = f"{os.environ['STORAGE_EMULATOR_HOST']}/{what}"
+    request = urllib.request.Request(url, json.dumps(body).encode(), method="PUT")
     with urllib.request.urlopen(request) as answer:
-        return collections.Counter(json.load(answer))
+        return json.load(answer)
 
 
 @functools.cache

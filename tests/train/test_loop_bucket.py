@@ -81,7 +81,8 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
     main([*arguments, f"--workdir={workdir}"])
     assert f"resuming after step {stopped_after}" in capsys.readouterr().out
 
-    assert all(inject()[str(kind)] for kind in kinds)
+    failed = inject()
+    assert all(failed[str(kind)] for kind in kinds)
     assert_same_state(f"{workdir}/checkpoints", tmp_path / "whole" / "checkpoints")
     whole = read_metrics(tmp_path / "whole")
     assert steady(read_metrics(as_path(workdir))) == steady(whole)
