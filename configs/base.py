@@ -42,7 +42,9 @@ def get_config() -> ConfigDict:
     mesh.tensor = 1  # heads, mlp and vocabulary divided
 
     data = config.data = ConfigDict()
-    data.windows_dir = ""  # directory of the window sets that `ellama prepare` wrote
+    data.windows_dir = (
+        ""  # directory, or gs:// place, of the window sets that `ellama prepare` wrote
+    )
     data.seqio_mixture = ""  # or this SeqIO mixture or task, tokenised while it is read: for trials
     data.seqio_module = ""  # module, or file.py, that registers it
     data.replay_frac = 0.5  # share of tokens from the general domain
