@@ -17,6 +17,10 @@ def record(**changes):
         "outcome": "compiled", "message": None, "text_path": None, "out_of_memory": None,
         "limit_bytes": 96 * GIB, "device_kind": "TPU v5", "versions": {"jax": "0.10.2"},
         "state": {"params_bytes": 8 * GIB, "optimizer_bytes": 16 * GIB, "batch_bytes": 2**20},
+        "checkpoint": {
+            "bytes": 96 * GIB, "hosts": 2, "bytes_per_host": 48 * GIB, "write_rate": 1.0,
+            "secs": 51.54,
+        },
         "memory": {
             "peak_bytes": 40 * GIB, "params_bytes": 8 * GIB, "optimizer_bytes": 16 * GIB,
             "batch_bytes": 2**20, "other_bytes": 0, "temporary_bytes": 15 * GIB,

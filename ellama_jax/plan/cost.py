@@ -5,6 +5,7 @@ Owns this arithmetic and the prices a user gives. How long a step takes at least
 
 import difflib
 import math
+from collections.abc import Mapping
 
 from ellama_jax.config import RunConfig, count_rows
 from ellama_jax.core.topology import GENERATIONS
@@ -60,6 +61,38 @@ def parse_mfu(text: str | None) -> float | None:
     if not 0 < mfu <= 1:
         raise ValueError(f"--mfu: must lie in (0, 1], as 0.4, got {text}.")
     return mfu
+
+
+def parse_write_rate(text: str) -> float:
+    """Reads what a host writes, GB a second; raises ValueError unless it is positive."""
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = math.nan
+    if not 0 < rate < math.inf:
+        raise ValueError(f"--write-rate: must be GB a second and host, as 1, got {text}.")
+    return rate
+
+
+def save_cost(checkpoint: Mapping, write_rate: float) -> dict:
+    """Returns what a checkpoint's write takes: every host writes its share, all at one time.
+
+    Orbax divides what several devices hold among them, so hosts write alike, replicas too.
+
+    Args:
+        checkpoint: `bytes` of parameters and optimizer state, and `hosts`.
+        write_rate: GB a second and host.
+
+    Returns:
+        that, `bytes_per_host`, `write_rate` and `secs`. Training goes on meanwhile, but for the
+        copy from devices to hosts.
+
+    >>> save_cost({"bytes": 96e9, "hosts": 32}, 1.0)["secs"]
+    3.0
+    """
+    share = checkpoint["bytes"] / checkpoint["hosts"]
+    more = {"bytes_per_host": share, "write_rate": write_rate, "secs": share / (write_rate * 1e9)}
+    return {**checkpoint, **more}
 
 
 def run_cost(config: RunConfig, num_chips: int, step_secs: float, price: float | None) -> dict:

@@ -107,6 +107,11 @@ def device_bytes(tree) -> int:
     return total
 
 
+def whole_bytes(tree) -> int:
+    """Returns the bytes of abstract arrays, each counted once however many devices hold it."""
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
 def parse_out_of_memory(message: str) -> OutOfMemory | None:
     """Reads a compiler's refusal; None where it is about something else.
 

@@ -24,7 +24,12 @@ from ellama_jax.model.flops import model_flops
 from ellama_jax.model.presets import get_preset
 from ellama_jax.model.remat import REMAT_POLICIES
 from ellama_jax.plan.hlo import analyze_step, summarize_collectives
-from ellama_jax.plan.hlo_memory import device_bytes, parse_out_of_memory, split_memory
+from ellama_jax.plan.hlo_memory import (
+    device_bytes,
+    parse_out_of_memory,
+    split_memory,
+    whole_bytes,
+)
 from ellama_jax.plan.hlo_module import serialize
 from ellama_jax.plan.roofline import roofline
 from ellama_jax.train.program import compile_program, make_program, with_remat
@@ -65,6 +70,10 @@ def compile_request(request: Mapping, devices: list) -> dict:
             "params_bytes": device_bytes(program.state.params),
             "optimizer_bytes": device_bytes(program.state.opt_state),
             "batch_bytes": device_bytes(program.batch),
+        },
+        "checkpoint": {
+            "bytes": whole_bytes((program.state.params, program.state.opt_state)),
+            "hosts": len({device.process_index for device in devices}),
         },
     }
     text_path = Path(request["text_path"])

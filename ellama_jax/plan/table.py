@@ -57,6 +57,8 @@ def block(record: Mapping) -> str:
         lines += _row("network", *_network(record["collectives"]))
     if record["roofline"] is not None:
         lines += _row("bounds", *_bounds(record["roofline"]))
+    if record["checkpoint"] is not None:
+        lines += _row("save", _save(record["checkpoint"]))
     lines += _row("run", *_run(record))
     return "\n".join(lines)
 
@@ -232,6 +234,15 @@ def _bounds(roofline: Mapping) -> list[str]:
         f"and {_secs(roofline['serial_step_secs'])} (MFU {roofline['serial_mfu']:.1%}) if what the "
         "schedule does not overlap waits",
     ]
+
+
+def _save(checkpoint: Mapping) -> str:
+    hosts, share = checkpoint["hosts"], size(checkpoint["bytes_per_host"])
+    each = f", {share} a host of {hosts:,}" if hosts > 1 else ""
+    return (
+        f"a checkpoint of {size(checkpoint['bytes'])}{each}: {_secs(checkpoint['secs'])} at "
+        f"{checkpoint['write_rate']:g} GB/s a host"
+    )
 
 
 def _run(record: Mapping) -> list[str]:

@@ -21,7 +21,15 @@ from ellama_jax.config import RunConfig, config_to_mapping, load_config
 from ellama_jax.core.paths import as_path, is_remote, write_whole
 from ellama_jax.core.progress import progress
 from ellama_jax.plan.compile import compile_for, describe
-from ellama_jax.plan.cost import parse_mfu, parse_prices, run_cost, run_tokens, tokens_per_step
+from ellama_jax.plan.cost import (
+    parse_mfu,
+    parse_prices,
+    parse_write_rate,
+    run_cost,
+    run_tokens,
+    save_cost,
+    tokens_per_step,
+)
 from ellama_jax.plan.table import PROMISE, block, summary, wrapped
 from ellama_jax.plan.targets import (
     Target,
@@ -41,6 +49,7 @@ class Options:
     Attributes:
         prices: US dollars a chip and hour by `Target.price_key`.
         mfu: what days are told for beside the bound, or None.
+        write_rate: GB a second that a host writes of a checkpoint.
         text_dir: where compiled programs are kept, or None.
         max_compiles: after so many a search of one target ends.
         best: how many of a search are shown.
@@ -48,6 +57,7 @@ class Options:
 
     prices: Mapping[str, float]
     mfu: float | None
+    write_rate: float
     text_dir: Path | None
     max_compiles: int
     best: int
@@ -64,6 +74,7 @@ def main_plan(argv: list[str]) -> None:
     options = Options(
         prices=parse_prices(args.price),
         mfu=parse_mfu(args.mfu),
+        write_rate=parse_write_rate(args.write_rate),
         text_dir=None if args.text_dir is None else _existing_dir(args.text_dir, "--text-dir"),
         max_compiles=_at_least_one(args.max_compiles, "--max-compiles"),
         best=_at_least_one(args.best, "--best"),
@@ -115,6 +126,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--price", metavar="USD", help="a chip and hour, or v5p=4.2,v6e=2.7")
     parser.add_argument("--mfu", metavar="FRAC", help="tell days and cost for this MFU too, as 0.4")
+    parser.add_argument(
+        "--write-rate",
+        default="1",
+        metavar="GB/S",
+        help="what a host writes of a checkpoint; 1 is an assumption, not a measurement",
+    )
     parser.add_argument(
         "--search",
         action="store_true",
@@ -227,7 +244,7 @@ def plan_record(config: RunConfig, target: Target, options: Options, answer: Map
         `target`, `hardware`, `shape` (chips along each axis), `num_chips`, `num_devices`,
         `num_slices`, `device_kind`, `versions`; `model`, `num_params`, `step` (what is compiled);
         `outcome` (compiled | no_fit | failed), `message`, `text_path`; `limit_bytes`, `state` (by
-        arithmetic), `memory` (`MemorySplit`), `peak_parts` and `largest` (`StepCosts`),
+        arithmetic), `checkpoint` (`save_cost`), `memory` (`MemorySplit`), `peak_parts` and `largest` (`StepCosts`),
         `out_of_memory` (`OutOfMemory`); `model_flops` (a token: `ModelFlops`), `flops`, `traffic`,
         `collectives` (`CollectiveSum`), `unread` (why these are None), `roofline` (`Roofline`);
         `run` (steps, tokens, days, chip-hours and cost, of the bound and of an assumed MFU);
@@ -255,6 +272,7 @@ def plan_record(config: RunConfig, target: Target, options: Options, answer: Map
     keys = ("state", "memory", "out_of_memory", "limit_bytes", "model_flops", "flops", "traffic", "roofline",
             "collectives", "peak_parts", "largest", "unread", "message", "text_path", "device_kind", "versions",
             "compile_secs")  # fmt: skip
+    saved = answer.get("checkpoint")
     record = {
         "target": target.name,
         "hardware": topology.generation if topology else None,
@@ -267,6 +285,7 @@ def plan_record(config: RunConfig, target: Target, options: Options, answer: Map
         "step": step,
         "outcome": answer["outcome"],
         **{key: answer.get(key) for key in keys},
+        "checkpoint": saved and save_cost(saved, options.write_rate),
         "secs": answer["secs"],
         "overrides": [],
     }

@@ -21,7 +21,7 @@ pytestmark = [
         reason="libtpu is not installed: pip install 'jax[tpu]'",
     ),
 ]
-OPTIONS = Options(prices={}, mfu=None, text_dir=None, max_compiles=1, best=1)
+OPTIONS = Options(prices={}, mfu=None, write_rate=1.0, text_dir=None, max_compiles=1, best=1)
 
 
 class Case(NamedTuple):

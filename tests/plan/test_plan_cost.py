@@ -3,7 +3,7 @@
 import pytest
 
 from ellama_jax.config import load_config
-from ellama_jax.plan.cost import parse_mfu, parse_prices, run_cost, run_tokens
+from ellama_jax.plan.cost import parse_mfu, parse_prices, parse_write_rate, run_cost, run_tokens
 
 
 def config(*overrides):
@@ -47,3 +47,10 @@ def test_an_mfu_is_a_share(text):
     assert parse_mfu(None) is None and parse_mfu("0.4") == 0.4 and parse_mfu("1") == 1
     with pytest.raises(ValueError, match="--mfu: must lie in"):
         parse_mfu(text)
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "fast"])
+def test_a_rate_of_writing_is_positive(text):
+    assert parse_write_rate("0.5") == 0.5
+    with pytest.raises(ValueError, match="--write-rate: must be"):
+        parse_write_rate(text)

@@ -26,6 +26,7 @@ network    kind            axes  over  of       dtype  times  GB sent  overlappe
 bounds     a step's compute 2.00 s, HBM 500.0 ms, ICI 250.0 ms, DCN 0.0 ms
            a step takes at least 2.00 s (compute): at most 8,192 tokens/s a chip, MFU 75.0%
            and 2.50 s (MFU 60.0%) if what the schedule does not overlap waits
+save       a checkpoint of 96.00 GiB, 48.00 GiB a host of 2: 51.54 s at 1 GB/s a host
 run        1,000 steps, 65.54M tokens
            at least 0.5 days, 48 chip-hours, $202 ($4.2 a chip and hour)
            0.8 days, 72 chip-hours, $302 at the assumed MFU of 50%"""
