@@ -56,6 +56,9 @@ def test_memory_and_flops_are_those_of_the_step(planned):
     # float32: 4 bytes a parameter, 8 of moments; norms are whole on both devices.
     assert memory["params_bytes"] == pytest.approx(plan["num_params"] * 4 / 2, rel=0.01)
     assert memory["optimizer_bytes"] == pytest.approx(2 * memory["params_bytes"], rel=0.01)
+    saved = plan["checkpoint"]
+    assert saved["bytes"] == pytest.approx(12 * plan["num_params"], abs=8) and saved["hosts"] == 1
+    assert saved["secs"] == pytest.approx(saved["bytes"] / 1e9)
     model = plan["model_flops"]["total_per_token"] * plan["step"]["tokens"]
     compiled = plan["flops"]["total"] * plan["num_devices"]
     assert 1.0 < compiled / model < 3.0
