@@ -5,7 +5,6 @@ Owns this arithmetic and the prices a user gives. How long a step takes at least
 
 import difflib
 import math
-from collections.abc import Mapping
 
 from ellama_jax.config import RunConfig, count_rows
 from ellama_jax.core.topology import GENERATIONS
@@ -74,25 +73,27 @@ def parse_write_rate(text: str) -> float:
     return rate
 
 
-def save_cost(checkpoint: Mapping, write_rate: float) -> dict:
+def save_cost(num_bytes: int, num_hosts: int, write_rate: float) -> dict:
     """Returns what a checkpoint's write takes: every host writes its share, all at one time.
 
-    Orbax divides what several devices hold among them, so hosts write alike, replicas too.
+    Orbax divides what several devices hold among them, so hosts write alike, replicas too. Training
+    goes on meanwhile, but for the copy from devices to hosts.
 
     Args:
-        checkpoint: `bytes` of parameters and optimizer state, and `hosts`.
+        num_bytes: of parameters and optimizer state.
         write_rate: GB a second and host.
 
     Returns:
-        that, `bytes_per_host`, `write_rate` and `secs`. Training goes on meanwhile, but for the
-        copy from devices to hosts.
+        `bytes`, `hosts`, `bytes_per_host`, `write_rate` and `secs`.
 
-    >>> save_cost({"bytes": 96e9, "hosts": 32}, 1.0)["secs"]
+    >>> save_cost(96_000_000_000, 32, 1.0)["secs"]
     3.0
     """
-    share = checkpoint["bytes"] / checkpoint["hosts"]
-    more = {"bytes_per_host": share, "write_rate": write_rate, "secs": share / (write_rate * 1e9)}
-    return {**checkpoint, **more}
+    share = num_bytes / num_hosts
+    return {
+        "bytes": num_bytes, "hosts": num_hosts, "bytes_per_host": share,
+        "write_rate": write_rate, "secs": share / (write_rate * 1e9),
+    }  # fmt: skip
 
 
 def run_cost(config: RunConfig, num_chips: int, step_secs: float, price: float | None) -> dict:

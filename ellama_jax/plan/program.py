@@ -71,10 +71,7 @@ def compile_request(request: Mapping, devices: list) -> dict:
             "optimizer_bytes": device_bytes(program.state.opt_state),
             "batch_bytes": device_bytes(program.batch),
         },
-        "checkpoint": {
-            "bytes": whole_bytes((program.state.params, program.state.opt_state)),
-            "hosts": len({device.process_index for device in devices}),
-        },
+        "checkpoint_bytes": whole_bytes((program.state.params, program.state.opt_state)),
     }
     text_path = Path(request["text_path"])
     start = time.monotonic()

@@ -272,7 +272,9 @@ def plan_record(config: RunConfig, target: Target, options: Options, answer: Map
     keys = ("state", "memory", "out_of_memory", "limit_bytes", "model_flops", "flops", "traffic", "roofline",
             "collectives", "peak_parts", "largest", "unread", "message", "text_path", "device_kind", "versions",
             "compile_secs")  # fmt: skip
-    saved = answer.get("checkpoint")
+    checkpoint = None
+    if hosts := answer.get("hosts"):
+        checkpoint = save_cost(answer["checkpoint_bytes"], hosts["count"], options.write_rate)
     record = {
         "target": target.name,
         "hardware": topology.generation if topology else None,
@@ -285,7 +287,7 @@ def plan_record(config: RunConfig, target: Target, options: Options, answer: Map
         "step": step,
         "outcome": answer["outcome"],
         **{key: answer.get(key) for key in keys},
-        "checkpoint": saved and save_cost(saved, options.write_rate),
+        "checkpoint": checkpoint,
         "secs": answer["secs"],
         "overrides": [],
     }
