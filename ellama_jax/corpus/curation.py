@@ -35,12 +35,13 @@ from ellama_jax.corpus.curation_records import (
     split_sentences,
 )
 from ellama_jax.corpus.curation_sinks import (
+    bad_record,
     count_kept,
     count_late,
+    document_record,
     of_kind,
     write_counts,
     write_examples,
-    write_sets,
     write_shards,
     write_single,
 )
@@ -51,7 +52,7 @@ from ellama_jax.corpus.duplicates import (
     drop_in_bucket,
     exact_key,
 )
-from ellama_jax.corpus.readers import Part, bad_to_json
+from ellama_jax.corpus.readers import Part
 from ellama_jax.corpus.recipe import Recipe
 from ellama_jax.corpus.records import BadRecord
 from ellama_jax.corpus.reviews import review_to_document
@@ -118,22 +119,17 @@ def build_pipeline(
         matches.append(write_single(of_kind(clean, "match"), out, "matches"))
     documents, repeated = _drop_exact(documents)
     dropped.append(repeated)
-    if recipe.duplicates.near:
-        documents, near = _drop_near(documents, recipe)
-        dropped.append(near)
+    drops = _find_near(documents, recipe) if recipe.duplicates.near else None
 
-    pieces = max(1, len(parts))
-    sets = write_sets(documents, out, recipe.output.shard_bytes, pieces)
-    bad = of_kind(read, "bad") | "bad line" >> beam.MapTuple(
-        lambda source, bad: (
-            f"dead_letters/{source}", bad.place, bad_to_json(bad).encode() + b"\n", 0
-        )
-    )  # fmt: skip
-    letters = write_shards(bad, out, recipe.output.shard_bytes, pieces, "dead letters")
-    files = (sets, letters) | "all shards" >> beam.Flatten()
+    records = (
+        documents | "document record" >> beam.Map(document_record),
+        of_kind(read, "bad") | "bad record" >> beam.Map(bad_record),
+    ) | "all records" >> beam.Flatten()
+    files, near = write_shards(records, drops, out, recipe.output.shard_bytes, max(1, len(parts)))
+    dropped.append(near)
     left_out = dropped | "all dropped" >> beam.Flatten()
     counts.append(left_out | "count dropped" >> beam.FlatMap(count_late))
-    counts.append(sets | "count kept" >> beam.FlatMap(count_kept))
+    counts.append(files | "count kept" >> beam.FlatMap(count_kept))
     _ = (
         *matches,
         write_single(files | "description" >> beam.Map(lambda file: file[0]), out, "files"),
@@ -423,60 +419,49 @@ def _first(element: tuple[bytes, Iterable[dict]]) -> Iterator[tuple[str, object]
         yield "copy", _drop(other, "duplicate: exact")
 
 
-def _drop_near(documents, recipe: Recipe) -> tuple[beam.PCollection, beam.PCollection]:
+def _find_near(documents: beam.PCollection, recipe: Recipe) -> beam.PCollection:
+    """Returns (id, id of an earlier document that it resembles)."""
     settings = recipe.duplicates
     signer = Signer(
         num_perm=settings.num_perm,
         num_bands=choose_bands(settings.num_perm, settings.threshold),
         threshold=settings.threshold,
     )
-    drops = (
+    return (
         documents
         | "signature" >> beam.FlatMap(_band_members, signer)
         | "by band" >> beam.GroupByKey()
-        | "near ones" >> beam.FlatMap(_near_ones, settings.threshold, settings.max_compared)
+        | "near ones"
+        >> beam.FlatMap(_near_ones, settings.num_perm, settings.threshold, settings.max_compared)
     )
-    joined = (
-        {"documents": documents | "by id" >> beam.Map(lambda d: (d["id"], d)), "drops": drops}
-        | "join drops" >> beam.CoGroupByKey()
-        | "not near" >> beam.FlatMap(_without_drops)
-    )
-    return of_kind(joined, "distinct"), of_kind(joined, "near copy")
 
 
-def _band_members(document: dict, signer: Signer) -> Iterator[tuple[bytes, tuple]]:
+def _band_members(document: dict, signer: Signer) -> Iterator[tuple[bytes, bytes]]:
     signature = signer.sign(document["text"])
     rank, key = _rank(document)
+    # As bytes, which runners pass on fastest: every document goes into many buckets.
+    member = bytes([rank]) + signature.astype("<u4").tobytes() + key.encode()
     for band in signer.band_keys(signature):
-        yield band, (rank, key, signature.astype("<u4").tobytes())
+        yield band, member
 
 
 class _Members:
     """The members of a bucket, which may be read again and need not fit into memory."""
 
-    def __init__(self, elements: Iterable[tuple[int, str, bytes]]):
-        self._elements = elements
+    def __init__(self, elements: Iterable[bytes], num_perm: int):
+        self._elements, self._num_perm = elements, num_perm
 
     def __iter__(self) -> Iterator[Member]:
-        for rank, key, signature in self._elements:
-            yield Member(rank, key, np.frombuffer(signature, "<u4"))
+        for member in self._elements:
+            signature = np.frombuffer(member, "<u4", self._num_perm, offset=1)
+            yield Member(member[0], member[1 + signature.nbytes :].decode(), signature)
 
 
 def _near_ones(
-    element: tuple[bytes, Iterable], threshold: float, max_compared: int
+    element: tuple[bytes, Iterable[bytes]], num_perm: int, threshold: float, max_compared: int
 ) -> list[tuple[str, str]]:
     _, members = element
     if len(list(itertools.islice(members, 2))) < 2:
         return []  # most buckets hold one document
-    found = drop_in_bucket(_Members(members), threshold, max_compared)
+    found = drop_in_bucket(_Members(members, num_perm), threshold, max_compared)
     return [(duplicate.dropped, duplicate.kept) for duplicate in found]
-
-
-def _without_drops(element: tuple[str, Mapping]) -> Iterator[tuple[str, object]]:
-    """Lets through documents that no other, earlier one resembles."""
-    _, groups = element
-    for document in groups["documents"]:
-        if groups["drops"]:
-            yield "near copy", _drop(document, "duplicate: near")
-        else:
-            yield "distinct", document

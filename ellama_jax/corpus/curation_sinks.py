@@ -12,6 +12,8 @@ import apache_beam as beam
 
 from ellama_jax.corpus.curation_output import shard_of, sort_key, to_line, write_shard
 from ellama_jax.corpus.curation_records import Dropped
+from ellama_jax.corpus.readers import bad_to_json
+from ellama_jax.corpus.records import BadRecord
 
 
 def of_kind(elements: beam.PCollection, kind: str) -> beam.PCollection:
@@ -23,76 +25,96 @@ def _of_kind(element: tuple[str, object], kind: str) -> tuple:
     return (element[1],) if element[0] == kind else ()
 
 
-def write_sets(
-    documents: beam.PCollection, out: str, shard_bytes: int, pieces: int
-) -> beam.PCollection:
-    """Writes documents, and the listings that some were made of, set by set."""
-    lines = documents | "lines" >> beam.FlatMap(_document_lines)
-    return write_shards(lines, out, shard_bytes, pieces, "documents")
-
-
-def _document_lines(document: dict) -> Iterator[tuple[str, str, bytes, int]]:
+def document_record(document: dict) -> tuple:
+    """Returns what `write_shards` takes of a document: also the listing that it was made of."""
     listing, split = document.get("listing"), document["split"]
     kept = {key: value for key, value in document.items() if key not in ("listing", "split")}
-    name = f"{document['domain']}-{document['language']}-{document['source']}"
-    text_bytes = len(document["text"].encode())
-    yield f"documents/{split}/{name}", document["id"], to_line(kept), text_bytes
+    source, language, text = (document[name] for name in ("source", "language", "text"))
+    name = f"documents/{split}/{document['domain']}-{language}-{source}"
+    lines = [(name, to_line(kept), len(text.encode()))]
     if listing is not None:
-        yield (
-            f"listings/{split}/{document['language']}-{document['source']}",
-            document["id"],
-            to_line(listing),
-            0,
-        )
+        lines.append((f"listings/{split}/{language}-{source}", to_line(listing), 0))
+    return document["id"], source, language, text[:300], lines
 
 
-def write_shards(lines: beam.PCollection, out: str, shard_bytes: int, pieces: int, title: str):
-    """Writes (set, key, line, bytes of its text) as files of about `shard_bytes`.
+def bad_record(element: tuple[str, BadRecord]) -> tuple:
+    """Returns what `write_shards` takes of an unreadable record."""
+    source, bad = element
+    line = bad_to_json(bad).encode() + b"\n"
+    return bad.place, source, "", "", [(f"dead_letters/{source}", line, 0)]
 
-    How many files a set has follows from its size, which is known when all of it is there: each
-    set is cut into `pieces` by its keys, which learn of it by a join.
+
+def write_shards(
+    records: beam.PCollection,
+    drops: beam.PCollection | None,
+    out: str,
+    shard_bytes: int,
+    pieces: int,
+) -> tuple[beam.PCollection, beam.PCollection]:
+    """Writes the lines of records, set by set, as files of about `shard_bytes`.
+
+    How many files a set has follows from its size, which is known when all of it is there: the
+    records are cut into `pieces` by their keys, which learn of it by a join; the same one leaves
+    out near duplicates, which therefore count in the size.
+
+    Args:
+        records: (key, source, language, beginning, lines); lines are (set, line, bytes of its text).
+        drops: (key, what it resembles) of the records to be left out, or None.
+        out: directory of the curation.
+        shard_bytes: of a file, before it is compressed.
+        pieces: as many as one worker can hold one of.
 
     Returns:
-        (description, what `count_kept` counts) of each file.
+        (description, what `count_kept` counts) of each file; and what was left out.
     """
-    by_piece = lines | f"{title}: piece" >> beam.Map(_to_piece, pieces)
-    shards = (
-        by_piece
-        | f"{title}: sizes" >> beam.MapTuple(lambda piece, line: (piece, len(line[1])))
-        | f"{title}: size of a piece" >> beam.CombinePerKey(sum)
-        | f"{title}: of a set" >> beam.MapTuple(lambda piece, size: (piece[0], (piece[1], size)))
-        | f"{title}: by set" >> beam.GroupByKey()
-        | f"{title}: shards" >> beam.FlatMap(_count_shards, shard_bytes)
+    by_piece = records | "piece" >> beam.Map(lambda record: (shard_of(record[0], pieces), record))
+    joined = {
+        "records": by_piece,
+        "num_shards": by_piece
+        | "sizes" >> beam.FlatMap(_sizes)
+        | "size of a piece" >> beam.CombinePerKey(sum)
+        | "pieces of a set" >> beam.MapTuple(lambda key, size: (key[0], (key[1], size)))
+        | "by set" >> beam.GroupByKey()
+        | "number of shards" >> beam.FlatMap(_count_shards, shard_bytes),
+    }
+    if drops is not None:
+        joined["drops"] = drops | "piece of a drop" >> beam.MapTuple(
+            lambda key, _: (shard_of(key, pieces), key)
+        )
+    placed = joined | "with shards" >> beam.CoGroupByKey() | "shard" >> beam.FlatMap(_to_shards)
+    files = (
+        of_kind(placed, "line")
+        | "by shard" >> beam.GroupByKey()
+        | "write" >> beam.Map(_write_one, out)
     )
-    return (
-        {"lines": by_piece, "num_shards": shards}
-        | f"{title}: with shards" >> beam.CoGroupByKey()
-        | f"{title}: shard" >> beam.FlatMap(_to_shards)
-        | f"{title}: by shard" >> beam.GroupByKey()
-        | f"{title}: write" >> beam.Map(_write_one, out)
-    )
+    return files, of_kind(placed, "near copy")
 
 
-def _to_piece(line: tuple[str, str, bytes, int], pieces: int) -> tuple[tuple[str, int], tuple]:
-    name, key, content, text_bytes = line
-    return (name, shard_of(key, pieces)), (key, content, text_bytes)
+def _sizes(element: tuple[int, tuple]) -> list[tuple[tuple[str, int], int]]:
+    piece, record = element
+    return [((name, piece), len(line)) for name, line, _ in record[4]]
 
 
 def _count_shards(
     element: tuple[str, Iterable[tuple[int, int]]], shard_bytes: int
-) -> Iterator[tuple[tuple[str, int], int]]:
+) -> Iterator[tuple[int, tuple[str, int]]]:
     name, sizes = element[0], list(element[1])
     num_shards = -(-sum(size for _, size in sizes) // shard_bytes)
-    yield from (((name, piece), num_shards) for piece, _ in sizes)
+    yield from ((piece, (name, num_shards)) for piece, _ in sizes)
 
 
-def _to_shards(element: tuple[tuple[str, int], Mapping]) -> Iterator[tuple[str, tuple]]:
-    (set_name, _), groups = element
-    (num_shards,) = groups["num_shards"]
-    for key, content, text_bytes in groups["lines"]:
-        shard = shard_of(key, num_shards)
-        name = f"{set_name}-{shard:05d}-of-{num_shards:05d}.jsonl.gz"
-        yield name, (sort_key(key), content, text_bytes)
+def _to_shards(element: tuple[int, Mapping]) -> Iterator[tuple[str, tuple]]:
+    _, groups = element
+    num_shards, drops = dict(groups["num_shards"]), set(groups.get("drops", ()))
+    for key, source, language, beginning, lines in groups["records"]:
+        if key in drops:
+            dropped = Dropped(key, language, "duplicate: near", beginning)
+            yield "near copy", (source, dropped, 1)
+            continue
+        for name, line, text_bytes in lines:
+            number = num_shards[name]
+            shard = f"{name}-{shard_of(key, number):05d}-of-{number:05d}.jsonl.gz"
+            yield "line", (shard, (sort_key(key), line, text_bytes))
 
 
 def _write_one(element: tuple[str, Iterable[tuple]], out: str) -> tuple[dict, list]:
