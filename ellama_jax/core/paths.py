@@ -186,7 +186,8 @@ def read_ranges(ranges: Sequence[tuple[str | os.PathLike, int, int]]) -> list[by
             before there are fewer bytes.
 
     Raises:
-        OSError: naming the file that cannot be read, and why.
+        OSError: naming the file that cannot be read, and why; a ConnectionError where another try
+            may succeed.
     """
     remote = [r for r in ranges if is_remote(r[0])]
     if not remote:
@@ -232,7 +233,7 @@ async def _read_patiently(files, path: str | os.PathLike, start: int, stop: int)
         wait, tries = random.uniform(0.5, 1.0) * min(2.0**tries, _LONGEST_WAIT_SECS), tries + 1
         secs = time.monotonic() - began
         if secs + wait > _PATIENCE_SECS:
-            raise OSError(
+            raise ConnectionError(
                 f"{name}: must be readable, got no good answer for {secs:.0f} s, at last: {reason}."
             )
         await asyncio.sleep(wait)

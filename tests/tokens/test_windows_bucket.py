@@ -117,8 +117,12 @@ def test_a_window_that_is_damaged_where_it_lies_is_named(places):
 @pytest.mark.parametrize(
     ("kind", "error", "said"),
     [
-        (503, OSError, "windows-00001-of-.*: must be readable, got no good answer for [1-9]"),
-        ("broken", OSError, "windows-00001-of-.*: must be readable, got no good answer"),
+        (
+            503,
+            ConnectionError,
+            "windows-00001-of-.*: must be readable, got no good answer for [1-9]",
+        ),
+        ("broken", ConnectionError, "windows-00001-of-.*: must be readable, got no good answer"),
         (403, OSError, "windows-00001-of-.*: must be readable, got: Forbidden"),
         (404, FileNotFoundError, "No such file"),
     ],
@@ -129,6 +133,7 @@ def test_a_bucket_that_stays_away_is_an_error_in_the_end(places, monkeypatch, ki
     inject({"match": ".npy", "share": 1.0, "kind": kind})
     with pytest.raises(error, match=said) as raised:
         windows[8]
+    assert isinstance(raised.value, ConnectionError) == (kind in (503, "broken"))
     assert raised.value.filename is None or raised.value.filename.startswith("gs://")
 
 
