@@ -182,8 +182,8 @@ def read_ranges(ranges: Sequence[tuple[str | os.PathLike, int, int]]) -> list[by
     A bucket that is slow, busy or out of reach is asked again, for some minutes.
 
     Args:
-        ranges: path, first byte and the byte after the last of each part; of a local file that ends
-            before there are fewer bytes.
+        ranges: path, first byte and the byte after the last of each part; of a file that ends before
+            there are fewer bytes.
 
     Raises:
         OSError: naming the file that cannot be read, and why; a ConnectionError where another try
@@ -219,10 +219,7 @@ async def _read_patiently(files, path: str | os.PathLike, start: int, stop: int)
     while True:
         try:
             async with _IN_FLIGHT:
-                data = await _first_answer(files, name, start, stop)
-            if len(data) == stop - start:
-                return data
-            reason = f"{len(data)} of {stop - start} bytes"
+                return await _first_answer(files, name, start, stop)
         except FileNotFoundError as error:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name) from error
         except Exception as error:

@@ -297,10 +297,11 @@ def test_a_finished_set_is_replaced_only_on_request(tmp_path):
 
 def test_a_directory_of_other_files_is_never_replaced(tmp_path):
     (tmp_path / "set").mkdir()
-    (tmp_path / "set" / "thesis.tex").touch()
-    with pytest.raises(ValueError, match="must be a new directory or a window set"):
-        write(tmp_path / "set", [[1]], overwrite=True)
-    assert (tmp_path / "set" / "thesis.tex").exists()
+    for name in ("thesis.tex", shard_name(0, 1)):  # a shard without its manifest is no set
+        (tmp_path / "set" / name).touch()
+        with pytest.raises(ValueError, match="must be a new directory or a window set"):
+            write(tmp_path / "set", [[1]], overwrite=True)
+        (tmp_path / "set" / name).unlink()
 
 
 def test_a_write_that_fails_leaves_the_old_set_and_no_traces(tmp_path, monkeypatch):
