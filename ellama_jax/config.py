@@ -34,6 +34,7 @@ class AttentionConfig:
     block_q: int = 1024
     block_kv: int = 1024
     context: str = "all_gather"
+    fused_backward: bool = False
 
 
 @dataclass(frozen=True)

@@ -225,7 +225,7 @@ def attend(
         return checkpoint_name(out, "attention")
     blocks = attention.block_q, attention.block_kv
     if kernel == "splash":
-        return splash(q, k, v, segment_ids, blocks)
+        return splash(q, k, v, segment_ids, blocks, attention.fused_backward)
     if kernel == "blockwise":
         by_ring = attention.context == "ring" and branch_ids is None
         return _blockwise(q, k, v, segment_ids, branch_ids, blocks, by_ring)

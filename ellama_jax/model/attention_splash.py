@@ -29,6 +29,7 @@ def splash(
     v: jax.Array,
     segment_ids: jax.Array,
     blocks: tuple[int, int],
+    fused_backward: bool = False,
     interpret: bool = False,
 ) -> jax.Array:
     """Computes causal attention within documents on the current mesh.
@@ -39,6 +40,8 @@ def splash(
         q: [B, T, N, H]; k, v: [B, T, K, H]; with `context` in zig-zag order.
         segment_ids: [B, T] int32; padding is a document like any other.
         blocks: wanted queries and keys a block, see `splash_blocks`.
+        fused_backward: one kernel for all gradients: 5 matrix products in place of 7, and a part of
+            the queries' gradient for each block of keys, in their dtype, summed afterwards.
         interpret: runs the kernel's code on any platform, slowly.
 
     Returns:
@@ -46,7 +49,7 @@ def splash(
     """
     length, shards = q.shape[1], context_size()
     padded, blocks = splash_blocks(length, blocks, shards)
-    kernel = _make_kernel(padded, shards, blocks, interpret)
+    kernel = _make_kernel(padded, shards, blocks, fused_backward, interpret)
 
     def local(kernel, q, k, v, ids):
         k, v, k_ids = (gather_rows(x, shards) for x in (k, v, ids))
@@ -81,7 +84,7 @@ def _pad(x, extra, value):
 
 
 @functools.lru_cache(maxsize=32)
-def _make_kernel(length, shards, blocks, interpret):
+def _make_kernel(length, shards, blocks, fused_backward, interpret):
     """Builds the kernel for rows of `length` in zig-zag order; its leaves are NumPy arrays.
 
     JAX's `make_splash_mha` looks at each position of the mask, two minutes' work at 131,072. Which
@@ -108,14 +111,16 @@ def _make_kernel(length, shards, blocks, interpret):
         found, _ = process(masks.MultiHeadMask([mask]), small_blocks, q_seq_shards=shards)
         return found._replace(q_sequence=order)
 
-    seen, seen_by_keys = info(infos.process_mask), info(infos.process_mask_dkv)
+    by_keys = functools.partial(infos.process_mask_dkv, shrink_grid=not fused_backward)
+    seen, seen_by_keys = info(infos.process_mask), info(by_keys)
+    block_q_dq, block_kv_dq, seen_dq = (None,) * 3 if fused_backward else (block_q, block_kv, seen)
     sizes = _kernels().BlockSizes(
         block_q=block_q, block_kv=block_kv, block_kv_compute=block_kv,
         block_q_dkv=block_q, block_kv_dkv=block_kv, block_kv_dkv_compute=block_kv,
-        block_q_dq=block_q, block_kv_dq=block_kv,
+        block_q_dq=block_q_dq, block_kv_dq=block_kv_dq, use_fused_bwd_kernel=fused_backward,
     )  # fmt: skip
     return _kernels().SplashAttentionKernel(
-        seen, seen, seen_by_keys, block_sizes=sizes, is_mqa=False, save_residuals=False,
+        seen, seen_dq, seen_by_keys, block_sizes=sizes, is_mqa=False, save_residuals=False,
         mask_value=_kernels().DEFAULT_MASK_VALUE, attn_logits_soft_cap=None,
         residual_checkpoint_name="attention", mask_function=_not_after, interpret=interpret,
     )  # fmt: skip

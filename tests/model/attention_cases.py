@@ -40,11 +40,12 @@ def reference(q, k, v, ids):
 def kernel(name, ids, block_q=128, block_kv=128, context="all_gather", interpret=True):
     """A kernel as a function of q, k and v; those of TPU and GPU are interpreted."""
     blocks = (block_q, block_kv)
-    if name == "splash":
-        return lambda q, k, v: splash(q, k, v, ids, blocks, interpret=interpret)
+    if name.startswith("splash"):
+        fused = name == "splash, fused backward"
+        return lambda q, k, v: splash(q, k, v, ids, blocks, fused, interpret=interpret)
     if name == "triton":
         return lambda q, k, v: triton(q, k, v, ids, interpret=interpret)
-    config = AttentionConfig(name, *blocks, context)
+    config = AttentionConfig(name, *blocks, context=context)
     return lambda q, k, v: attend(q, k, v, ids, None, config)
 
 

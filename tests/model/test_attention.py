@@ -44,7 +44,9 @@ def plain_case(dtype, head_dim):
 
 
 @pytest.mark.parametrize("dtype, head_dim", [("float32", 64), ("bfloat16", 128)])
-@pytest.mark.parametrize("name", ["dense", "blockwise", "splash", "triton"])
+@pytest.mark.parametrize(
+    "name", ["dense", "blockwise", "splash", "splash, fused backward", "triton"]
+)
 def test_kernels_equal_plain_attention_and_so_do_their_gradients(name, dtype, head_dim):
     qkv, weights, ids, theirs = plain_case(dtype, head_dim)
     ours = out_and_gradients(kernel(name, jnp.asarray(ids)), qkv, weights)
@@ -129,9 +131,13 @@ def test_a_policy_that_saves_attention_does_not_compute_it_again(name):
 
 
 @pytest.mark.parametrize(
-    "length, shards, blocks", [(1024, 1, (128, 128)), (1024, 2, (128, 256)), (2048, 4, (256, 128))]
-)
-def test_splash_from_a_scaled_down_mask_equals_jax_s_own_maker(length, shards, blocks):
+    "length, shards, blocks, fused",
+    [
+        (1024, 1, (128, 128), False), (1024, 2, (128, 256), False), (2048, 4, (256, 128), False),
+        (1024, 1, (128, 256), True), (1024, 2, (256, 128), True),
+    ],
+)  # fmt: skip
+def test_splash_from_a_scaled_down_mask_equals_jax_s_own_maker(length, shards, blocks, fused):
     from jax.experimental.pallas.ops.tpu.splash_attention import (
         splash_attention_kernel as kernels,
     )
@@ -141,7 +147,7 @@ def test_splash_from_a_scaled_down_mask_equals_jax_s_own_maker(length, shards, b
 
     mask = masks.CausalMask((length, length))
     mask.q_sequence = zigzag_order(length, shards)
-    ours = _make_kernel(length, shards, blocks, False)
+    ours = _make_kernel(length, shards, blocks, fused, False)
     theirs = kernels.make_splash_mha(
         masks.MultiHeadMask([mask] * 4), block_sizes=ours.kwargs["block_sizes"], head_shards=1,
         q_seq_shards=shards,
