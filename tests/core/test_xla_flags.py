@@ -7,12 +7,15 @@ import sys
 
 import jax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from ellama_jax.config import configs_dir, load_config
 from ellama_jax.core.sharding import make_mesh
 from ellama_jax.core.topology import GENERATIONS, get_devices, parse_topology
 from ellama_jax.core.xla_flags import FLAGS, flags_for, flags_for_device, launch_environment, main
 from ellama_jax.model.presets import get_preset
+from ellama_jax.plan.hlo_collectives import collectives_in
+from ellama_jax.plan.hlo_module import read_module, serialize
 from ellama_jax.train import program
 
 SMALLEST = {"v4": "v4-8", "v5e": "v5e-4", "v5p": "v5p-8", "v6e": "v6e-4", "tpu7x": "tpu7x-8"}
@@ -53,8 +56,54 @@ def test_every_flag_has_a_reason_and_a_generation():
     names = [flag.name for flag in FLAGS]
     assert len(names) == len(set(names))
     for flag in FLAGS:
-        assert flag.name.startswith("xla_") and len(flag.reason) > 20
+        assert len(flag.reason) > 20
         assert flag.generations and set(flag.generations) <= set(GENERATIONS)
+
+
+def test_libtpu_s_own_flags_are_set_at_launch_and_are_no_compile_options():
+    compile_options = flags_for("v6e")
+    at_launch = launch_environment("v6e")["LIBTPU_INIT_ARGS"].split()
+    assert {f"--{name}={value}" for name, value in compile_options.items()} < set(at_launch)
+    own = [flag for flag in FLAGS if not flag.name.startswith("xla_")]
+    assert own and not {flag.name for flag in own} & set(compile_options)
+    assert {f"--{flag.name}={flag.value}" for flag in own} <= set(at_launch)
+
+
+@pytest.mark.parametrize("name", ["v6e-16", "v5p-128"])
+def test_gathers_and_scattered_sums_run_on_the_sparse_cores(name):
+    """Over the whole slice, where the compiler's defaults wait and make the sum an all-reduce."""
+    pytest.importorskip("libtpu")
+    devices = get_devices(parse_topology(name))
+    mesh = make_mesh({"data": 1, "fsdp": len(devices), "context": 1, "tensor": 1}, devices)
+
+    def run(weights, gradients):
+        gathered = jax.lax.all_gather(weights, "fsdp", axis=0, tiled=True)
+        return gathered, jax.lax.psum_scatter(gradients * 2, "fsdp", tiled=True)
+
+    parts, whole = PartitionSpec("fsdp"), PartitionSpec()
+    function = jax.shard_map(
+        run, mesh=mesh, in_specs=(parts, whole), out_specs=(whole, parts), check_vma=False
+    )
+    arrays = [
+        jax.ShapeDtypeStruct((4096, 14336), "bfloat16", sharding=NamedSharding(mesh, spec))
+        for spec in (parts, whole)
+    ]
+
+    def found(flags):
+        compiled = jax.jit(function, compiler_options=flags).lower(*arrays).compile()
+        module = read_module(serialize(compiled))
+        entry = module.computations[module.entry]
+        return {
+            (collective.kind, instruction.proto.async_execution_thread)
+            for instruction in entry.instructions
+            for collective in collectives_in(module, entry, instruction, 1, mesh)
+        }
+
+    generation = name.split("-")[0]
+    assert found(flags_for(generation)) == {
+        ("all-gather", "sparsecore"), ("reduce-scatter", "sparsecore"),
+    }  # fmt: skip
+    assert found(None) == {("all-gather", ""), ("all-reduce", "")}
 
 
 def test_changes_add_replace_and_take_away():
