@@ -67,6 +67,10 @@ FLAGS: tuple[Flag, ...] = (
         "and leaves the whole array on every device, whatever its shape.",
     ),
     Flag(
+        "xla_tpu_check_legacy_constraints_in_reduce_scatter_legalizer", "false", _OFFLOADED,
+        "The same for parts narrower than 128 columns, as of the float32 embedding over 64 devices.",
+    ),
+    Flag(
         "deepsea_chip_config_name", "megachip_tccontrol", _OFFLOADED,
         "Set beside the offload in the published recipes for v6e and v5p. The compiled program is the "
         "same without it.",

@@ -121,7 +121,8 @@ def collectives_in(
         kind = "reduce-scatter" if visit.fused and _is_scattered(visit.computation) else kind
         arrays = _payload(kind, inner, visit.computation)
         payload = sum(array.bytes for array in arrays)
-        op_name, axes = inner.op_name or instruction.op_name, _axes(groups, mesh)
+        op_name = inner.op_name or instruction.op_name or _maker(computation, instruction).op_name
+        axes = _axes(groups, mesh)
         found.append(
             Collective(
                 kind, inner.name, op_name, _source(kind, op_name, payload, axes), axes,
@@ -131,6 +132,14 @@ def collectives_in(
             )
         )  # fmt: skip
     return found
+
+
+def _maker(computation, instruction):
+    """Returns what made the first operand, copies left out."""
+    made = computation.by_name[instruction.operands[0]]
+    while made.opcode in ("copy", "copy-done", "copy-start", "bitcast", "get-tuple-element"):
+        made = computation.by_name[made.operands[0]]
+    return made
 
 
 def _between_slices(computation, send: Instruction, count: int, mesh: Mesh) -> Collective:
