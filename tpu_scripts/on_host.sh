@@ -97,7 +97,7 @@ last_words() {
   [[ -f train.log ]] || return 0
   tail --lines=50 train.log | LC_ALL=C tr -d '\000-\010\013-\037' | LC_ALL=C awk '
     /^=== start / { error = last = ""; next }
-    /error: |^[A-Za-z_.]+(Error|Exception)(:|$)/ { error = $0 }
+    /error: |^process [0-9]+|^[A-Za-z_.]+(Error|Exception)(:|$)/ { error = $0 }
     NF { last = $0 }
     END { print substr(error != "" ? error : last, 1, 600) }'
 }
