@@ -71,6 +71,7 @@ class Router(emulator.Router):
         path, chosen = self._request_handler.path, []
         if method != "GET":
             return []
+        _counts["requests"] += 1
         _counts["reads"] += "alt=media" in path
         for fault in _faults:
             left = fault.get("most", sys.maxsize) - _counts[str(fault["kind"])]

@@ -57,7 +57,7 @@ def inject(*faults):
     """Has reads of objects go wrong as `bucket_server.py` says; none: no longer.
 
     Returns:
-        how many reads there were since the last call, and how many of them went wrong, by kind.
+        how many requests and reads there were since the last call, and, by kind, went wrong.
     """
     return collections.Counter(_tell("faults", faults))
 

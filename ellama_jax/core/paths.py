@@ -171,6 +171,14 @@ def file_sizes(directory: Path) -> dict[str, int]:
         return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
 
 
+def read_if_there(path: Path) -> bytes | None:
+    """Reads a file whole, in a bucket by one request; None if there is none."""
+    try:
+        return _file_system().cat_file(os.fspath(path)) if is_remote(path) else path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return None
+
+
 def read_range(path: str | os.PathLike, start: int, stop: int) -> bytes:
     """Reads bytes `start` to `stop` of a file, and no others; see `read_ranges`."""
     return read_ranges([(path, start, stop)])[0]

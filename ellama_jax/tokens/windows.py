@@ -27,6 +27,7 @@ from ellama_jax.core.paths import (
     file_sizes,
     is_remote,
     open_whole,
+    read_if_there,
     read_range,
     read_ranges,
     remove_tree,
@@ -467,7 +468,7 @@ def find_sets(windows_dir: str | os.PathLike, name: str) -> list[Path]:
         raise ValueError(f"{name}: must be a directory, got {directory}.")
     # Hidden directories are sets that are being written.
     places = sorted(path for path in directory.iterdir() if not path.name.startswith("."))
-    return [path for path in places if (path / MANIFEST_FILE).is_file()]
+    return [path for path in places if read_if_there(path / MANIFEST_FILE) is not None]
 
 
 def read_manifest(windows_dir: str | os.PathLike) -> Manifest:
@@ -478,13 +479,14 @@ def read_manifest(windows_dir: str | os.PathLike) -> Manifest:
     """
     directory = as_path(windows_dir)
     path = directory / MANIFEST_FILE
-    if not path.is_file():
+    content = read_if_there(path)
+    if content is None:
         raise ValueError(
             f"windows {directory}: must hold {MANIFEST_FILE}, got none; a set without it was never "
             "finished: prepare it again."
         )
     try:
-        manifest = Manifest(**json.loads(path.read_text(encoding="utf-8")))
+        manifest = Manifest(**json.loads(content))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: must be a window set's manifest, got {error}.") from error
     _check_counts(path, manifest)
