@@ -3,10 +3,11 @@
 What a verb does lives in its module; here is only how it is found and how its errors are said.
 """
 
-import errno
 import importlib
 import os
 import sys
+
+from ellama_jax.core.exits import EXIT_MISTAKE, describe_error
 
 VERBS = {
     "demo": ("ellama_jax.experiments.demo", "the whole job on this machine, from base model to report"),
@@ -31,15 +32,6 @@ VERBS = {
     "report": ("ellama_jax.report.verb", "the HTML page of a run, a sweep or a merge"),
 }  # fmt: skip
 
-# What must hold of a path, by how the system refused it.
-_PATH_RULES = {
-    errno.ENOENT: "must exist",
-    errno.ENOTDIR: "must lie in a directory",
-    errno.EEXIST: "must be a directory",
-    errno.EISDIR: "must be a file",
-    errno.ENOSPC: "must be on a disk with room",
-}
-
 
 def main(argv: list[str] | None = None) -> None:
     """Runs one verb; a user's mistake ends in one line on stderr and exit status 2.
@@ -62,12 +54,12 @@ def main(argv: list[str] | None = None) -> None:
         # Who read our output, as `| head`, has had enough. Nothing is left to flush at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + 13)
-    except (ValueError, OSError) as error:
-        if os.environ.get("ELLAMA_TRACEBACK"):
+    except (ValueError, OSError, KeyboardInterrupt) as error:
+        if os.environ.get("ELLAMA_TRACEBACK") and not isinstance(error, KeyboardInterrupt):
             raise
-        sys.exit(_fail(verb, _in_words(error)))
-    except KeyboardInterrupt:
-        sys.exit(_fail(verb, "interrupted."))
+        status, line = describe_error(error)
+        _fail(verb, line)
+        sys.exit(status)
 
 
 def usage() -> str:
@@ -85,17 +77,9 @@ def _nearest(verb: str) -> str:
     return f"did you mean {near[0]}?" if near else "see ellama --help."
 
 
-def _in_words(error: ValueError | OSError) -> str:
-    """Returns our own errors as they are, and the system's in the same form."""
-    if not isinstance(error, OSError) or error.filename is None:
-        return str(error)
-    rule = _PATH_RULES.get(error.errno, "must be readable and writable")
-    return f"{error.filename}: {rule}, got {error.strerror.lower()}."
-
-
 def _fail(verb: str, message: str) -> int:
-    print(f"ellama{' ' if verb else ''}{verb}: error: {' '.join(message.split())}", file=sys.stderr)
-    return 2
+    print(f"ellama{' ' if verb else ''}{verb}: error: {message}", file=sys.stderr)
+    return EXIT_MISTAKE
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ DTYPES = ("float32", "bfloat16")
 ON_REPETITION = ("error", "warn")
 ATTENTION_KERNELS = ("auto", "splash", "cudnn", "triton", "mosaic", "blockwise", "dense")
 ATTENTION_CONTEXTS = ("all_gather", "ring")
-EXIT_GATE = 3  # exit status of what the retention gate ended: to start it again would not help
 GATE_ACTIONS = ("off", "warn", "stop")
 SPLITS = ("validation", "test")
 GATE_FAILS_WHEN = ("certain", "likely", "possible")

@@ -1,67 +1,97 @@
 """Several processes as one job: how they find each other, and what they tell each other.
 
-Owns the start of jax.distributed and messages between processes. Where arrays lie is core/sharding.py's
-part. With one process everything here does nothing and costs nothing.
+Owns the start of jax.distributed and messages between processes at the same place of their work. Where
+arrays lie is core/sharding.py's part, how they end ending.py's. With one process everything here does
+nothing and costs nothing.
 """
 
 import contextlib
-import ctypes
 import functools
 import logging
 import os
-import signal
 import socket
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax._src.distributed import global_state  # jax.distributed does not give its key-value store
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ellama_jax.core.ending import (
+    AGAIN,
+    end_here,
+    ends_as_one,
+    listen,
+    say_last_words,
+    sigterm_stops,
+)
+from ellama_jax.core.exits import EXIT_AGAIN
 
 log = logging.getLogger(__name__)
 
 _ADDRESS, _COUNT, _ID = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
-_MAX_ERROR_BYTES, _NAME_BYTES = 2048, 64
+_NAME_BYTES = 64
 # JAX's own 100 s are long for a pod that is paid by the second.
 _HEARTBEAT_SECS = 30
-EXIT_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: worth another try
-_AGAIN = (
-    f"another process of the job died or cannot be reached; this one ends with status {EXIT_AGAIN}. Start "
-    "the same command again, on as many processes as there are: a run resumes from its newest checkpoint."
-)
+# Hosts of a pod are set up one after the other; JAX's own limit, beyond which one is lost.
+_JOINING_SECS = 300
 
 
-def start_processes(environment: Mapping[str, str] = os.environ) -> None:
-    """Joins the processes of this job, if there are several; call it before any device is used.
+@contextlib.contextmanager
+def one_job(environment: Mapping[str, str] = os.environ) -> Iterator[None]:
+    """Context of all that a job does, in which its processes are joined, if there are several.
 
     They are found by `JAX_COORDINATOR_ADDRESS` (host:port of process 0), `JAX_NUM_PROCESSES` and
     `JAX_PROCESS_ID`, or without these by what JAX detects itself: a TPU pod, SLURM, Open MPI. On a
-    machine alone, or with `JAX_NUM_PROCESSES=1`, nothing is started.
+    machine alone, or with `JAX_NUM_PROCESSES=1`, nothing is started. Enter it before any device is
+    used. An error in one process ends all of them, with its status and its line; so does SIGTERM.
 
     Raises:
         ValueError: if only some of the three are set, or they do not fit each other.
     """
+    _join(environment)
+    if not jax.distributed.is_initialized():
+        yield
+        return
+    try:
+        with sigterm_stops(), ends_as_one():
+            if not leads():
+                # What is true for all is said once.
+                logging.getLogger("ellama_jax").setLevel(logging.ERROR)
+            yield
+    except (Exception, KeyboardInterrupt) as error:
+        end_here(error)  # on the way out Python would wait for threads that wait for the others
+
+
+def _join(environment: Mapping[str, str]) -> None:
     given = {name: environment[name] for name in (_ADDRESS, _COUNT, _ID) if environment.get(name)}
     if given.get(_COUNT) == "1" or jax.distributed.is_initialized():
         return
-    # JAX's own answer to SIGTERM would take the signal away from the loop, which agrees on the
-    # step to save by itself, see `exchange`.
+    # JAX's own answer to SIGTERM trains a step more than ending.py's, see docs/RESULTS.md.
     jax.config.update("jax_enable_preemption_service", False)
+    found = _read_numbers(given) if given else ()
+    me = f"process {found[1]}" if given else socket.gethostname()
+    say_last_words(
+        f"{me}: not all processes of the job came up and reached process 0 in {_JOINING_SECS} s; this "
+        f"one ends with status {EXIT_AGAIN}. Look for the host that is missing, and start the same "
+        "command again on all."
+    )
+    secs = {
+        "heartbeat_timeout_seconds": _HEARTBEAT_SECS, "initialization_timeout": _JOINING_SECS,
+    }  # fmt: skip
     if given:
-        count, index = _read_numbers(given)
         jax.distributed.initialize(
-            given[_ADDRESS], count, index, cluster_detection_method="deactivate",
-            heartbeat_timeout_seconds=_HEARTBEAT_SECS,
-        )  # fmt: skip
+            given[_ADDRESS], *found, cluster_detection_method="deactivate", **secs
+        )
     else:
-        _start_detected()
-    if jax.distributed.is_initialized():
-        _say_last_words()
-    if jax.distributed.is_initialized() and not leads():
-        # What is true for all is said once.
-        logging.getLogger("ellama_jax").setLevel(logging.ERROR)
+        _start_detected(secs)
+    if not jax.distributed.is_initialized():
+        say_last_words("")
+        return
+    job = global_state
+    say_last_words(f"process {job.process_id}: aborted, most likely for {AGAIN}")
+    listen(job.client, job.process_id, job.num_processes)
 
 
 def _read_numbers(given: Mapping[str, str]) -> tuple[int, int]:
@@ -80,13 +110,13 @@ def _read_numbers(given: Mapping[str, str]) -> tuple[int, int]:
     return count, index
 
 
-def _start_detected() -> None:
+def _start_detected(secs: Mapping[str, int]) -> None:
     """Starts jax.distributed where JAX detects a cluster, and not elsewhere."""
     with warnings.catch_warnings():
         # A pod of Kubernetes that is no job is warned of a package it does not need.
         warnings.simplefilter("ignore")
         try:
-            jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT_SECS)
+            jax.distributed.initialize(**secs)
         except ValueError as error:
             # How JAX says that it detected nothing; there is no question to ask it first.
             if "coordinator_address should be defined" not in str(error):
@@ -102,41 +132,6 @@ def _start_detected() -> None:
                 raise
 
 
-def _say_last_words() -> None:
-    """Has the runtime's abort, which is how JAX ends who lost the others, end in a clear line."""
-    # A defect of the runtime aborts too; its own words stand before ours.
-    words = f"process {jax.process_index()}: aborted, most likely for {_AGAIN}\n".encode()
-
-    @ctypes.CFUNCTYPE(None, ctypes.c_int)
-    def leave(_number):
-        os.write(2, words)
-        os._exit(EXIT_AGAIN)
-
-    # Python's own handlers wait for the main thread, which may wait for the dead. Kept for good.
-    _say_last_words.handler = leave
-    ctypes.CDLL(None).signal(signal.SIGABRT, leave)
-
-
-@contextlib.contextmanager
-def ends_with_the_others(known: Callable[[str], object] = lambda text: None) -> Iterator[None]:
-    """Ends this process at once where what all processes do together failed in the enclosed block.
-
-    To leave in order would be to wait for them, as a save under way does; what it has not finished is
-    never restored. A process alone raises as ever.
-
-    Args:
-        known: says whether an error's text is one that every process meets by itself.
-    """
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1 or known(str(error)):
-            raise
-        reason = str(error).partition("\n")[0][:300]
-        print(f"process {jax.process_index()}: {reason}: {_AGAIN}", file=sys.stderr, flush=True)
-        os._exit(EXIT_AGAIN)
-
-
 def leads() -> bool:
     """Says whether this process writes what is written once: logs, configuration, messages."""
     return jax.process_index() == 0
@@ -145,26 +140,11 @@ def leads() -> bool:
 def on_leader(action: Callable[[], object]) -> None:
     """Runs `action` on process 0 alone; every process goes on once it is done.
 
-    Raises:
-        ValueError: on every process, if the action failed; what it said is said by all.
+    An error is raised there; the others wait, and end as `one_job` says.
     """
-    if jax.process_count() == 1:
-        action()
-        return
-    failure = None
     if leads():
-        try:
-            action()
-        except Exception as error:
-            failure = error
-    text = np.zeros(_MAX_ERROR_BYTES, np.uint8)
-    said = b"" if failure is None else (str(failure) or repr(failure)).encode()[:_MAX_ERROR_BYTES]
-    text[: len(said)] = np.frombuffer(said, np.uint8)
-    heard = bytes(multihost_utils.broadcast_one_to_all(text)).rstrip(b"\0")
-    if failure is not None:
-        raise failure
-    if heard:
-        raise ValueError(heard.decode(errors="replace"))
+        action()
+    exchange(b".")()
 
 
 def process_names() -> list[str]:

@@ -337,8 +337,12 @@ def write_json(path: str | Path, content: dict) -> None:
     """Writes JSON whole or not at all."""
     path = as_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    write_whole(path, text)
+    write_whole(path, json_text(content))
+
+
+def json_text(content: dict) -> str:
+    """Returns a scorecard as it stands in its file."""
+    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def main_evaluate(argv: list[str]) -> None:

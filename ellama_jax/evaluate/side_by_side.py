@@ -8,12 +8,12 @@ import sys
 from collections.abc import Sequence
 
 from ellama_jax.config import (
-    EXIT_GATE,
     GATE_ACTIONS,
     GATE_FAILS_WHEN,
     GateConfig,
     check_gate,
 )
+from ellama_jax.core.exits import EXIT_GATE
 from ellama_jax.core.paths import as_path, write_whole
 from ellama_jax.evaluate import retention
 from ellama_jax.evaluate.card_text import format_markdown, say_comparison, say_gate

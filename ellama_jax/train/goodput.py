@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ellama_jax.core.paths import is_remote, write_whole
+from ellama_jax.core.paths import is_remote
 from ellama_jax.core.progress import duration
+from ellama_jax.train.kept import RunFiles
 
 GOODPUT_FILE = "goodput.json"
 STEP = "step"
@@ -135,12 +136,12 @@ class Goodput:
         """Returns the seconds of the whole run by category, see `summarize`."""
         return summarize(self.starts())
 
-    def write(self, workdir: Path, *, force: bool = False) -> None:
+    def write(self, files: RunFiles, *, force: bool = False) -> None:
         """Writes the file, every ten seconds at most (a minute in a bucket) unless forced."""
         now = self._clock()
-        every = _SECS_BETWEEN_UPLOADS if is_remote(workdir) else _SECS_BETWEEN_WRITES
+        every = _SECS_BETWEEN_UPLOADS if is_remote(files.workdir) else _SECS_BETWEEN_WRITES
         if force or now - self._written >= every:
-            write_whole(workdir / GOODPUT_FILE, json.dumps({"starts": self.starts()}, indent=1))
+            files.write(GOODPUT_FILE, json.dumps({"starts": self.starts()}, indent=1))
             self._written = now
 
 

@@ -8,19 +8,21 @@ import argparse
 import contextlib
 import dataclasses
 import functools
-import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 
-from ellama_jax.config import EXIT_GATE, load_config
-from ellama_jax.core.distributed import ends_with_the_others, leads, on_leader, start_processes
+from ellama_jax.config import load_config
+from ellama_jax.core.distributed import leads, on_leader, one_job
+from ellama_jax.core.ending import Steps, ends_as_one, sigterm_stops
+from ellama_jax.core.exits import EXIT_GATE, EXIT_TERMINATED
 from ellama_jax.core.progress import progress
 from ellama_jax.core.sharding import local_rows, make_mesh, place_batch
 from ellama_jax.train.goodput import STEP, Goodput, read_goodput
+from ellama_jax.train.kept import RunFiles
 from ellama_jax.train.metrics import read_metrics
 from ellama_jax.train.prefetch import Placed, Prefetched
 from ellama_jax.train.profiling import Profiler
@@ -34,14 +36,21 @@ from ellama_jax.train.reporting import (
     tell_others,
 )
 from ellama_jax.train.run import Run, prepare_run, write_config
-from ellama_jax.train.saving import SoFar, check_room, open_manager, save, start_or_resume
+from ellama_jax.train.saving import (
+    SoFar,
+    check_room,
+    full_disk_in_one_line,
+    open_manager,
+    save,
+    start_or_resume,
+)
 from ellama_jax.train.scoring import RunScores
 from ellama_jax.train.step import TrainState
 from ellama_jax.train.validation import Validation
 from ellama_jax.train.watchdog import Watchdog
+from ellama_jax.weights.checkpoint import check_saves
 
 _SECS_BETWEEN_LOOKS = 0.005
-EXIT_TERMINATED = 143  # 128 + SIGTERM, what a scheduler expects of a job it ended
 
 
 def main_train(argv: list[str]) -> None:
@@ -64,12 +73,18 @@ def main_train(argv: list[str]) -> None:
     )
     if "-h" in argv or "--help" in argv:
         parser.parse_args(["--help"])
-    config, others = load_config(argv, "train")
-    args = parser.parse_args(others)
-    start_processes()
-    unverified = args.allow_unverified
-    try:
+    with one_job(), _refusals_in_one_line():
+        config, others = load_config(argv, "train")
+        args = parser.parse_args(others)
+        unverified = args.allow_unverified
         train(prepare_run(config, args.workdir, allow_unverified=unverified, began=began))
+
+
+@contextlib.contextmanager
+def _refusals_in_one_line() -> Iterator[None]:
+    """Turns what a compiler or a device refuses into a ValueError, where a user can mend it."""
+    try:
+        yield
     except jax.errors.JaxRuntimeError as error:
         if said := _say_refusal(str(error)):
             raise ValueError(said) from error
@@ -107,7 +122,7 @@ def train(run: Run) -> Path:
 
 def _train(run: Run) -> Path:
     config, asked = run.config, run
-    goodput = Goodput(run.began, earlier=read_goodput(run.workdir))
+    goodput, files = Goodput(run.began, earlier=read_goodput(run.workdir)), RunFiles(run.workdir)
     mesh = make_mesh(dataclasses.asdict(config.mesh))
     num_sources = len(run.loader.sources)
     # What the compiler refuses is refused before the weights are read.
@@ -117,35 +132,33 @@ def _train(run: Run) -> Path:
     run = dataclasses.replace(run, config=config)
     on_leader(lambda: check_room(run, program))
     try:
-        # Leaving the manager, by an error too, waits until a save under way is whole.
+        # Leaving the manager waits until a save under way is whole.
         with (
+            sigterm_stops() as allowed,
             jax.set_mesh(mesh),
             open_manager(run) as manager,
-            _sigterm_flag() as terminated,
             _profiler(run) as profiler,
-            ends_with_the_others(_say_refusal),
         ):
             done = manager.latest_step() or 0
-            scores = RunScores(run, mesh, done) if run.questions else None
+            scores = RunScores(run, mesh, done, files) if run.questions else None
             with goodput.span("restore"):
                 state, so_far = start_or_resume(run, program, manager)
             first = int(state.step)
             lost = [record for record in read_metrics(run.workdir) if record["step"] > first]
             goodput.resume_after(first, lost)
-            on_leader(lambda: write_config(asked))
+            on_leader(lambda: write_config(asked, files))
             if leads():
                 say_what_runs(run, mesh, first)
             stopped = False
             if scores is None or not scores.refusal:
                 stopped = _steps(
-                    run, program, manager, state, so_far, goodput, profiler, terminated, scores
-                )  # fmt: skip
+                    run, files, program, manager, state, so_far, goodput, profiler, allowed, scores
+                )
             goodput.enter("checkpoint")
     finally:
-        # A disk without room must not hide what went wrong.
-        with contextlib.suppress(OSError):
-            if leads():
-                goodput.write(run.workdir, force=True)
+        if leads():
+            goodput.write(files, force=True)
+            files.close()
     say_goodput(goodput)
     if stopped:
         if leads():
@@ -160,8 +173,8 @@ def _train(run: Run) -> Path:
 
 
 def _steps(
-    run: Run, program: Program, manager, state: TrainState, so_far: SoFar, goodput: Goodput,
-    profiler: Profiler, terminated: Callable[[], bool], scores: RunScores | None,
+    run: Run, files: RunFiles, program: Program, manager, state: TrainState, so_far: SoFar,
+    goodput: Goodput, profiler: Profiler, allowed: Steps, scores: RunScores | None,
 ) -> bool:  # fmt: skip
     """Runs the remaining steps; a step's metrics are read once the next one is under way.
 
@@ -171,23 +184,36 @@ def _steps(
     config, mesh = run.config, program.mesh
     first, last = int(state.step), config.train.steps
     save_every_secs = config.checkpoint.save_every_secs
-    alone = jax.process_count() == 1
     rows = run.loader.iterate(first, last, functools.partial(local_rows, mesh))
     own, depth = OwnTime(goodput), config.train.prefetch_batches
     with (
         progress("training", total=last, unit="steps", shown=leads()) as bar,
-        StepReport(run, mesh, so_far, goodput, own, bar, first) as report,
+        StepReport(run, files, mesh, so_far, goodput, own, bar, first) as report,
         Prefetched(rows, lambda batch: place_batch(batch, mesh), depth) as batches,
         _watchdog(run, goodput, report) as watchdog,
+        ends_as_one(),
+        _refusals_in_one_line(),
+        full_disk_in_one_line(run),
     ):
+
+        def checkpoint(evaluated, *, due: bool, last: bool) -> None:
+            with goodput.span("checkpoint"):
+                report.publish()
+                save(run, manager, state, so_far, evaluated, due=due, last=last)
+
         bar.update(first)
         evaluate = _evaluation(run, program, goodput, watchdog, scores)
         if first == 0 and evaluate is not None:
             report.baseline(evaluate(state))
         goodput.enter(STEP)
-        pending, compiled, saved = None, set(), time.monotonic()
+        pending, compiled, saved, stopped = None, set(), time.monotonic(), False
         for step in range(first + 1, last + 1):
-            batch = _next_batch(batches, pending, goodput, own)
+            batch = _next_batch(
+                batches, pending, goodput, own, functools.partial(allowed.over, step)
+            )
+            if batch is None or not allowed.may_begin(step, compiles=not compiled):
+                stopped = True
+                break
             with goodput.span("profile"):
                 profiler.before(step)
             new = batch.arrays["inputs"].shape not in compiled
@@ -196,38 +222,39 @@ def _steps(
             with jax.transfer_guard("allow" if new else "disallow"), profiler.annotate(step):
                 with goodput.span("compile" if new else STEP):
                     state, metrics = own.waiting(program.run, state, batch.arrays)
+                allowed.begun(step)
                 if pending is not None:
                     report.finish(pending)
-                signalled = terminated()
                 overdue = 0 < save_every_secs <= time.monotonic() - saved
                 overdue &= not report.asked_to_save
-                told = own.waiting(tell_others, batch, mesh, signalled, overdue, own.take())
+                told = own.waiting(tell_others, batch, mesh, overdue, own.take())
             pending = Dispatched(step, batch.arrays["inputs"].size, metrics, told)
             watchdog.beat()
-            # Other processes are heard one step later, by all of them at the same one.
+            check_saves()
             ending = step == last
-            stopping = ending or report.asked_to_stop or (alone and signalled)
             due = step % config.checkpoint.save_every_steps == 0
-            evaluating = evaluate and (step == last or step % config.evaluate.every_steps == 0)
-            profiled = profiler.due(step, last=stopping)
-            saving = stopping or due or report.asked_to_save
-            if saving or evaluating or profiled:
+            evaluating = evaluate and (ending or step % config.evaluate.every_steps == 0)
+            profiled = profiler.due(step, last=ending)
+            # Other processes are heard one step later, by all of them at the same one.
+            saving = due or report.asked_to_save
+            if ending or saving or evaluating or profiled:
                 evaluated = evaluate(state, metrics) if evaluating else {}
                 ending |= scores is not None and bool(scores.refusal)
-                stopping |= ending
                 report.finish(pending, evaluated)
                 pending = None
                 if profiled:
                     with goodput.span("profile"):
                         profiler.finish(step)
-                if saving or stopping:
+                if ending or saving:
                     saved, report.asked_to_save = time.monotonic(), False
-                    with goodput.span("checkpoint"):
-                        report.publish()
-                        save(run, manager, state, so_far, evaluated, due=due, last=ending)
-                if stopping or (due and report.asked_to_stop):
+                    checkpoint(evaluated, due=due, last=ending)
+                if ending:
                     break
-    return report.asked_to_stop
+        if stopped:
+            if pending is not None:
+                report.finish(pending)
+            checkpoint({}, due=False, last=False)
+    return stopped
 
 
 def _say_remat(remat: str) -> None:
@@ -236,15 +263,21 @@ def _say_remat(remat: str) -> None:
 
 
 def _next_batch(
-    batches: Prefetched, pending: Dispatched | None, goodput: Goodput, own: OwnTime
-) -> Placed:
-    """Returns the next batch; only the time in which the devices have nothing to do is lost."""
+    batches: Prefetched, pending: Dispatched | None, goodput: Goodput, own: OwnTime,
+    over: Callable[[], bool],
+) -> Placed | None:  # fmt: skip
+    """Returns the next batch; only the time in which the devices have nothing to do is lost.
+
+    None if `over` says that no batch is needed while there is none yet.
+    """
     while pending is not None and not pending.metrics.loss.is_ready():
         batch = own.waiting(batches.get, _SECS_BETWEEN_LOOKS)
         if batch is not None:
             return batch
     with goodput.span("data_wait"):
-        return batches.get()
+        while (batch := batches.get(_SECS_BETWEEN_LOOKS)) is None and not over():
+            pass
+        return batch
 
 
 def _evaluation(
@@ -281,18 +314,3 @@ def _watchdog(run: Run, goodput: Goodput, report: StepReport) -> Watchdog:
         return f"after step {report.finished} of {run.config.train.steps}, {goodput.doing}"
 
     return Watchdog(secs, where, abort=abort, name=name)
-
-
-class _sigterm_flag:
-    """Context in which SIGTERM only raises a flag, read by calling what `with` returns."""
-
-    def __enter__(self):
-        self._raised = False
-        self._previous = signal.signal(signal.SIGTERM, self._raise_flag)
-        return lambda: self._raised
-
-    def _raise_flag(self, *_):
-        self._raised = True
-
-    def __exit__(self, *_):
-        signal.signal(signal.SIGTERM, self._previous)

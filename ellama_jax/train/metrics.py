@@ -3,17 +3,22 @@
 Owns names and files of metrics; their values come from step.py.
 """
 
+import functools
 import json
 import math
 import os
+import socket
+import struct
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ellama_jax.core.paths import copy_file, copy_tree, is_remote
+from ellama_jax.core.paths import copy_file, copy_tree, is_remote, remove_tree
+from ellama_jax.train.kept import Kept, append_whole, may_fail
 from ellama_jax.train.step import Metrics
 from ellama_jax.train.tracking import WandbRun
 
@@ -133,9 +138,9 @@ class IntervalMeans:
 class MetricsLog:
     """Appends step records to `metrics.jsonl`, TensorBoard files and W&B, for one run directory.
 
-    Nothing is appended to an object in a bucket. There the files grow in a temporary directory and
-    are sent by `publish`; after a crash the lines since then are missing, those of steps that are
-    in no checkpoint.
+    What cannot be written now is written later, see kept.py. Nothing is appended to an object in a
+    bucket. There the files grow in a temporary directory and are sent by `publish`; after a crash
+    the lines since then are missing, those of steps that are in no checkpoint.
     """
 
     def __init__(
@@ -143,52 +148,68 @@ class MetricsLog:
     ):
         """Opens the log for steps from `first_step`; lines of later steps are dropped.
 
-        `config` is shown in the W&B project, if one is named.
+        `config` is shown in the W&B project, if one is named. A run that goes on waits for no W&B.
 
         A run that died after its last checkpoint has logged steps it will repeat; keeping both
         would show them twice.
         """
-        self._workdir, self._folder = workdir, None
-        if is_remote(workdir):
-            self._folder = tempfile.TemporaryDirectory(prefix="ellama-metrics-")
-        self._local = Path(self._folder.name) if self._folder else workdir
-        path = self._local / METRICS_FILE
-        if self._folder and (workdir / METRICS_FILE).exists():
+        remote = is_remote(workdir)
+        local = Path(tempfile.mkdtemp(prefix="ellama-metrics-")) if remote else workdir
+        path = local / METRICS_FILE
+        if remote and (workdir / METRICS_FILE).exists():
             copy_file(workdir / METRICS_FILE, path)
         _drop_from(path, first_step)
-        self._file = path.open("a")
-        board = str(self._local / "tensorboard")
-        self._board = _import_summary_writer()(board, purge_step=first_step)
-        self._wandb = None
+        self._folder = local if remote else None
+        self._lines = Kept(str(workdir / METRICS_FILE), functools.partial(append_whole, path))
+        self._board = _open_board(workdir, local, first_step)
+        self._sent = Kept(str(workdir), lambda _: copy_tree(local, workdir), newest=True)
+        self._wandb, self._to_wandb = None, None
         if wandb_project:
-            folder = self._local / "wandb_files"
-            folder.mkdir(exist_ok=True)
-            self._wandb = WandbRun(wandb_project, workdir, folder, config or {})
+
+            def begin() -> None:
+                folder = local / "wandb_files"
+                folder.mkdir(exist_ok=True)
+                self._wandb = WandbRun(wandb_project, workdir, folder, config or {})
+
+            def send(values: Mapping) -> None:
+                if self._wandb is None:
+                    begin()
+                self._wandb.write(values)
+
+            if first_step <= 1:  # a project that cannot be written is a mistake
+                begin()
+            # To find out that its service does not answer takes wandb a minute and more.
+            self._to_wandb = Kept("Weights & Biases", send, wait_secs=(300.0, 3600.0))
 
     def write(self, record: dict) -> None:
-        """Writes one record; the line is on disk when this returns."""
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
-        for name, value in (values := scalars(record)).items():
-            self._board.add_scalar(name, value, record["step"])
-        if self._wandb is not None:
-            self._wandb.write({"step": record["step"], **values})
+        """Writes one record; if it can be written, the line is on disk when this returns."""
+        values = scalars(record)
+        self._lines.add((json.dumps(record) + "\n").encode())
+        self._board.add(_board_event(record["step"], values))
+        if self._to_wandb is not None:
+            self._to_wandb.add({"step": record["step"], **values})
+        self._sent.retry()
 
     def publish(self) -> None:
         """Sends the files to the bucket, if the run is in one."""
         if self._folder is not None:
-            self._board.flush()
-            copy_tree(self._local, self._workdir)
+            self._sent.add()
 
     def close(self) -> None:
-        """Closes the files, and sends them for the last time."""
-        self._file.close()
+        """Writes what is late, and sends the files for the last time."""
+        self._lines.close()
         self._board.close()
+        if self._to_wandb is not None:
+            self._to_wandb.close()
         if self._wandb is not None:
-            self._wandb.close()
+            with may_fail("Weights & Biases"):
+                self._wandb.close()
         if self._folder is not None:
-            copy_tree(self._local, self._workdir)
-            self._folder.cleanup()
+            self._sent.add()
+            if self._sent.close():
+                remove_tree(self._folder)
+            else:
+                print(f"{self._folder}: holds what could not be sent.", file=sys.stderr)
 
 
 def read_metrics(workdir: Path) -> list[dict]:
@@ -200,21 +221,57 @@ def read_metrics(workdir: Path) -> list[dict]:
     return [json.loads(line) for line in lines[:-1]]
 
 
-def _import_summary_writer():
+def _open_board(workdir: Path, local: Path, first_step: int) -> Kept:
+    """Returns what appends framed events to one more file of TensorBoard."""
+    events, _ = _import_tensorboard()
+    name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
+    path = local / "tensorboard" / name
+    board = Kept(str(workdir / "tensorboard"), functools.partial(append_whole, path))
+    board.add(_framed(events.Event(wall_time=time.time(), file_version="brain.Event:2")))
+    # Steps from here on are drawn anew.
+    begin = events.SessionLog(status=events.SessionLog.START)
+    board.add(_framed(events.Event(wall_time=time.time(), step=first_step, session_log=begin)))
+    return board
+
+
+def _board_event(step: int, values: Mapping[str, float]) -> bytes:
+    events, _ = _import_tensorboard()
+    event = events.Event(wall_time=time.time(), step=step)
+    for name, value in values.items():
+        event.summary.value.add(tag=name, simple_value=value)
+    return _framed(event)
+
+
+def _framed(event) -> bytes:
+    """Returns a record of TFRecord: length and content, each with its masked checksum."""
+    _, checksum = _import_tensorboard()
+    data = event.SerializeToString()
+    length = struct.pack("<Q", len(data))
+    sums = [struct.pack("<I", checksum(part)) for part in (length, data)]
+    return length + sums[0] + data + sums[1]
+
+
+@functools.cache
+def _import_tensorboard():
     """Imports tensorboardX without torch, which it would import where it finds it.
 
     It wants torch for histograms of torch's tensors; a host that trains has none, nor the seconds
-    and the memory to spare.
+    and the memory to spare. Its writer is not used: after a failure its thread is gone, and the run
+    would wait for that thread for ever.
+
+    Returns:
+        the module of events, and the checksum of their records.
     """
     hidden = "torch" not in sys.modules
     if hidden:
         sys.modules["torch"] = None
     try:
-        from tensorboardX import SummaryWriter
+        from tensorboardX.proto import event_pb2
+        from tensorboardX.record_writer import masked_crc32c
     finally:
         if hidden:
             del sys.modules["torch"]
-    return SummaryWriter
+    return event_pb2, masked_crc32c
 
 
 def _drop_from(path: Path, first_step: int) -> None:

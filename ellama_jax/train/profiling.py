@@ -10,7 +10,8 @@ from pathlib import Path
 
 import jax
 
-from ellama_jax.core.paths import copy_tree, is_remote
+from ellama_jax.core.paths import copy_tree, is_remote, remove_tree
+from ellama_jax.train.kept import may_fail
 
 PROFILE_DIR = "profile"
 
@@ -49,10 +50,12 @@ class Profiler:
         """Begins a profile if one is due; call it before the step is handed to the devices."""
         if self.running or not (self._asked or step == self._start_step):
             return
-        self._asked, self._first = False, step
-        if is_remote(self._workdir):
-            self._folder = tempfile.TemporaryDirectory(prefix="ellama-profile-")
-        jax.profiler.start_trace(str(self._directory()))
+        self._asked = False
+        with may_fail(f"profile from step {step}"):
+            if is_remote(self._workdir):
+                self._folder = Path(tempfile.mkdtemp(prefix="ellama-profile-"))
+            jax.profiler.start_trace(str(self._directory()))
+            self._first = step
 
     def annotate(self, step: int):
         """Returns a context that gives the enclosed work the step's number in a profile."""
@@ -64,19 +67,21 @@ class Profiler:
 
     def finish(self, step: int) -> None:
         """Ends the profile with `step`, which the devices have finished; says where it is."""
-        jax.profiler.stop_trace()
-        if self._folder is not None:
-            copy_tree(self._directory(), self._workdir / PROFILE_DIR)
-            self._folder.cleanup()
-        print(
-            f"profile of steps {self._first} to {step}: {self._workdir / PROFILE_DIR}; look at it "
-            f"with `xprof --logdir {self._workdir / PROFILE_DIR}` (pip install xprof).",
-            file=sys.stderr,
-        )  # fmt: skip
+        name = f"profile of steps {self._first} to {step}"
+        with may_fail(name if self._folder is None else f"{name}, in {self._folder}"):
+            jax.profiler.stop_trace()
+            if self._folder is not None:
+                copy_tree(self._folder, self._workdir / PROFILE_DIR)
+                remove_tree(self._folder)
+            print(
+                f"{name}: {self._workdir / PROFILE_DIR}; look at it with "
+                f"`xprof --logdir {self._workdir / PROFILE_DIR}` (pip install xprof).",
+                file=sys.stderr,
+            )  # fmt: skip
         self._first, self._folder = 0, None
 
     def _directory(self) -> Path:
-        return Path(self._folder.name) if self._folder else self._workdir / PROFILE_DIR
+        return self._folder or self._workdir / PROFILE_DIR
 
     def _ask(self, *_) -> None:
         self._asked = True

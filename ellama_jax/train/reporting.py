@@ -14,13 +14,13 @@ from jax.sharding import Mesh
 
 from ellama_jax.config import batch_sizes, config_to_mapping
 from ellama_jax.core.distributed import exchange, leads, process_names
-from ellama_jax.core.paths import write_whole
 from ellama_jax.core.progress import Progress
 from ellama_jax.core.sharding import local_rows, rows_counted_here
 from ellama_jax.model.attention import describe_attention
 from ellama_jax.model.llama import count_params
 from ellama_jax.tokens.loader import batch_fingerprint, combine_fingerprints
 from ellama_jax.train.goodput import STEP, Goodput, describe_goodput, goodput_scalars
+from ellama_jax.train.kept import RunFiles
 from ellama_jax.train.metrics import MetricsLog, step_record
 from ellama_jax.train.optimizer import peak_learning_rate
 from ellama_jax.train.prefetch import Placed
@@ -71,9 +71,9 @@ class OwnTime:
 
 
 def tell_others(
-    batch: Placed, mesh: Mesh, signalled: bool, overdue: bool, times: bytes
+    batch: Placed, mesh: Mesh, overdue: bool, times: bytes
 ) -> Callable[[], list[bytes]]:
-    """Begins to share the fingerprint of this process's rows, a SIGTERM that came here, and times.
+    """Begins to share the fingerprint of this process's rows, and times.
 
     `overdue` is whether it is time to save; who leads is believed.
     """
@@ -81,19 +81,18 @@ def tell_others(
     counted = rows_counted_here(mesh, num_rows)  # rows that several processes feed count once
     rows = {name: array[counted] for name, array in batch.rows.items()}
     fingerprint = batch_fingerprint(rows, local_rows(mesh, num_rows)[counted])
-    words = times + fingerprint.encode() + (b"s" if overdue else b".")
-    return exchange(words + (b"!" if signalled else b"."))
+    return exchange(times + fingerprint.encode() + (b"s" if overdue else b"."))
 
 
 class StepReport:
     """Turns finished steps into log lines, and keeps count of what they did.
 
-    `finished` is the last step that is known to be done; `asked_to_stop` is True once one is, in
-    which SIGTERM came to any process, and `asked_to_save` where it was time to save.
+    `finished` is the last step that is known to be done; `asked_to_save` is True once one is, in
+    which it was time to save.
     """
 
     def __init__(
-        self, run: Run, mesh: Mesh, so_far: SoFar, goodput: Goodput,
+        self, run: Run, files: RunFiles, mesh: Mesh, so_far: SoFar, goodput: Goodput,
         own: OwnTime, bar: Progress, first: int,
     ):  # fmt: skip
         """Opens the logs for the steps after `first`. All processes must call this.
@@ -101,8 +100,8 @@ class StepReport:
         Args:
             first: updates done so far.
         """
-        self.asked_to_stop, self.asked_to_save, self.finished = False, False, first
-        self._run, self._so_far, self._bar = run, so_far, bar
+        self.asked_to_save, self.finished = False, first
+        self._run, self._files, self._so_far, self._bar = run, files, so_far, bar
         self._goodput, self._own = goodput, own
         self._sources, self._config = source_names(run.loader), run.config.train
         self._throughput = Throughput(run.model, run.config.data.seq_len, mesh)
@@ -135,9 +134,8 @@ class StepReport:
         metrics, words = self._own.waiting(lambda: (jax.device_get(done.metrics), done.told()))
         spent = self._goodput.spent(*_WAITING)
         secs, self._clock = max(spent - self._clock, 1e-9), spent
-        self.asked_to_stop |= any(word.endswith(b"!") for word in words)
-        self.asked_to_save |= words[0][-2:-1] == b"s"
-        fingerprint = combine_fingerprints([word[TIMES_BYTES:-2].decode() for word in words])
+        self.asked_to_save |= words[0].endswith(b"s")
+        fingerprint = combine_fingerprints([word[TIMES_BYTES:-1].decode() for word in words])
         ledger, step = self._so_far.ledger, done.step
         for source, tokens in zip(self._run.loader.sources, metrics.source_tokens, strict=True):
             ledger[source.name] += int(tokens)
@@ -155,7 +153,7 @@ class StepReport:
             record |= self._account()
         if self._log is not None:
             self._log.write(record)
-            self._goodput.write(self._run.workdir)
+            self._goodput.write(self._files)
             if evaluated:
                 print(f"after step {step}: {_say_evaluated(evaluated)}", file=sys.stderr)
         rate, speed = record["learning_rate"], int(record["tokens_per_sec"])
@@ -187,7 +185,7 @@ class StepReport:
         sources = [s.name for s, n in zip(
             self._run.loader.sources, metrics.source_tokens, strict=True) if n]  # fmt: skip
         if leads():
-            write_whole(path, json.dumps(self._describe_bad(), indent=1) + "\n")
+            self._files.write(path.name, json.dumps(self._describe_bad(), indent=1) + "\n")
         raise ValueError(
             f"{said}: {int(metrics.skipped_in_a_row)} updates in a row were not finite; lower "
             f"schedule.peak_frac, or look at those batches. This one is of {', '.join(sources)}; the "

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ellama_jax.config import RunConfig, config_to_mapping
-from ellama_jax.core.paths import as_path, is_remote, write_whole
+from ellama_jax.core.paths import as_path, is_remote
 from ellama_jax.core.tree import flatten_paths
 from ellama_jax.evaluate.scorecard import check_tasks, gather_questions, limit_each
 from ellama_jax.model.presets import LlamaConfig
 from ellama_jax.tokens.held_out import HeldOut
 from ellama_jax.tokens.loader import Loader, open_sources
 from ellama_jax.tokens.tokenizer import Tokenizer, check_fits, load_tokenizer
+from ellama_jax.train.kept import RunFiles
 from ellama_jax.train.metrics import known_metrics
 from ellama_jax.train.program import find_model
 from ellama_jax.train.tracking import check_wandb
@@ -172,7 +173,7 @@ def _make_workdir(workdir: Path) -> None:
         raise ValueError(f"--workdir: must be writable, got {workdir}.")
 
 
-def write_config(run: Run) -> None:
+def write_config(run: Run, files: RunFiles) -> None:
     """Writes config.json; for a resumed run whose configuration changed, names the keys."""
     path = run.workdir / "config.json"
     now = json.loads(json.dumps(config_to_mapping(run.config)))
@@ -184,4 +185,4 @@ def write_config(run: Run) -> None:
                 print(
                     f"{name}: was {before.get(key)} before, now {after.get(key)}.", file=sys.stderr
                 )
-    write_whole(path, json.dumps(now, indent=2) + "\n")
+    files.write(path.name, json.dumps(now, indent=2) + "\n")

@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ellama_jax.config import config_to_mapping
+from ellama_jax.core.ending import ends_as_one
 from ellama_jax.model.llama import init_params
 from ellama_jax.model.presets import fields_that_differ
 from ellama_jax.tokens.mixture import mixture_differences
@@ -45,18 +46,38 @@ _COUNTERS = ("step", "skipped", "skipped_in_a_row", "guard")
 
 @contextlib.contextmanager
 def open_manager(run: Run) -> Iterator:
-    """Opens the run's checkpoints; a disk that becomes full while the run writes is one line."""
+    """Opens the run's checkpoints; leaving waits until a save under way is whole.
+
+    After an error one of several processes does not wait for it: the others would have to come too.
+    """
+
+    def failed(error: BaseException) -> None:
+        # Orbax raises it only after a barrier to which the others do not come.
+        with contextlib.suppress(Exception), ends_as_one(), full_disk_in_one_line(run):
+            raise error
+
     keys = dataclasses.asdict(run.config.checkpoint)
     del keys["save_every_secs"]  # the loop's part
-    rule = f"train {run.workdir}: the disk must have room for what a run writes"
-    to_do = "make room, and the same command goes on from the newest checkpoint"
-    with (
-        checkpoints.full_disk_as_value_error(rule, to_do),
-        checkpoints.open_manager(
-            run.workdir / "checkpoints", tokenizer_dir=run.tokenizer_dir, **keys
-        ) as manager,
-    ):
-        yield manager
+    with full_disk_in_one_line(run):
+        manager = checkpoints.open_manager(
+            run.workdir / "checkpoints", tokenizer_dir=run.tokenizer_dir, on_failure=failed, **keys
+        )
+        try:
+            yield manager
+        except BaseException as error:
+            if jax.process_count() == 1 or isinstance(error, SystemExit):
+                manager.close()
+            raise
+        manager.close()
+        checkpoints.check_saves()
+
+
+def full_disk_in_one_line(run: Run):
+    """Returns a context in which a disk that becomes full is one line."""
+    return checkpoints.full_disk_as_value_error(
+        f"train {run.workdir}: the disk must have room for what a run writes",
+        "make room, and the same command goes on from the newest checkpoint",
+    )
 
 
 def check_room(run: Run, program: Program) -> None:

@@ -18,9 +18,10 @@ from ellama_jax.evaluate.scorecard import (
     Scoring,
     evaluate_params,
     fingerprint,
+    json_text,
     read_scorecard,
-    write_json,
 )
+from ellama_jax.train.kept import RunFiles
 from ellama_jax.train.program import compute_dtype
 from ellama_jax.train.run import Run
 
@@ -30,7 +31,7 @@ FOLDER = "evaluations"
 class RunScores:
     """Scores a run's questions at its steps; reads parameters, and changes nothing.
 
-        scores = RunScores(run, mesh, first=0)
+        scores = RunScores(run, mesh, first=0, files=RunFiles(run.workdir))
         scores.run(state.params, 0)["eval_score/general"]     # the base
         scores.run(state.params, 500)["eval_change/general"]
 
@@ -38,8 +39,8 @@ class RunScores:
         refusal: why the run must stop by `evaluate.gate`, in one line; "" while it need not.
     """
 
-    def __init__(self, run: Run, mesh: Mesh, first: int):
-        """Prepares to score after step `first`.
+    def __init__(self, run: Run, mesh: Mesh, first: int, files: RunFiles):
+        """Prepares to score after step `first`; scorecards are written by `files`.
 
         Args:
             run: its `questions` are scored.
@@ -49,7 +50,7 @@ class RunScores:
             ValueError: if that scorecard of the base is not there.
         """
         evaluate, platform = run.config.evaluate, mesh.devices.flat[0].platform
-        self._run, self._gate, self.refusal = run, evaluate.gate, ""
+        self._run, self._gate, self.refusal, self._files = run, evaluate.gate, "", files
         self._scoring = Scoring(
             row_length=evaluate.row_length,
             rows_per_batch=evaluate.rows_per_batch,
@@ -103,7 +104,7 @@ class RunScores:
             if gate["passed"] is not None and gate["action"] != "off":
                 found["eval_gate"] = float(gate["passed"])
         if leads():
-            write_json(_path(self._run, step), card)
+            self._files.write(_name(step), json_text(card))
             self._say(card)
         return found
 
@@ -139,8 +140,12 @@ def _named_scores(card: dict) -> dict[str, float]:
     return means | tasks
 
 
+def _name(step: int) -> str:
+    return f"{FOLDER}/{step}.json"
+
+
 def _path(run: Run, step: int) -> Path:
-    return run.workdir / FOLDER / f"{step}.json"
+    return run.workdir / _name(step)
 
 
 def _read_base(run: Run, first: int) -> dict:

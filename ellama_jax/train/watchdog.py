@@ -5,7 +5,6 @@ see; a chip that is slow inside a step holds all others up alike, and takes a pr
 """
 
 import faulthandler
-import os
 import statistics
 import struct
 import sys
@@ -14,7 +13,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import IO
 
-from ellama_jax.core.distributed import EXIT_AGAIN
+from ellama_jax.core.ending import end_all
+from ellama_jax.core.exits import EXIT_AGAIN
 
 _TIMES = struct.Struct("<ff")
 TIMES_BYTES = _TIMES.size
@@ -38,15 +38,15 @@ class Watchdog:
         name: str = "",
         clock: Callable[[], float] = time.monotonic,
         file: IO | None = None,
-        leave: Callable[[int], None] = os._exit,
+        leave: Callable[[int, str], object] = end_all,
     ):
         """Prepares; `with` starts to watch.
 
         Args:
             hang_secs: silence that is too long; 0 watches nothing.
             where: says where the loop is.
-            abort: end the process after the first report, with status `EXIT_AGAIN`. Nothing else
-                ends a thread that waits inside a device's runtime.
+            abort: end the job after the first report, with status `EXIT_AGAIN`. Nothing else ends a
+                thread that waits inside a device's runtime.
             name: of this process, for the message.
             clock, file, leave: for tests; `file` is where to print, by default stderr.
         """
@@ -73,11 +73,11 @@ class Watchdog:
         )  # fmt: skip
         faulthandler.dump_traceback(file=file, all_threads=True)
         if self._abort:
-            print(
-                f"{self._name}ends with status {EXIT_AGAIN} (train.abort_on_hang); the same command "
-                "resumes from the newest checkpoint.", file=file, flush=True,
-            )  # fmt: skip
-            self._leave(EXIT_AGAIN)
+            self._leave(
+                EXIT_AGAIN,
+                f"{self._name}nothing finished for {silent:.0f} s: ends with status {EXIT_AGAIN} "
+                "(train.abort_on_hang); the same command resumes from the newest checkpoint.",
+            )
         return True
 
     def _watch(self) -> None:

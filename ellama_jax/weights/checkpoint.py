@@ -7,6 +7,7 @@ formats are in huggingface.py and gguf.py.
 import contextlib
 import errno
 import functools
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -54,6 +55,7 @@ from ellama_jax.weights.stored import (
 
 __all__ = [
     "CheckpointInfo",
+    "check_saves",
     "find_checkpoint",
     "full_disk_as_value_error",
     "latest_step",
@@ -322,6 +324,7 @@ def open_manager(
     best_metric: str = "",
     keep_best: int = 1,
     asynchronous: bool = True,
+    on_failure: Callable[[BaseException], object] = lambda error: None,
 ) -> ocp.CheckpointManager:
     """Opens the root of a training run, made if it is not there. Close it, or use `with`.
 
@@ -339,6 +342,7 @@ def open_manager(
         best_metric: the metric, lowest is best, by which best steps stay; "" is none.
         keep_best: how many best steps stay.
         asynchronous: write in the background; the arrays are copied before a save returns.
+        on_failure: called, in a thread of Orbax, with the error of a save in the background.
 
     Raises:
         ValueError: if a number is below 1, the place cannot be written or the tokenizer changed.
@@ -348,6 +352,7 @@ def open_manager(
         if value is not None and value < 1:
             raise ValueError(f"{name}: must be at least 1, got {value}.")
     on_leader(lambda: prepare_root(root, as_path(tokenizer_dir)))
+    _hear_failures(on_failure)
 
     def value_of(metrics) -> float:
         return metric_value(metrics, best_metric)
@@ -417,6 +422,34 @@ def save_training(
         meta=ocp.args.JsonSave(meta),
     )
     return manager.save(step, args=args, metrics=dict(metrics or {}), force=force)
+
+
+_failures: list[BaseException] = []
+_SAVING_THREADS = ("async_save", "save_finalize")
+
+
+def check_saves() -> None:
+    """Raises the error of a save in the background as soon as it is known, which takes no time."""
+    if _failures:
+        raise _failures.pop()
+
+
+def _hear_failures(on_failure: Callable[[BaseException], object]) -> None:
+    """Hears of saves that fail from now on.
+
+    Orbax raises their errors when the next save begins, and of several processes only once a barrier
+    has timed out to which the others do not come; but it logs them at once.
+    """
+
+    def hear(record: logging.LogRecord) -> bool:
+        if record.threadName in _SAVING_THREADS and record.exc_info and record.exc_info[1]:
+            _failures.append(record.exc_info[1])
+            on_failure(record.exc_info[1])
+        return True
+
+    _failures.clear()
+    filters = logging.getLogger("absl").filters
+    filters[:] = [hear, *(f for f in filters if getattr(f, "__name__", "") != "hear")]
 
 
 def _chunks(tree) -> Any:

@@ -21,7 +21,7 @@ from pathlib import Path
 import jax
 import tokenizers
 
-from ellama_jax.core.distributed import leads, on_leader, start_processes
+from ellama_jax.core.distributed import leads, on_leader, one_job
 from ellama_jax.core.paths import as_path, copy_file, is_remote
 from ellama_jax.core.sharding import make_mesh
 from ellama_jax.core.tree import flatten_paths
@@ -358,14 +358,14 @@ def main_import(argv: list[str]) -> None:
     parser.add_argument("--eos", metavar="TOKEN", help="ends a document; the source's by default")
     parser.add_argument("--overwrite", action="store_true", help="replace the checkpoint at DST")
     args = parser.parse_args(argv)
-    start_processes()
-    info = import_weights(
-        args.src,
-        args.dst,
-        preset=args.preset,
-        bos=args.bos,
-        eos=args.eos,
-        overwrite=args.overwrite,
-    )
-    if leads():
-        print(f"Imported {args.src} into {info.path}\n{describe_checkpoint(info.root)}")
+    with one_job():
+        info = import_weights(
+            args.src,
+            args.dst,
+            preset=args.preset,
+            bos=args.bos,
+            eos=args.eos,
+            overwrite=args.overwrite,
+        )
+        if leads():
+            print(f"Imported {args.src} into {info.path}\n{describe_checkpoint(info.root)}")

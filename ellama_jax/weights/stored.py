@@ -99,8 +99,8 @@ def damage_as_value_error(step_dir: Path) -> Iterator[None]:
     drop_late_reports()
     try:
         yield
-    except MemoryError:
-        raise
+    except (MemoryError, jax.errors.JaxRuntimeError):
+        raise  # of memory, or of another process that is gone
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         reason = reason.partition(" See full TensorStore")[0][:160].rstrip(".")

@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from ellama_jax.core.distributed import exchange, leads, on_leader, start_processes
+from ellama_jax.core.distributed import exchange, leads, on_leader, one_job
 
 
 @pytest.mark.parametrize(
@@ -20,14 +20,14 @@ def test_half_a_description_of_the_processes_is_refused(given, message):
     if not isinstance(given, dict):
         names = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
         given = dict(zip(names, given, strict=True))
-    with pytest.raises(ValueError, match=message):
-        start_processes(given)
+    with pytest.raises(ValueError, match=message), one_job(given):
+        raise AssertionError("it began")
 
 
 def test_one_process_needs_no_coordinator():
-    start_processes({"JAX_NUM_PROCESSES": "1"})
-    assert not jax.distributed.is_initialized()
-    assert exchange(b"word")() == [b"word"]
+    with one_job({"JAX_NUM_PROCESSES": "1"}):
+        assert not jax.distributed.is_initialized()
+        assert exchange(b"word")() == [b"word"]
 
 
 def test_one_process_leads_and_its_errors_are_its_own():

@@ -60,14 +60,14 @@ def record_devices(path: Path) -> None:
 
 def main(seed: str, verb: str, argv: list[str]) -> None:
     from ellama_jax.cli import main as run_verb
-    from ellama_jax.core.distributed import start_processes
+    from ellama_jax.core.distributed import one_job
 
-    start_processes()
-    shuffle_meshes(int(seed))
-    if verb == "train":
-        workdir = Path(argv[-1].removeprefix("--workdir="))
-        record_devices(workdir.parent / f"devices-{jax.process_index()}.json")
-    run_verb([verb, *argv])
+    with one_job():
+        shuffle_meshes(int(seed))
+        if verb == "train":
+            workdir = Path(argv[-1].removeprefix("--workdir="))
+            record_devices(workdir.parent / f"devices-{jax.process_index()}.json")
+        run_verb([verb, *argv])
 
 
 if __name__ == "__main__":

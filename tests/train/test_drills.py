@@ -17,7 +17,7 @@ from test_loop import assert_same_state, steady
 from test_multiprocess import finish, run, start
 from verb_driver import Driver, kill_until_it_ends
 
-from ellama_jax.core.distributed import EXIT_AGAIN
+from ellama_jax.core.exits import EXIT_AGAIN
 from ellama_jax.train.goodput import read_goodput, summarize
 from ellama_jax.train.metrics import read_metrics
 from ellama_jax.weights.layout import latest_step

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from ellama_jax.train.goodput import Goodput, describe_goodput, read_goodput, summarize
+from ellama_jax.train.kept import RunFiles
 
 
 class Clock:
@@ -33,7 +34,7 @@ def first_start(workdir, clock):
         spend(goodput, clock, "data_wait", 1)
         goodput.finished(step)
     spend(goodput, clock, "checkpoint", 4)
-    goodput.write(workdir, force=True)
+    goodput.write(RunFiles(workdir), force=True)
     return goodput
 
 
@@ -79,7 +80,7 @@ def test_steps_done_again_and_the_time_between_starts_are_lost(tmp_path):
     assert secs["lost_work"] == 25.0 and secs["gap"] == 30.0
     assert secs["step"] == 60.0 + 5.0 - 25.0 + 40.0
     assert "2 starts, 3 steps done twice." in describe_goodput(goodput.starts())
-    goodput.write(tmp_path, force=True)
+    goodput.write(RunFiles(tmp_path), force=True)
     assert summarize(read_goodput(tmp_path)) == secs
 
 
@@ -96,8 +97,8 @@ def test_lost_work_never_exceeds_what_was_worked(tmp_path):
 def test_the_file_is_not_written_at_every_step(tmp_path):
     clock = Clock()
     goodput = Goodput(clock.now, clock=clock)
-    goodput.write(tmp_path)
+    goodput.write(RunFiles(tmp_path))
     assert read_goodput(tmp_path) == []
     clock.now += 10.0
-    goodput.write(tmp_path)
+    goodput.write(RunFiles(tmp_path))
     assert json.loads((tmp_path / "goodput.json").read_text())["starts"][0]["ended"] == 1010.0

@@ -9,11 +9,13 @@ from test_loop import assert_same_state, steady
 from test_loop_watched import compiled_once, without_evaluation  # noqa: F401
 
 from ellama_jax.cli import main
+from ellama_jax.core.exits import EXIT_GATE
 from ellama_jax.core.sharding import make_mesh
 from ellama_jax.evaluate import retention, scorecard
 from ellama_jax.model.llama import init_params
 from ellama_jax.train.goodput import read_goodput, summarize
-from ellama_jax.train.loop import EXIT_GATE, prepare_run, train
+from ellama_jax.train.kept import RunFiles
+from ellama_jax.train.loop import prepare_run, train
 from ellama_jax.train.metrics import read_metrics
 from ellama_jax.train.scoring import RunScores
 
@@ -150,7 +152,9 @@ def test_scores_do_not_depend_on_the_mesh(scored, tmp_path):
         config = scored(**{f"mesh__{axis}": size for axis, size in axes.items()})
         run, mesh = prepare_run(config, tmp_path / str(sizes)), make_mesh(axes)
         with jax.set_mesh(mesh):
-            RunScores(run, mesh, 0).run(init_params(run.model, 3, mesh=mesh), 0)
+            RunScores(run, mesh, 0, RunFiles(run.workdir)).run(
+                init_params(run.model, 3, mesh=mesh), 0
+            )
         cards.append(read_card(run.workdir, 0))
     for ours, *others in zip(*(card["results"] for card in cards), strict=True):
         for theirs in others:

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from ellama_jax.core.distributed import EXIT_AGAIN
+from ellama_jax.core.exits import EXIT_AGAIN
 from ellama_jax.train.watchdog import Stragglers, Watchdog, pack_times
 
 
@@ -43,13 +43,15 @@ def test_abort_leaves_with_the_status_of_another_try(clock, tmp_path):
     left = []
     with (tmp_path / "said").open("w") as file:
         watchdog = Watchdog(
-            3, lambda: "", abort=True, name="process 4: ", clock=clock, file=file, leave=left.append
-        )
+            3, lambda: "", abort=True, name="process 4: ", clock=clock, file=file,
+            leave=lambda *end: left.append(end),
+        )  # fmt: skip
         clock.now = 3.0
         watchdog.check()
-    assert left == [EXIT_AGAIN] == [75]
-    said = (tmp_path / "said").read_text()
-    assert said.startswith("process 4: nothing finished") and "the same command resumes" in said
+    [(status, line)] = left
+    assert status == EXIT_AGAIN == 75
+    assert line.startswith("process 4: nothing finished") and "train.abort_on_hang" in line
+    assert (tmp_path / "said").read_text().startswith("process 4: nothing finished")
 
 
 def test_the_thread_watches_by_itself_and_zero_watches_nothing(tmp_path):
