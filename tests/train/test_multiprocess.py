@@ -219,7 +219,7 @@ def test_sigterm_to_one_process_stops_all_after_the_furthest_step_begun(tiny_arg
     assert "the same command resumes" in ends[0][2] and ends[1][2] == ""
     begun = [int((tmp_path / f"begun-{process}").read_text()) for process in range(2)]
     step = latest_step(workdir / "checkpoints")
-    assert step == read_metrics(workdir)[-1]["step"] == max(begun) >= 7
+    assert step == read_metrics(workdir)[-1]["step"] == max(begun) >= 5
 
 
 def test_sigterm_before_the_first_step_ends_all_at_once(tiny_arguments, tmp_path):
