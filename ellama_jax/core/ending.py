@@ -320,9 +320,10 @@ def sigterm_stops() -> Iterator[Steps]:
         yield steps
     finally:
         signal.set_wakeup_fd(wakeup)
-        signal.signal(signal.SIGTERM, before)
         told.close()
-        if _job is None:  # others may still ask how far this process has come
+        # One of several may still be asked how far it has come, and is deaf while it leaves with the others.
+        if _job is None:
+            signal.signal(signal.SIGTERM, before)
             _steps = None
 
 
