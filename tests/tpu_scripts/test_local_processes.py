@@ -45,12 +45,15 @@ def on_host(host, verb, **environment):
     return ended.stdout.strip().partition(": ")[2]
 
 
-def start(tmp_path, arguments, count):
-    """Starts `count` hosts as one job."""
+def start(tmp_path, arguments, count, more=None):
+    """Starts `count` hosts as one job; `more` has further arguments of some."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    hosts = [make_host(tmp_path / f"host{index}", arguments) for index in range(count)]
+    hosts = [
+        make_host(tmp_path / f"host{index}", [*arguments, *(more or {}).get(index, ())])
+        for index in range(count)
+    ]
     for index, host in enumerate(hosts):
         told = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)}
         assert on_host(host, "start", JAX_PROCESS_ID=str(index), **told) == "started"
@@ -94,3 +97,13 @@ def test_stop_saves_and_a_second_start_goes_on(tmp_path, tiny_run):
     assert [words.partition(":")[0] for words in said] == ["exited 143"] * 3
     log = (hosts[0] / "train.log").read_text()
     assert "stopped by SIGTERM after a checkpoint" in log, log
+
+
+@pytest.mark.slow
+def test_each_host_says_the_error_that_one_of_them_had(tmp_path, tiny_run):
+    """`status` has its line and its exit status, wherever it was: a job that another try cannot mend."""
+    arguments = [*tiny_run, f"--workdir={tmp_path / 'run'}", "--config.train.steps=4"]
+    hosts = start(tmp_path, arguments, 2, {1: ["--config.data.seq_len=-3"]})
+    ends = wait_for(hosts)
+    assert all(said.startswith("exited 2: ") for said in ends), ends
+    assert all("data.seq_len: must be at least 1, got -3." in said for said in ends), ends
