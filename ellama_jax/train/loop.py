@@ -26,7 +26,7 @@ from ellama_jax.train.kept import RunFiles
 from ellama_jax.train.metrics import read_metrics
 from ellama_jax.train.prefetch import Placed, Prefetched
 from ellama_jax.train.profiling import Profiler
-from ellama_jax.train.program import Program, compile_program, compiled_once
+from ellama_jax.train.program import Program, compile_program, compiled_once, make_program
 from ellama_jax.train.reporting import (
     Dispatched,
     OwnTime,
@@ -125,11 +125,12 @@ def _train(run: Run) -> Path:
     goodput, files = Goodput(run.began, earlier=read_goodput(run.workdir)), RunFiles(run.workdir)
     mesh = make_mesh(dataclasses.asdict(config.mesh))
     num_sources = len(run.loader.sources)
-    # What the compiler refuses is refused before the weights are read.
-    on_try = _say_remat if config.model.remat == "auto" else lambda remat: None
-    with goodput.span("compile"):
-        config, program = compile_program(config, run.model, mesh, num_sources, on_try)
-    run = dataclasses.replace(run, config=config)
+    if config.model.remat == "auto":
+        with goodput.span("compile"):
+            config, program = compile_program(config, run.model, mesh, num_sources, _say_remat)
+        run = dataclasses.replace(run, config=config)
+    else:
+        program = make_program(config, run.model, mesh, num_sources)
     on_leader(lambda: check_room(run, program))
     try:
         # Leaving the manager waits until a save under way is whole.
