@@ -10,7 +10,8 @@ recomputed to the command line: 1,440 is 32 x 45, so `data` times `fsdp` is a di
 8,192 tokens its keys and values are a small part of what `fsdp` sends.
 
 What `ellama plan --config configs/ellama.py:VARIANT --topology POD` says (jax 0.10.2, libtpu 0.0.42.1;
-bounds, not measurements: no step has run on a TPU yet):
+bounds, not measurements: no step has run on a TPU yet; compiled before collectives went onto the
+SparseCores, docs/RESULTS.md):
 
     8b_v5p-256: v5p-256  128 x v5p (4x4x8)
     step       1,440 rows x 8,192 tokens = 11,796,480 tokens; rows a device: 45 in 5 micro-batches
