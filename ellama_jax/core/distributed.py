@@ -68,7 +68,8 @@ def _join(environment: Mapping[str, str]) -> None:
     given = {name: environment[name] for name in (_ADDRESS, _COUNT, _ID) if environment.get(name)}
     if given.get(_COUNT) == "1" or jax.distributed.is_initialized():
         return
-    # JAX's own answer to SIGTERM trains a step more than ending.py's, see docs/RESULTS.md.
+    # JAX's own answer to SIGTERM stops after the same step as ending.py's (docs/RESULTS.md), but only a
+    # loop that asks: not one that compiles, restores or imports.
     jax.config.update("jax_enable_preemption_service", False)
     found = _read_numbers(given) if given else ()
     me = f"process {found[1]}" if given else socket.gethostname()

@@ -55,7 +55,7 @@ def train(how: str, log: str, argv: list[str]) -> None:
     from jax.experimental import multihost_utils
 
     from ellama_jax import cli
-    from ellama_jax.core import ending
+    from ellama_jax.core import distributed, ending
     from ellama_jax.train import loop
 
     begun = Path(log).open("a")  # noqa: SIM115 - as long as the process
@@ -90,6 +90,7 @@ def train(how: str, log: str, argv: list[str]) -> None:
                 return False
 
         loop.sigterm_stops = lambda: contextlib.nullcontext(Asking())
+        distributed.sigterm_stops = contextlib.nullcontext  # JAX's own handler stays
     cli.main(["train", *argv])
 
 
