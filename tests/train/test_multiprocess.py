@@ -172,6 +172,32 @@ def test_a_run_goes_on_bit_for_bit_where_it_was_and_nearly_elsewhere(
             assert_same_training(workdir, shuffled_run)
 
 
+SAVES_BY_TIME = """
+import os, sys
+from ellama_jax.cli import main
+from ellama_jax.train import loop
+
+def say_and_save(run, manager, state, *others, due, last):
+    print("saves", int(state.step), due, flush=True)
+    save(run, manager, state, *others, due=due, last=last)
+
+save, loop.save = loop.save, say_and_save
+secs = 0.000001 if os.environ["JAX_PROCESS_ID"] == "0" else 0.0
+main(["train", *sys.argv[1:], f"--config.checkpoint.save_every_secs={secs}"])
+"""
+
+
+def test_all_processes_save_by_the_leader_s_clock(whole_run, tiny_arguments, tmp_path):
+    """Process 1 would never save by time, process 0 always: both save every second step."""
+    arguments = [*tiny_arguments, "--config.checkpoint.save_every_steps=6"]
+    ends = finish(start(arguments, tmp_path / "run", 2, program=("-c", SAVES_BY_TIME)))
+    for status, said, error in ends:
+        assert status == 0, error
+        saved = [line for line in said.splitlines() if line.startswith("saves")]
+        assert saved == ["saves 2 False", "saves 4 False", "saves 6 True"]
+    assert_same_state(tmp_path / "run" / "checkpoints", whole_run / "checkpoints")
+
+
 def assert_same_training(workdir, other):
     """Batches are the same to the bit, losses but for the order of sums."""
     ours, theirs = (
