@@ -105,24 +105,24 @@ def test_a_signal_takes_a_profile_of_the_next_steps(
 
 def test_a_transfer_that_nobody_asked_for_is_refused(tiny_config, tmp_path, monkeypatch):
     """A NumPy argument of the step, and a scalar made for the log: each stops the second step."""
-    compile_program = loop_module.compile_program
+    make = loop_module.make_program
 
     def with_host_scalar(*args):
-        config, program = compile_program(*args)
+        program = make(*args)
 
         @jax.jit
         def step(state, batch, scale):
             state, metrics = program.step_fn(state, batch)
             return state, metrics._replace(loss=metrics.loss * scale)
 
-        return config, dataclasses.replace(
-            program, step_fn=lambda state, batch: step(state, batch, np.float32(1)), compiled=None
+        return dataclasses.replace(
+            program, step_fn=lambda state, batch: step(state, batch, np.float32(1))
         )
 
-    monkeypatch.setattr(loop_module, "compile_program", with_host_scalar)
+    monkeypatch.setattr(loop_module, "make_program", with_host_scalar)
     with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
         train(prepare_run(tiny_config(mesh__fsdp=8), tmp_path / "argument"))
-    monkeypatch.setattr(loop_module, "compile_program", compile_program)
+    monkeypatch.setattr(loop_module, "make_program", make)
     write = MetricsLog.write
     monkeypatch.setattr(
         MetricsLog, "write", lambda self, r: write(self, r | {"x": float(jnp.ones(()))})
