@@ -7,7 +7,7 @@ divides what. Which dims an array has is said where the array is defined, not he
 import functools
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -387,34 +387,12 @@ def read_whole(arrays: Any, mesh: Mesh | None) -> Any:
     return jax.tree.map(np.asarray, arrays)
 
 
-def dividing_axes(axes: Sequence[str] = MESH_AXES) -> tuple[str, ...]:
-    """Returns those of `axes` that divide arrays on the current mesh (`jax.set_mesh`).
-
-    Axes of size 1 do not, nor inside `jax.shard_map` those that it has divided already.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    return tuple(a for a in axes if mesh.shape.get(a, 1) > 1 and a not in mesh.manual_axes)
-
-
-def on_each_device(local: Callable, in_specs, out_specs) -> Callable:
-    """Returns `jax.shard_map` of `local` over the axes of the current mesh that are still whole.
-
-    Inside another `jax.shard_map` those are the axes that it has not divided.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = set(mesh.axis_names) - set(mesh.manual_axes)
-    return jax.shard_map(
-        local, in_specs=in_specs, out_specs=out_specs, axis_names=axes, check_vma=False
-    )
-
-
 def constrain(x: jax.Array, *dims: str) -> jax.Array:
     """Pins an activation to the current mesh (`jax.set_mesh`); without a mesh, returns `x`."""
-    if not (axes := dividing_axes()):
-        return x
     mesh = jax.sharding.get_abstract_mesh()
-    sizes = {axis: mesh.shape[axis] if axis in axes else 1 for axis in MESH_AXES}
-    spec = partition_spec(dims, x.shape, sizes, ACTIVATION_AXES, "activation")
+    if mesh.empty or mesh.size == 1:
+        return x
+    spec = partition_spec(dims, x.shape, mesh.shape, ACTIVATION_AXES, "activation")
     return jax.lax.with_sharding_constraint(x, spec)
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from ellama_jax.core.sharding import ACTIVATION_AXES, dividing_axes, on_each_device
+from ellama_jax.core.sharding import ACTIVATION_AXES
 from ellama_jax.model.attention_blocks import visible_pairs
 from ellama_jax.model.attention_blockwise import Views
 
@@ -109,11 +109,12 @@ def per_device(local, arrays: tuple, dims: tuple, extra=None, extra_specs=None) 
         dims: per array "heads" or "rows", which of the two it is.
         extra, extra_specs: a tree of small arrays, and how they are divided.
     """
+    mesh = jax.sharding.get_abstract_mesh()
     given = arrays if extra is None else (extra, *arrays)
-    if not dividing_axes():
+    if mesh.empty or mesh.size == 1:
         return local(*given)
-    rows = dividing_axes(ACTIVATION_AXES["batch"])
+    rows = ACTIVATION_AXES["batch"]
     spec = {"heads": P(rows, AXIS, "tensor", None), "rows": P(rows, AXIS)}
     specs = tuple(None if x is None else spec[kind] for x, kind in zip(arrays, dims, strict=True))
     in_specs = specs if extra is None else (extra_specs, *specs)
-    return on_each_device(local, in_specs, specs[0])(*given)
+    return jax.shard_map(local, in_specs=in_specs, out_specs=specs[0], check_vma=False)(*given)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from ellama_jax.core.precision import float32_as_it_says
-from ellama_jax.core.sharding import ACTIVATION_AXES, STORAGE_AXES, dividing_axes, on_each_device
+from ellama_jax.core.sharding import ACTIVATION_AXES, STORAGE_AXES
 
 
 def token_losses(
@@ -97,12 +97,16 @@ _fused.defvjp(_fused_forward, _fused_backward)
 
 
 def _make_plan(chunk_tokens: int, kernel_dims: str) -> _Plan:
+    mesh = jax.sharding.get_abstract_mesh()
     tables = {
         "batch": ACTIVATION_AXES["batch"], "length": ACTIVATION_AXES["length"],
         "vocab": STORAGE_AXES["vocab"], "stored": STORAGE_AXES["embed"],
     }  # fmt: skip
 
-    axes = {name: dividing_axes(axes) for name, axes in tables.items()}
+    def dividing(axes):
+        return () if mesh.empty else tuple(axis for axis in axes if mesh.shape[axis] > 1)
+
+    axes = {name: dividing(axes) for name, axes in tables.items()}
     return _Plan(chunk_tokens, kernel_dims, **axes)
 
 
@@ -115,9 +119,12 @@ def _on_mesh(local: Callable, outputs: tuple[str, ...], plan: _Plan) -> Callable
     axes = {"v": plan.vocab or None, "d": plan.stored or None}
     kernel = PartitionSpec(*(axes[dim] for dim in plan.kernel_dims))
     specs = {"total": PartitionSpec(), "batch": rows, "hidden": rows, "kernel": kernel}
-    inputs = "hidden", "kernel", "batch", "batch"
-    in_specs, out_specs = (tuple(specs[name] for name in names) for names in (inputs, outputs))
-    return on_each_device(local, in_specs, out_specs)
+    return jax.shard_map(
+        local,
+        in_specs=tuple(specs[name] for name in ("hidden", "kernel", "batch", "batch")),
+        out_specs=tuple(specs[name] for name in outputs),
+        check_vma=False,
+    )
 
 
 def _local_losses(plan: _Plan, hidden, kernel, targets, weights):

@@ -9,11 +9,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import PartitionSpec
 
 from ellama_jax.config import AttentionConfig
 from ellama_jax.core.precision import float32_as_it_says
-from ellama_jax.core.sharding import dividing_axes
 from ellama_jax.model.attention import AUTO
 from ellama_jax.model.attention_context import batch_to_zigzag
 from ellama_jax.model.llama import Tracked, hidden_states, make_tracers, output_kernel
@@ -150,36 +148,10 @@ def make_train_step(
         gradients, sums = gradients_of(tracers, first)
         return jax.lax.scan(add_part, (to_float32(gradients), sums), rest)[0]
 
-    def over_replicas(params, batch):
-        """Adds up what the replicas along `data` found: once, however many parts each one sums.
-
-        They may lie in slices that only a slow network joins. What travels has the dtype that
-        gradients are computed in, as without parts. Where `context` divides rows, each part is
-        added up: there XLA for TPUs would hold several times the memory (docs/LOG.md).
-        """
-        once = dividing_axes(("data",)) and not dividing_axes(("context",))
-        if num_microbatches == 1 or not once:
-            return summed_gradients(params, batch)
-
-        def replica(params, batch):
-            gradients, sums = summed_gradients(params, batch)
-            tracers = make_tracers(params, compute_dtype)
-            gradients = jax.tree.map(lambda g, like: g.astype(like.dtype), gradients, tracers)
-            return jax.lax.psum((gradients, sums), "data")
-
-        whole, divided = PartitionSpec(), PartitionSpec("data")
-        return jax.shard_map(
-            replica,
-            in_specs=(whole, divided),
-            out_specs=whole,
-            axis_names={"data"},
-            check_vma=False,
-        )(params, batch)
-
     def train_step(state, batch):
         # The kernels' own backward passes are traced outside of the model's own context.
         with float32_as_it_says(compute_dtype):
-            gradients, sums = over_replicas(state.params, batch)
+            gradients, sums = summed_gradients(state.params, batch)
         # A batch of padding alone has weight 0; its gradient is 0 too, and nothing is divided by 0.
         divisor = jnp.maximum(sums.weight, 1.0)
         gradients = jax.tree.map(lambda g: g.astype(jnp.float32) / divisor, gradients)
