@@ -52,7 +52,7 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     """Builds the mesh whose axes have `sizes`, neighbours on the torus side by side.
 
     Slices, joined by a network (DCN) far slower than a slice's own (ICI), divide the `data` axis:
-    across it only gradients travel, once a step, while `fsdp` gathers every weight for every layer.
+    across it only gradients travel, once a micro-batch, while `fsdp` gathers every weight for every layer.
     Hosts of GPUs, which JAX calls slices too, have a fast network: what `data` leaves of them
     divides `fsdp`.
 
