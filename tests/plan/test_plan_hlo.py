@@ -307,7 +307,7 @@ def test_scanned_layers_on_a_tpu_cost_what_unrolled_ones_extrapolate_to(monkeypa
         return jax.jit(jax.grad(loss)).lower(weights, place((64, 256), "fsdp")).compile()
 
     two, four = (compiled(layers, layers).cost_analysis()["flops"] for layers in (2, 4))
-    scanned = flops_of(compiled(12, 1).as_text())
+    scanned = flops_of(serialize(compiled(12, 1)))
     assert scanned.matmul == pytest.approx((four - two) / 2 * 12, rel=0.1)
     by_hand = 3 * 2 * (64 / 4) * (2 * 256 * 512) * 12
     assert scanned.matmul == pytest.approx(by_hand, rel=0.01)

@@ -47,14 +47,14 @@ def merge_score_write(base, adapted, mesh=None) -> dict:
 def main(seed: str, base: str, adapted: str) -> None:
     from shuffled_process import shuffle_meshes
 
-    from ellama_jax.core.distributed import start_processes
+    from ellama_jax.core.distributed import one_job
 
-    start_processes()
-    shuffle_meshes(int(seed))
-    from ellama_jax.core.sharding import make_mesh
+    with one_job():
+        shuffle_meshes(int(seed))
+        from ellama_jax.core.sharding import make_mesh
 
-    mesh = make_mesh({"data": 1, "fsdp": 2, "context": 1, "tensor": 2})
-    print(json.dumps(merge_score_write(base, adapted, mesh)))
+        mesh = make_mesh({"data": 1, "fsdp": 2, "context": 1, "tensor": 2})
+        print(json.dumps(merge_score_write(base, adapted, mesh)))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import io
 import json
 import shutil
 import subprocess
@@ -436,12 +437,19 @@ def test_the_verdict_lands_in_the_meta_and_changes_nothing_else(base, references
 def test_a_meta_is_never_half_written(base, monkeypatch):
     info = find_checkpoint(base)
 
-    def full(self, content, **kwargs):
-        with self.open("w") as file:
-            file.write(content[:20])
-        raise OSError(28, "No space left on device", str(self))
+    class Full(io.FileIO):
+        def write(self, content):
+            super().write(content[:20])
+            raise OSError(28, "No space left on device", self.name)
 
-    monkeypatch.setattr(layout.Path, "write_text", full)
+    opened = layout.Path.open
+    monkeypatch.setattr(
+        layout.Path,
+        "open",
+        lambda self, mode="r", **more: (
+            Full(self, "w") if "w" in mode else opened(self, mode, **more)
+        ),
+    )
     with pytest.raises(OSError):
         layout.write_meta(info, {**info.meta, "verification": {"status": "passed"}})
     assert find_checkpoint(base).meta == info.meta
