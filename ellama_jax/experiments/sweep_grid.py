@@ -9,7 +9,6 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 
 from ellama_jax.config import RunConfig, config_to_mapping, configs_dir, load_config, load_values
 from ellama_jax.core.settings import build_dataclass
@@ -202,12 +201,9 @@ def _look_up(values: Mapping, key: str):
 
 def _base(values: Mapping, more: Sequence) -> list[str]:
     """Returns the words that every trial's configuration begins with."""
-    name, colon, variant = values["config"].partition(":")
-    places = (Path(name), Path("configs") / name, configs_dir() / name)
-    path = next((place for place in places if place.is_file()), Path(name))
     pairs = (*_pairs(values["overrides"], "overrides"), *more)
     fixed = [f"--config.{key}={_write(value)}" for key, value in pairs]
-    return [f"--config={path}{colon}{variant}", *fixed]
+    return [f"--config={values['config']}", *fixed]
 
 
 def _pairs(pairs, where: str) -> list[tuple[str, object]]:
