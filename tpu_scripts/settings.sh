@@ -68,7 +68,8 @@ check_settings() {
   check RUNTIME_VERSION '[a-z0-9.-]*' 'the name of an image of TPU VMs, or empty'
   check WORKDIR "$bucket" 'a gs:// path of plain characters'
   check WINDOWS "$bucket" 'a gs:// path of plain characters'
-  check CONFIG 'configs/[A-Za-z0-9._/-]+\.py(:[A-Za-z0-9._-]+)?' 'a file in configs/ like configs/ellama.py:8b'
+  check CONFIG '/?[A-Za-z0-9_][A-Za-z0-9._/-]*(:[A-Za-z0-9._-]+)?' 'a shipped configuration like ellama.py:8b or a file of yours'
+  [[ /${CONFIG%%:*}/ != */../* ]] || fail "CONFIG: must lead out of no directory by .., got $CONFIG"
   check INSTALL '([A-Za-z0-9._/][A-Za-z0-9._+/-]*\.whl|git\+https://[A-Za-z0-9._/@+-]+)' 'a wheel or git+https://...'
   for argument in "${TRAIN_ARGS[@]}"; do
     [[ $argument == --config.* && $argument == *=* ]] ||

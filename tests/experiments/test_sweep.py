@@ -212,7 +212,7 @@ def test_for_tpu_slices_every_trial_gets_an_env_file_that_the_launch_scripts_tak
     assert file.stem.startswith("peak_frac-0.05_seed-0_")
     found = file.read_text().splitlines()
     assert f"WORKDIR=gs://bucket/lr/{file.stem}" in found and "PROJECT=shop-1" in found
-    assert "CONFIG=configs/demo.py:tiny" in found
+    assert "CONFIG=demo.py:tiny" in found
     assert "TRAIN_ARG=--config.schedule.peak_frac=0.05" in found
     names = {path.read_text().split("\nNAME=")[1].split("\n")[0] for path in file.parent.iterdir()}
     assert len(names) == 6 and all(re.fullmatch("ellama-8b-[0-9a-f]{8}", name) for name in names)
