@@ -54,7 +54,9 @@ def test_shipped_configurations_go_by_name_from_anywhere_and_own_files_come_firs
 ):
     monkeypatch.chdir(tmp_path)
     for name in ("ellama:8b", "ellama.py:8b", "configs/ellama.py:8b"):
-        assert load_config([f"--config={name}"], "train") == load_config(["--config", name], "train")
+        assert load_config([f"--config={name}"], "train") == load_config(
+            ["--config", name], "train"
+        )
         assert load_config(["--config", name], "train")[0].model.preset == "llama3.1-8b"
     assert load_values(["--config=configs/sweeps/warmup"], "sweep")[0]
     own = "from configs import demo\ndef get_config():\n    return demo.get_config('tiny')\n"
