@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.sharding import Mesh, SingleDeviceSharding
+from jax.sharding import Mesh
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 from ellama_jax.core.distributed import exchange, leads, on_leader
@@ -43,14 +43,20 @@ from ellama_jax.weights.layout import (
     replace_directory,
     write_json_item,
 )
-from ellama_jax.weights.lazy import PIECE_BYTES, LazyArray, from_array
-from ellama_jax.weights.lazy_writer import LazyArrayHandler, params_handler
+from ellama_jax.weights.lazy import PIECE_BYTES, LazyArray, from_array, place
+from ellama_jax.weights.lazy_writer import (
+    CheckedHandler,
+    CheckedSave,
+    LazyArrayHandler,
+    params_handler,
+)
 from ellama_jax.weights.preflight import check_same_leaves
 from ellama_jax.weights.stored import (
     DamagedCheckpoint,
     damage_as_value_error,
     drop_late_reports,
-    open_stored,
+    open_item,
+    seal,
 )
 
 __all__ = [
@@ -90,7 +96,7 @@ def open_leaves(path: str | os.PathLike) -> dict[str, LazyArray]:
         path -> leaf. Reading raises a ValueError where the files are damaged.
     """
     directory = find_checkpoint(path).path / "params"
-    return {name: open_stored(directory, name) for name in _list_item(directory)}
+    return open_item(directory, _list_item(directory))
 
 
 def open_average(path: str | os.PathLike) -> dict[str, LazyArray]:
@@ -110,7 +116,8 @@ def open_average(path: str | os.PathLike) -> dict[str, LazyArray]:
             f"checkpoint {path}: must keep a moving average of its parameters, got none; train with "
             "optimizer.ema_decay above 0."
         )
-    return {name: open_stored(directory, stored) for name, stored in sorted(names.items())}
+    leaves = open_item(directory, names.values())
+    return {name: leaves[stored] for name, stored in sorted(names.items())}
 
 
 def restore_leaf(path: str | os.PathLike, leaf_path: str) -> np.ndarray:
@@ -159,24 +166,15 @@ def _read_params(step_dir: Path, abstract: Mapping) -> dict:
     # One leaf after the other: layers are stacked, so there are few and large ones, and the host
     # never holds more than one of them beside what is on the devices.
     flat = flatten_paths(abstract)
-    return unflatten_paths({n: _read_leaf(step_dir / "params", n, a) for n, a in flat.items()})
-
-
-def _read_leaf(directory: Path, leaf_path: str, abstract):
-    item = unflatten_paths({leaf_path: _placed(abstract)})
-    args = ocp.checkpoint_utils.construct_restore_args(item)
-    request = ocp.args.PyTreeRestore(item=item, restore_args=args, partial_restore=True)
-    with damage_as_value_error(directory.parent):
-        tree = _handler().restore(epath.Path(absolute(directory)), args=request)
-    return flatten_paths(tree)[leaf_path]
+    leaves = open_item(step_dir / "params", flat)
+    return unflatten_paths({name: place(leaves[name], leaf) for name, leaf in flat.items()})
 
 
 def _read_tree(directory: Path, abstract) -> Any:
-    item = jax.tree.map(_placed, abstract)
-    args = ocp.checkpoint_utils.construct_restore_args(item)
-    request = ocp.args.PyTreeRestore(item=item, restore_args=args)
-    with damage_as_value_error(directory.parent):
-        return _handler().restore(epath.Path(absolute(directory)), args=request)
+    flat = _flatten_any(abstract)
+    leaves = open_item(directory, flat)
+    placed = [place(leaves[name], leaf) for name, leaf in flat.items()]
+    return jax.tree.unflatten(jax.tree.structure(abstract), placed)
 
 
 def _list_item(directory: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
@@ -191,11 +189,6 @@ def _flatten_any(tree) -> dict[str, Any]:
     # them as lists and dicts; the joined names are the same.
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(k, simple=True, separator="/"): leaf for k, leaf in leaves}
-
-
-def _placed(leaf):
-    sharding = getattr(leaf, "sharding", None) or SingleDeviceSharding(jax.local_devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 @functools.cache
@@ -283,7 +276,8 @@ def _write_step_0(root: Path, flat: Mapping, meta: dict) -> None:
         handlers = {"params": params_handler(lazy), "meta": ocp.JsonCheckpointHandler()}
         tree = unflatten_paths(leaves)
         args = ocp.args.Composite(
-            params=ocp.args.PyTreeSave(tree, save_args=_chunks(tree)), meta=ocp.args.JsonSave(meta)
+            params=CheckedSave(tree, save_args=_chunks(tree)),
+            meta=ocp.args.JsonSave(seal(meta)),
         )
         rule = f"{root.parent}: the disk must have room for the whole checkpoint"
         to_do = "nothing was kept; make room or choose another disk"
@@ -378,7 +372,9 @@ def open_manager(
         best_mode="min",
         enable_async_checkpointing=asynchronous,
     )
-    return ocp.CheckpointManager(absolute(root), options=options)
+    handlers = {"params": CheckedHandler(), "opt_state": CheckedHandler()}
+    handlers |= {"data": ocp.JsonCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+    return ocp.CheckpointManager(absolute(root), options=options, item_handlers=handlers)
 
 
 def save_training(
@@ -416,10 +412,10 @@ def save_training(
     directory, size = as_path(manager.directory), tree_bytes((params, opt_state))
     on_leader(lambda: check_disk_space(f"save {directory / str(step)}", directory, size))
     args = ocp.args.Composite(
-        params=ocp.args.StandardSave(params, _chunks(params)),
-        opt_state=ocp.args.StandardSave(opt_state, _chunks(opt_state)),
-        data=ocp.args.JsonSave(data),
-        meta=ocp.args.JsonSave(meta),
+        params=CheckedSave(params, save_args=_chunks(params)),
+        opt_state=CheckedSave(opt_state, save_args=_chunks(opt_state)),
+        data=ocp.args.JsonSave(seal(data)),
+        meta=ocp.args.JsonSave(seal(meta)),
     )
     return manager.save(step, args=args, metrics=dict(metrics or {}), force=force)
 

@@ -32,6 +32,7 @@ from ellama_jax.core.paths import (
 )
 from ellama_jax.model.presets import LlamaConfig, config_from_dict, config_to_dict
 from ellama_jax.tokens.tokenizer import load_tokenizer
+from ellama_jax.weights.stored import DamagedCheckpoint, seal, unseal
 
 log = logging.getLogger(__name__)
 
@@ -289,20 +290,19 @@ def read_json_item(path: Path, item: str) -> dict:
     """Reads the JSON item (`meta` or `data`) of one step.
 
     Raises:
-        ValueError: if it is missing or no JSON object.
+        DamagedCheckpoint: if it is missing or not as it was written.
     """
     try:
-        content = json.loads((path / item / "metadata").read_text())
+        return unseal(json.loads((path / item / "metadata").read_text()))
     except (OSError, ValueError) as error:
-        raise ValueError(f"checkpoint {path}: {item} must be readable, got {error}.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"checkpoint {path}: {item} must be a JSON object, got {content!r:.60}.")
-    return content
+        raise DamagedCheckpoint(
+            f"checkpoint {path}: {item} must be readable, got {error}"
+        ) from error
 
 
 def write_json_item(path: Path, item: str, content: dict) -> None:
     """Replaces the JSON item (`meta`) of one step, whole or not at all."""
-    write_whole(path / item / "metadata", json.dumps(content))
+    write_whole(path / item / "metadata", json.dumps(seal(content)))
 
 
 def make_meta(

@@ -80,11 +80,23 @@ def place(leaf: LazyArray, abstract: jax.ShapeDtypeStruct) -> jax.Array:
         abstract: shape, dtype and, for more than one device, sharding.
     """
     sharding = abstract.sharding or SingleDeviceSharding(jax.local_devices()[0])
+    places = sharding.addressable_devices_indices_map(leaf.shape)
+    boxes = {device: as_box(index, leaf.shape) for device, index in places.items()}
 
-    def read(index):
-        return leaf.read(as_box(index, leaf.shape)).astype(abstract.dtype, copy=False)
+    def read(box: Box) -> np.ndarray:
+        return leaf.read(box).astype(abstract.dtype, copy=False)
 
-    return jax.make_array_from_callback(leaf.shape, sharding, read)
+    with ThreadPoolExecutor(4) as pool:
+        # What several devices hold is read once.
+        reads = {repr(box): pool.submit(read, box) for box in boxes.values()}
+        arrays = [
+            jax.device_put(
+                reads[repr(box)].result(),
+                SingleDeviceSharding(device, memory_kind=sharding.memory_kind),
+            )
+            for device, box in boxes.items()
+        ]
+    return jax.make_array_from_single_device_arrays(leaf.shape, sharding, arrays)
 
 
 def same_bits(a: LazyArray, b: LazyArray) -> bool:

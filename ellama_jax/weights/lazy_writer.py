@@ -1,10 +1,11 @@
-"""How Orbax writes a `LazyArray`: in pieces, with what stops it said once.
+"""How Orbax writes arrays here: with checksums; a `LazyArray` in pieces, with what stops it said once.
 
-Owns that handler alone; what a checkpoint is made of stands in checkpoint.py.
+What a checkpoint is made of stands in checkpoint.py.
 """
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 
 import jax
@@ -12,8 +13,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
+from ellama_jax.core.paths import as_path
 from ellama_jax.core.progress import Progress
 from ellama_jax.weights.lazy import Box, LazyArray, split
+from ellama_jax.weights.stored import join_checksums, write_checksums
 
 
 def params_handler(lazy: ocp.type_handlers.NumpyHandler) -> ocp.PyTreeCheckpointHandler:
@@ -22,7 +25,49 @@ def params_handler(lazy: ocp.type_handlers.NumpyHandler) -> ocp.PyTreeCheckpoint
         (LazyArray, lazy), (jax.Array, ocp.type_handlers.ArrayHandler())
     )
     # Compression costs twice the processor time and saves 22 % of the bytes (docs/LOG.md).
-    return ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False)
+    return CheckedHandler(type_handler_registry=registry, use_compression=False)
+
+
+class CheckedHandler(ocp.PyTreeCheckpointHandler):
+    """Writes a tree and, before the step is committed, the checksums of what was stored."""
+
+    async def async_save(self, directory, *args, **kwargs):
+        """Returns one future: that all is written, and then read once for its checksums."""
+        writes = await super().async_save(directory, *args, **kwargs)
+        return [_ThenChecksums(writes or [], directory)]
+
+    def finalize(self, directory) -> None:
+        """Joins what the processes wrote; Orbax calls this in one of them."""
+        super().finalize(directory)
+        join_checksums(as_path(str(directory)))
+
+
+@ocp.args.register_with_handler(CheckedHandler, for_save=True)
+@dataclasses.dataclass
+class CheckedSave(ocp.args.PyTreeSave):
+    """What a `CheckedHandler` saves."""
+
+
+@ocp.args.register_with_handler(CheckedHandler, for_restore=True)
+@dataclasses.dataclass
+class _CheckedRestore(ocp.args.PyTreeRestore):
+    """Orbax takes a handler that has both arguments; what is read, stored.py reads."""
+
+
+class _ThenChecksums:
+    """A future of Orbax."""
+
+    def __init__(self, writes: list, directory):
+        self._writes, self._directory = writes, directory
+
+    def result(self, timeout: float | None = None) -> None:
+        for write in self._writes:
+            write.result(timeout)
+        write_checksums(as_path(str(self._directory)), jax.process_index())
+
+    def cancel(self) -> None:
+        for write in self._writes:
+            write.cancel()
 
 
 class LazyArrayHandler(ocp.type_handlers.NumpyHandler):

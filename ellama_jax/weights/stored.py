@@ -1,58 +1,232 @@
-"""One stored leaf of a checkpoint, read box by box through TensorStore; and what damage looks like.
+"""The stored leaves of a checkpoint, read and written chunk by chunk with their checksums; and damage.
 
 Knows the files that Orbax writes for an array (Zarr in an OCDBT store). What a checkpoint is made
 of stands in layout.py, how it is written in checkpoint.py.
+
+Neither Zarr nor OCDBT says when the bytes of a chunk have changed (Orbax's Zarr 3 has a checksum for
+the index of a shard alone). So each process reads the chunks that it wrote once more before the step
+is committed, and `checksums.json` in the item keeps the XXH3 of each; whatever reads a chunk compares.
 """
 
 import base64
 import contextlib
 import errno
 import functools
+import itertools
 import json
 import logging
+import math
 import os
 import sys
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import jax
 import numpy as np
 import tensorstore as ts
+import xxhash
 
-from ellama_jax.core.paths import absolute, is_remote
-from ellama_jax.weights.lazy import Box, LazyArray
+from ellama_jax.core.paths import absolute, is_remote, write_whole
+from ellama_jax.weights.lazy import Box, LazyArray, as_bits
+
+CHECKSUMS = "checksums.json"
+# Chunks that are asked for at one time; each is at most lazy.PIECE_BYTES.
+_UNDER_WAY = 4
 
 
-def open_stored(directory: Path, leaf_path: str) -> LazyArray:
-    """Opens one leaf of an item.
+def open_item(directory: Path, names: Iterable[str]) -> dict[str, LazyArray]:
+    """Opens leaves of an item.
 
     Args:
         directory: of the item, as `ROOT/<step>/params`.
-        leaf_path: as in `layers/attn/wq`.
+        names: of its leaves, as `layers/attn/wq`.
 
     Returns:
-        The leaf as stored; reading raises a ValueError where files are damaged.
+        The leaves as stored. Reading raises a `DamagedCheckpoint` where files are damaged or a chunk
+        is not what was written.
     """
-    place = f"{absolute(directory)}/"
-    spec = {
-        "driver": "zarr",
-        "kvstore": {
-            "driver": "ocdbt",
-            "base": place if is_remote(directory) else {"driver": "file", "path": place},
-            "path": f"{leaf_path.replace('/', '.')}/",
-        },
-        # What is missing is damage; by default it would read as zeros.
-        "fill_missing_data_reads": False,
-    }
     with damage_as_value_error(directory.parent):
-        store = ts.open(spec, read=True, context=_tensorstore_context()).result()
+        sums = unseal(json.loads((directory / CHECKSUMS).read_text()))
+        context = _context()
+        return {
+            name: _leaf(directory, name, _open_zarr(directory, name, context), sums)
+            for name in names
+        }
+
+
+def _leaf(directory: Path, name: str, store: ts.TensorStore, sums: Mapping) -> LazyArray:
+    sums = sums.get(_key(name), {})
+    grid = _grid(store)
 
     def read(box: Box) -> np.ndarray:
         with damage_as_value_error(directory.parent):
-            return store[box].read().result()
+            return _read_box(store, grid, box, sums, name)
 
-    grid = tuple(store.chunk_layout.read_chunk.shape)
     return LazyArray(tuple(store.shape), np.dtype(store.dtype.numpy_dtype), read, grid)
+
+
+def _read_box(store: ts.TensorStore, grid, box: Box, sums: Mapping[str, int], name: str):
+    """Reads the chunks that a box touches, compares each and returns the box."""
+    if any(part.start >= part.stop for part in box):
+        return np.empty([max(0, p.stop - p.start) for p in box], store.dtype.numpy_dtype)
+    ranges = (
+        range(part.start // size, -(-part.stop // size))
+        for part, size in zip(box, grid, strict=True)
+    )
+    found = None
+    for chunk, at, piece in _read_chunks(store, grid, itertools.product(*ranges)):
+        if sums.get(chunk) != checksum(piece):
+            raise ValueError(f"chunk {chunk} of {name} differs from its checksum")
+        if at == box:
+            return piece
+        if found is None:
+            found = np.empty([part.stop - part.start for part in box], piece.dtype)
+        both = [(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(at, box, strict=True)]
+        to = tuple(slice(lo - b.start, hi - b.start) for (lo, hi), b in zip(both, box, strict=True))
+        of = tuple(slice(lo - a.start, hi - a.start) for (lo, hi), a in zip(both, at, strict=True))
+        as_bits(found)[to] = as_bits(piece)[of]
+    return found
+
+
+def _read_chunks(store: ts.TensorStore, grid, indices: Iterable[tuple[int, ...]]) -> Iterator:
+    """Yields (name, box, values) of chunks in order, the next ones being read meanwhile."""
+    waiting: deque = deque()
+    for index in indices:
+        at = tuple(
+            slice(i * size, min((i + 1) * size, whole))
+            for i, size, whole in zip(index, grid, store.shape, strict=True)
+        )
+        waiting.append((".".join(map(str, index)) or "0", at, store[at].read()))
+        if len(waiting) == _UNDER_WAY:
+            chunk, at, values = waiting.popleft()
+            yield chunk, at, values.result()
+    for chunk, at, values in waiting:
+        yield chunk, at, values.result()
+
+
+def checksum(piece: np.ndarray) -> int:
+    """Returns the XXH3 (64 bits) of an array's bytes in row-major order."""
+    return xxhash.xxh3_64_intdigest(np.ascontiguousarray(piece).reshape(-1).view(np.uint8))
+
+
+def write_checksums(directory: Path, process: int) -> None:
+    """Writes the checksums of all chunks of an item that a process wrote, once they are stored.
+
+    Args:
+        directory: of the item, not committed yet; each process has its own store in it.
+        process: the number of this process.
+    """
+    sums: dict[str, dict[str, int]] = {}
+    context = _context()
+    # Orbax's two names: the second is that of leaves of which every process has a copy.
+    for own in (directory / f"ocdbt.process_{kind}{process}" for kind in ("", "replica_")):
+        if not own.is_dir():
+            continue
+        keys = ts.KvStore.open(_key_value_spec(own), context=context).result()
+        for name, entries in itertools.groupby(
+            sorted(key.decode() for key in keys.list().result()), lambda key: key.rpartition("/")[0]
+        ):
+            chunks = [entry.rpartition("/")[2] for entry in entries]
+            indices = [tuple(map(int, c.split("."))) for c in chunks if c != ".zarray"]
+            store = _open_zarr(own, name, context)
+            grid = _grid(store)
+            indices = [index[: len(grid)] for index in indices]  # a scalar's chunk is named 0
+            found = sums.setdefault(name, {})
+            for chunk, _, piece in _read_chunks(store, grid, indices):
+                found[chunk] = checksum(piece)
+    write_whole(directory / f"{CHECKSUMS}.{process}", json.dumps(seal(sums)))
+
+
+def join_checksums(directory: Path) -> None:
+    """Makes one file of those of all processes; for the one that commits the step."""
+    sums: dict[str, dict[str, int]] = {}
+    parts = list(directory.glob(f"{CHECKSUMS}.*"))
+    for part in parts:
+        for name, found in unseal(json.loads(part.read_text())).items():
+            sums.setdefault(name, {}).update(found)
+    write_whole(directory / CHECKSUMS, json.dumps(seal(sums)))
+    for part in parts:
+        part.unlink()
+
+
+def damaged_chunks(directory: Path, names: Iterable[str], count=lambda size: None) -> Iterator[str]:
+    """Reads all of an item and says what of it is not as it was written.
+
+    Args:
+        directory: of the item, as `ROOT/<step>/params`.
+        names: of all its leaves.
+        count: called with the bytes of each chunk once it is read.
+    """
+    try:
+        leaves = open_item(directory, names)
+    except DamagedCheckpoint as error:
+        yield error.what
+        return
+    for name, leaf in leaves.items():
+        counts = [-(-whole // size) for whole, size in zip(leaf.shape, leaf.grid, strict=True)]
+        for index in np.ndindex(*counts):
+            box = tuple(
+                slice(i * size, min((i + 1) * size, whole))
+                for i, size, whole in zip(index, leaf.grid, leaf.shape, strict=True)
+            )
+            try:
+                leaf.read(box)
+            except DamagedCheckpoint as error:
+                yield f"{name} chunk {'.'.join(map(str, index)) or 0}: {error.what}"
+            count(math.prod(part.stop - part.start for part in box) * leaf.dtype.itemsize)
+
+
+def seal(content: dict) -> dict:
+    """Returns a JSON object with its own checksum in it, so that `unseal` sees any change."""
+    return {**content, "checksum": _seal_of(content)}
+
+
+def unseal(content) -> dict:
+    """Returns what was sealed.
+
+    Raises:
+        ValueError: if it is not as it was.
+    """
+    if not isinstance(content, dict):
+        raise ValueError(f"must be a JSON object, got {content!r:.60}")
+    inner = {key: value for key, value in content.items() if key != "checksum"}
+    if content.get("checksum") != _seal_of(inner):
+        raise ValueError("differs from its checksum")
+    return inner
+
+
+def _seal_of(content: dict) -> str:
+    return xxhash.xxh3_64_hexdigest(json.dumps(content, sort_keys=True).encode())
+
+
+def _key(name: str) -> str:
+    return name.replace("/", ".")
+
+
+def _key_value_spec(directory: Path) -> dict:
+    place = f"{absolute(directory)}/"
+    base = place if is_remote(directory) else {"driver": "file", "path": place}
+    return {"driver": "ocdbt", "base": base}
+
+
+def _context() -> ts.Context:
+    # One for each opening: a context remembers what lay at a path, and it may have been replaced.
+    return ts.Context({"cache_pool": {"total_bytes_limit": 2**26}})
+
+
+def _open_zarr(directory: Path, name: str, context: ts.Context) -> ts.TensorStore:
+    spec = {
+        "driver": "zarr",
+        "kvstore": {**_key_value_spec(directory), "path": f"{_key(name)}/"},
+        # What is missing is damage; by default it would read as zeros.
+        "fill_missing_data_reads": False,
+    }
+    return ts.open(spec, read=True, context=context).result()
+
+
+def _grid(store: ts.TensorStore) -> tuple[int, ...]:
+    return tuple(store.chunk_layout.read_chunk.shape or ())  # a scalar has none
 
 
 def stored_shardings(directory: Path) -> dict[str, jax.NamedSharding]:
@@ -77,11 +251,6 @@ def stored_shardings(directory: Path) -> dict[str, jax.NamedSharding]:
                 spec = [tuple(a) if isinstance(a, list) else a for a in saved["partition_spec"]]
                 found[path] = jax.NamedSharding(mesh, jax.P(*spec))
     return found
-
-
-@functools.cache
-def _tensorstore_context() -> ts.Context:
-    return ts.Context({"cache_pool": {"total_bytes_limit": 2**26}})
 
 
 class DamagedCheckpoint(ValueError):
