@@ -326,6 +326,14 @@ def copy_tree(src: Path, dst: Path) -> None:
         (copy_tree if entry.is_dir() else copy_file)(entry, dst / entry.name)
 
 
+def move_tree(src: Path, dst: Path) -> None:
+    """Renames a directory; in a bucket, which has no renames, object by object within it."""
+    if is_remote(src):
+        _file_system().mv(os.fspath(src), os.fspath(dst), recursive=True)
+    else:
+        os.replace(src, dst)
+
+
 def remove_tree(path: Path) -> None:
     """Removes a directory, as far as it is there and can be removed."""
     if not is_remote(path):

@@ -102,11 +102,9 @@ def start_or_resume(run: Run, program: Program, manager) -> tuple[TrainState, So
             check=functools.partial(_check_same_run, run),
         )
         counts = {name: jnp.int32(data[name]) for name in ("skipped", "skipped_in_a_row")}
-        # Checkpoints from before there was a guard have none.
-        guard = guard_from_data(data.get("guard"), run.config.train)
+        guard = guard_from_data(data["guard"], run.config.train)
         state = TrainState(jnp.int32(step), params, opt_state, **counts, guard=guard)
-        # Checkpoints from before there were means have no sums of them.
-        ledger, sums = data["ledger"], data.get("interval_sums", {})
+        ledger, sums = data["ledger"], data["interval_sums"]
     scalars = NamedSharding(mesh, PartitionSpec())
     placed = {
         name: jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf), scalars), value)
@@ -131,10 +129,7 @@ def _check_same_run(run: Run, info: checkpoints.CheckpointInfo, data: dict) -> N
     wanted, got = data["mixture_fingerprint"], run.loader.fingerprint_until(step)
     if wanted == got:
         return
-    # Checkpoints from before there were stages say no more than the fingerprint.
-    differ = []
-    if "mixture" in data:
-        differ = mixture_differences(data["mixture"], run.loader.mixture_until(step))
+    differ = mixture_differences(data["mixture"], run.loader.mixture_until(step))
     said = "; ".join(differ[:4]) or f"{got[:16]}, not {wanted[:16]}"
     raise ValueError(
         f"{run.workdir}: must be resumed with the mixture it was trained with up to step {step}, "

@@ -92,16 +92,14 @@ def guard_to_data(guard: SpikeGuard) -> dict:
     }
 
 
-def guard_from_data(data: Mapping | None, train: TrainConfig) -> SpikeGuard:
+def guard_from_data(data: Mapping, train: TrainConfig) -> SpikeGuard:
     """Returns the guard that `guard_to_data` saved, bit for bit if the window is the same.
 
     Args:
-        data: None for a checkpoint from before there was a guard.
+        data: from `guard_to_data`.
         train: spike_window; of a longer history the newest updates stay.
     """
     window = _window(train)
-    if data is None:
-        return make_guard(window)
     kept = min(window, len(data["losses"]))
     # Updates before those are forgotten, so a longer window counts from where they begin.
     count = data["count"] if kept == window else kept

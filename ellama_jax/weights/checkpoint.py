@@ -8,6 +8,7 @@ import contextlib
 import errno
 import functools
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -41,6 +42,7 @@ from ellama_jax.weights.layout import (
     prepare_root,
     read_json_item,
     replace_directory,
+    set_aside_damaged,
     write_json_item,
 )
 from ellama_jax.weights.lazy import PIECE_BYTES, LazyArray, from_array, place
@@ -54,6 +56,7 @@ from ellama_jax.weights.preflight import check_same_leaves
 from ellama_jax.weights.stored import (
     DamagedCheckpoint,
     damage_as_value_error,
+    damaged_chunks,
     drop_late_reports,
     open_item,
     seal,
@@ -62,6 +65,7 @@ from ellama_jax.weights.stored import (
 __all__ = [
     "CheckpointInfo",
     "check_saves",
+    "find_damage",
     "find_checkpoint",
     "full_disk_as_value_error",
     "latest_step",
@@ -77,6 +81,8 @@ __all__ = [
     "tree_bytes",
     "write_checkpoint",
 ]
+
+log = logging.getLogger(__name__)
 
 # --- reading -------------------------------------------------------------------------------------
 
@@ -194,6 +200,45 @@ def _flatten_any(tree) -> dict[str, Any]:
 @functools.cache
 def _handler() -> ocp.PyTreeCheckpointHandler:
     return ocp.PyTreeCheckpointHandler()
+
+
+def find_damage(path: str | os.PathLike) -> list[str]:
+    """Reads all that one step stores, and says what of it is not as it was written.
+
+    Args:
+        path: a root or `ROOT/<step>`.
+
+    Returns:
+        A line for each damaged chunk or item; none if all is whole.
+
+    Raises:
+        ValueError: if there is no complete step.
+    """
+    info = find_checkpoint(path)
+    found = []
+    if (info.path / "data").is_dir():
+        try:
+            read_json_item(info.path, "data")
+        except DamagedCheckpoint as error:
+            found.append(error.what)
+    try:
+        check_fingerprint(info.tokenizer_dir, info.meta["tokenizer_fingerprint"])
+    except ValueError as error:
+        found.append(str(error))
+    items = [d for d in (info.path / "params", info.path / "opt_state") if d.is_dir()]
+    total = 0
+    leaves = {}
+    for directory in items:
+        try:
+            leaves[directory] = _list_item(directory)
+        except DamagedCheckpoint as error:
+            found.append(error.what)
+    for stored in leaves.values():
+        total += sum(math.prod(shape) * dtype.itemsize for shape, dtype in stored.values())
+    with progress(f"reading {info.path}", mebibytes(total), "MiB") as bar:
+        for directory, stored in leaves.items():
+            found += damaged_chunks(directory, stored, bar.count_bytes)
+    return found
 
 
 # --- writing one step ----------------------------------------------------------------------------
@@ -417,7 +462,7 @@ def save_training(
         data=ocp.args.JsonSave(seal(data)),
         meta=ocp.args.JsonSave(seal(meta)),
     )
-    return manager.save(step, args=args, metrics=dict(metrics or {}), force=force)
+    return manager.save(step, args=args, metrics=seal(dict(metrics or {})), force=force)
 
 
 _failures: list[BaseException] = []
@@ -469,7 +514,10 @@ def restore_training(
     *,
     check: Callable[[CheckpointInfo, dict], None] = lambda info, data: None,
 ) -> tuple[int, dict, Any, dict, dict]:
-    """Restores what `save_training` saved, bit for bit.
+    """Restores what `save_training` saved, bit for bit. All processes must call this.
+
+    Where no step is named and the newest is damaged, in any process's part, the newest whole one is
+    restored instead; those passed over are set aside and named on the log.
 
     Args:
         manager: from `open_manager`.
@@ -483,18 +531,33 @@ def restore_training(
 
     Raises:
         ValueError: if there is no such step, leaves differ from what is expected (dtypes too:
-            a run does not change its own on the way), or it is damaged.
+            a run does not change its own on the way), or every step is damaged.
     """
     manager.wait_until_finished()
     root = as_path(manager.directory)
-    info = find_checkpoint(root if step is None else root / str(step))
-    try:
-        return _read_training(info, abstract_params, abstract_opt_state, check)
-    except DamagedCheckpoint as error:
-        earlier = [other for other in complete_steps(root) if other < info.step]
-        goes_on = f"goes on from step {max(earlier)}" if earlier else "begins anew"
-        to_do = f"move it out of {root}, and the same command {goes_on}"
-        raise DamagedCheckpoint(error.what, to_do) from error
+    steps = [step] if step is not None else sorted(complete_steps(root), reverse=True)
+    if not steps:
+        find_checkpoint(root)  # says what is there instead
+    damaged: dict[int, DamagedCheckpoint] = {}
+    for candidate in steps:
+        found = None
+        try:
+            info = find_checkpoint(root / str(candidate))
+            found = _read_training(info, abstract_params, abstract_opt_state, check)
+        except DamagedCheckpoint as error:
+            damaged[candidate] = error
+            log.warning("%s.", error.what)
+        # Each process reads its own part of a step: whole is what is whole in all of them.
+        if all(word == b"+" for word in exchange(b"+" if found else b"-")()):
+            on_leader(lambda: [set_aside_damaged(root / str(other)) for other in damaged])
+            if damaged:
+                manager.reload()
+            return found
+        damaged.setdefault(candidate, DamagedCheckpoint(f"restore {root / str(candidate)}: another "
+                                                        "process found it damaged"))  # fmt: skip
+    whole = "no other step is whole" if step is None else "use another step"
+    to_do = f"{whole}; move the damaged ones out of {root}, and the same command begins anew"
+    raise DamagedCheckpoint(damaged[steps[0]].what, to_do)
 
 
 def _read_training(

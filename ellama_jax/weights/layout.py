@@ -26,6 +26,7 @@ from ellama_jax.core.paths import (
     as_path,
     copy_tree,
     is_remote,
+    move_tree,
     remove_left_over,
     remove_tree,
     write_whole,
@@ -40,9 +41,10 @@ TOKENIZER_DIR = "tokenizer"
 BEST = "best"  # ROOT/best means the best complete step; there is no such directory
 META_KEYS = ("model", "tokenizer_fingerprint", "versions", "commit", "provenance", "verification")
 
-# Orbax's own word for a step that is still being written, and ours for one that was set aside.
+# Orbax's own word for a step that is still being written, and ours for those that were set aside.
 _TEMPORARY = ".orbax-checkpoint-tmp"
 _INCOMPLETE = ".incomplete"
+_DAMAGED = ".damaged"
 _NEEDED = ("params/_METADATA", "meta/metadata")
 _VERSIONS_OF = ("ellama_jax", "jax", "flax", "orbax-checkpoint", "numpy")
 # Room for metadata and for file systems that count in blocks.
@@ -143,10 +145,14 @@ def best_step(root: str | os.PathLike) -> int:
 
 def read_metrics(step_dir: Path) -> dict[str, float]:
     """Returns the metrics a step was saved with, empty if it was saved without."""
+    return _stored_metrics(step_dir) or {}
+
+
+def _stored_metrics(step_dir: Path) -> dict[str, float] | None:
     try:
-        return json.loads((step_dir / "metrics" / "metrics").read_text())
+        return unseal(json.loads((step_dir / "metrics" / "metrics").read_text()))
     except (OSError, ValueError):
-        return {}
+        return None
 
 
 def metric_value(metrics: Mapping[str, float] | None, name: str) -> float:
@@ -165,14 +171,36 @@ def set_aside_incomplete(root: Path) -> None:
     """
     for step, directory in _step_dirs(root):
         problem = _find_problem(directory)
+        if (directory / "metrics").is_dir() and _stored_metrics(directory) is None:
+            # Orbax reads them of every step it finds; it takes a step without.
+            aside = _set_aside(directory / "metrics", _DAMAGED)
+            log.warning("checkpoint %s: metrics damaged, set aside as %s", directory, aside.name)
         if directory.name.endswith(_TEMPORARY) or (problem and is_remote(directory)):
             remove_tree(directory)
             log.warning("checkpoint %s: %s, removed", directory, problem)
         elif directory.name == str(step) and problem:
-            aside = directory.with_name(directory.name + _INCOMPLETE)
-            remove_tree(aside)
-            os.replace(directory, aside)
+            aside = _set_aside(directory, _INCOMPLETE)
             log.warning("checkpoint %s: incomplete, set aside as %s", directory, aside.name)
+
+
+def set_aside_damaged(step_dir: Path) -> None:
+    """Moves a complete step that cannot be read out of the way: `7` becomes `7.damaged`."""
+    aside = _set_aside(step_dir, _DAMAGED)
+    log.warning("checkpoint %s: damaged, set aside as %s", step_dir, aside.name)
+
+
+def _set_aside(directory: Path, ending: str) -> Path:
+    aside = directory.with_name(directory.name + ending)
+    remove_tree(aside)
+    move_tree(directory, aside)
+    return aside
+
+
+def _bare(name: str) -> str:
+    """Returns the number in the name of a step's directory, whatever became of it."""
+    for ending in (_TEMPORARY, _INCOMPLETE, _DAMAGED):
+        name = name.removesuffix(ending)
+    return name
 
 
 def prepare_root(root: Path, tokenizer_dir: Path) -> None:
@@ -269,10 +297,12 @@ def list_steps(root: str | os.PathLike) -> list[StepEntry]:
     """Returns every step directory of a root by its number, those set aside too."""
     entries = []
     for entry in as_path(root).iterdir():
-        name = entry.name.removesuffix(_TEMPORARY).removesuffix(_INCOMPLETE)
+        name = _bare(entry.name)
         if entry.is_dir() and name.isdigit():
-            aside = entry.name.endswith(_INCOMPLETE)
-            problem = f"incomplete (set aside as {entry.name})" if aside else _find_problem(entry)
+            aside = entry.suffix in (_INCOMPLETE, _DAMAGED)
+            problem = (
+                f"{entry.suffix[1:]} (set aside as {entry.name})" if aside else _find_problem(entry)
+            )
             entries.append(StepEntry(int(name), entry, problem, _commit_time(entry)))
     return sorted(entries, key=lambda e: (e.step, e.path.name))
 
@@ -433,7 +463,7 @@ def check_disk_space(name: str | Path, existing_dir: Path, needed_bytes: int) ->
 
 def _is_root(directory: Path) -> bool:
     names = [entry.name for entry in directory.iterdir()] if directory.is_dir() else []
-    steps = [n for n in names if n.removesuffix(_TEMPORARY).removesuffix(_INCOMPLETE).isdigit()]
+    steps = [name for name in names if _bare(name).isdigit()]
     return bool(steps) and set(names) <= {*steps, TOKENIZER_DIR}
 
 

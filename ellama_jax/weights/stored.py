@@ -19,8 +19,9 @@ import math
 import os
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -90,19 +91,26 @@ def _read_box(store: ts.TensorStore, grid, box: Box, sums: Mapping[str, int], na
 
 
 def _read_chunks(store: ts.TensorStore, grid, indices: Iterable[tuple[int, ...]]) -> Iterator:
-    """Yields (name, box, values) of chunks in order, the next ones being read meanwhile."""
+    """Yields (name, box, values) of chunks in order."""
+
+    def box_of(index) -> Box:
+        dims = zip(index, grid, store.shape, strict=True)
+        return tuple(slice(i * size, min((i + 1) * size, whole)) for i, size, whole in dims)
+
+    for index, piece in _ahead(indices, lambda index: store[box_of(index)].read()):
+        yield ".".join(map(str, index)) or "0", box_of(index), piece
+
+
+def _ahead(keys: Iterable, read: Callable[[Any], ts.Future]) -> Iterator[tuple]:
+    """Yields (key, value) in order, the next values being read meanwhile."""
     waiting: deque = deque()
-    for index in indices:
-        at = tuple(
-            slice(i * size, min((i + 1) * size, whole))
-            for i, size, whole in zip(index, grid, store.shape, strict=True)
-        )
-        waiting.append((".".join(map(str, index)) or "0", at, store[at].read()))
-        if len(waiting) == _UNDER_WAY:
-            chunk, at, values = waiting.popleft()
-            yield chunk, at, values.result()
-    for chunk, at, values in waiting:
-        yield chunk, at, values.result()
+    for key in keys:
+        waiting.append((key, read(key)))
+        if len(waiting) > _UNDER_WAY:
+            done, value = waiting.popleft()
+            yield done, value.result()
+    for done, value in waiting:
+        yield done, value.result()
 
 
 def checksum(piece: np.ndarray) -> int:
@@ -118,23 +126,16 @@ def write_checksums(directory: Path, process: int) -> None:
         process: the number of this process.
     """
     sums: dict[str, dict[str, int]] = {}
-    context = _context()
     # Orbax's two names: the second is that of leaves of which every process has a copy.
     for own in (directory / f"ocdbt.process_{kind}{process}" for kind in ("", "replica_")):
         if not own.is_dir():
             continue
-        keys = ts.KvStore.open(_key_value_spec(own), context=context).result()
-        for name, entries in itertools.groupby(
-            sorted(key.decode() for key in keys.list().result()), lambda key: key.rpartition("/")[0]
-        ):
-            chunks = [entry.rpartition("/")[2] for entry in entries]
-            indices = [tuple(map(int, c.split("."))) for c in chunks if c != ".zarray"]
-            store = _open_zarr(own, name, context)
-            grid = _grid(store)
-            indices = [index[: len(grid)] for index in indices]  # a scalar's chunk is named 0
-            found = sums.setdefault(name, {})
-            for chunk, _, piece in _read_chunks(store, grid, indices):
-                found[chunk] = checksum(piece)
+        values = ts.KvStore.open(_key_value_spec(own), context=_context()).result()
+        keys = [key for key in values.list().result() if not key.endswith(b"/.zarray")]
+        # A chunk is stored as it is: it is not compressed, and no chunk reaches over an edge.
+        for key, read in _ahead(keys, values.read):
+            name, _, chunk = key.decode().rpartition("/")
+            sums.setdefault(name, {})[chunk] = xxhash.xxh3_64_intdigest(read.value)
     write_whole(directory / f"{CHECKSUMS}.{process}", json.dumps(seal(sums)))
 
 

@@ -23,6 +23,7 @@ from ellama_jax.core.paths import as_path, local_path, write_whole
 from ellama_jax.core.progress import progress
 from ellama_jax.model.llama import rope_frequencies
 from ellama_jax.tokens.tokenizer import Tokenizer, load_tokenizer
+from ellama_jax.weights.checkpoint import find_damage
 from ellama_jax.weights.diagnosis import find_faults
 from ellama_jax.weights.forward import Answer, ask
 from ellama_jax.weights.layout import (
@@ -355,34 +356,52 @@ def main_verify(argv: list[str]) -> None:
         epilog="example:\n  ellama verify runs/base models/Llama-3.1-8B\n"
         "where the source does not fit, store what it says on a machine where it does:\n"
         "  ellama verify --write-reference 70b.npz --top-k 64 models/Llama-3.1-70B\n"
-        "  ellama verify runs/70b 70b.npz",
+        "  ellama verify runs/70b 70b.npz\n"
+        "read all that a step stores and compare it with the checksums it was written with:\n"
+        "  ellama verify --integrity runs/de/checkpoints",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", metavar="CKPT", nargs="?", help="checkpoint root or step")
     parser.add_argument(
         "source",
         metavar="SRC",
+        nargs="?",
         help="what it was imported from (HF directory, GGUF file, Meta directory), or a REF.npz",
     )
     parser.add_argument("--json", metavar="OUT", help="write the verdict there too")
     parser.add_argument("--write-reference", metavar="REF.npz", help="store what SRC says; no CKPT")
     parser.add_argument("--top-k", type=int, metavar="N", help="store N logits a position; all")
+    parser.add_argument("--integrity", action="store_true", help="compare checksums; no SRC")
     args = parser.parse_args(argv)
-    if args.write_reference:
+    if args.integrity:
+        _check_integrity(parser, args)
+    elif args.write_reference:
         _store(parser, args)
-    elif args.checkpoint is None:
+    elif args.source is None:
         parser.error("CKPT and SRC must be given.")
     else:
         _verify(args)
 
 
+def _check_integrity(parser: argparse.ArgumentParser, args) -> None:
+    if args.source or args.checkpoint is None or args.write_reference or args.json:
+        parser.error("--integrity takes CKPT alone.")
+    info, damage = find_checkpoint(args.checkpoint), find_damage(args.checkpoint)
+    print("\n".join(damage) or f"{info.path}: all that it stores is as it was written.")
+    if damage:
+        sys.stdout.flush()
+        what = f"{len(damage)} damaged parts" if len(damage) > 1 else "1 damaged part"
+        print(f"ellama verify: {info.path}: {what}; use another step.", file=sys.stderr)
+        sys.exit(1)
+
+
 def _store(parser: argparse.ArgumentParser, args) -> None:
-    if args.checkpoint is not None:
+    if args.source is not None or args.checkpoint is None:
         parser.error("--write-reference takes SRC alone.")
     if not args.write_reference.endswith(".npz"):
         raise ValueError(f"--write-reference: must end in .npz, got {args.write_reference}.")
     check_writable(local_path(args.write_reference, "--write-reference"))
-    write_reference(args.source, args.write_reference, args.top_k)
+    write_reference(args.checkpoint, args.write_reference, args.top_k)
     reference = read_reference(Path(args.write_reference))
     kept = "all logits" if args.top_k is None else f"the {args.top_k} largest logits"
     size = Path(args.write_reference).stat().st_size

@@ -7,7 +7,6 @@ test_merge_killed.py (12), and these (8) come on top of those of single saves (t
 
 import json
 import random
-import re
 import shutil
 import signal
 import time
@@ -168,7 +167,7 @@ def test_a_slow_disk_makes_a_run_slow_and_nothing_else(long_run, tmp_path):
     assert_same_run(workdir, whole)
 
 
-def test_a_newest_checkpoint_that_is_damaged_is_named_and_the_one_before_ends_the_run(
+def test_a_newest_checkpoint_that_is_damaged_is_named_and_the_run_goes_on_from_the_one_before(
     long_run, tmp_path
 ):
     whole, _, arguments = long_run
@@ -179,16 +178,10 @@ def test_a_newest_checkpoint_that_is_damaged_is_named_and_the_one_before_ends_th
     newest = latest_step(root)
     largest = max((root / str(newest) / "params").rglob("*"), key=lambda path: path.stat().st_size)
     with largest.open("r+b") as file:
-        file.truncate(largest.stat().st_size // 2)
+        file.seek(largest.stat().st_size // 2)
+        file.write(b"another")
     driver = train(arguments, workdir)
     driver.begin()
-    _, said = driver.end()
-    assert driver.process.returncode != 0
-    last = said.strip().splitlines()[-1]
-    assert re.search(rf"{root}/{newest}: the checkpoint is damaged or truncated", last), last
-    assert re.search(rf"move it out of {root}, and the same command goes on from step \d+\.$", last)
-    shutil.rmtree(root / str(newest))
-    driver = train(arguments, workdir)
-    driver.begin()
-    driver.succeed()
+    _, said = driver.succeed()
+    assert f"{root}/{newest}: damaged, set aside as {newest}.damaged" in said
     assert_same_run(workdir, whole)

@@ -1,7 +1,6 @@
 """A run with all that learns in bfloat16, an average, a guard and a growing batch, resumed."""
 
 import dataclasses
-import json
 import shutil
 
 import jax
@@ -13,6 +12,7 @@ from ellama_jax.merge.average import average_checkpoints
 from ellama_jax.train.loop import prepare_run, train
 from ellama_jax.train.metrics import read_metrics
 from ellama_jax.weights.checkpoint import open_average, restore_params
+from ellama_jax.weights.layout import read_json_item
 
 RAMP = {"3": 8}  # then 16
 
@@ -35,7 +35,7 @@ def test_it_resumes_bit_for_bit_in_the_ramp_and_after_it(light_config, tmp_path)
     tokens = np.diff([0] + [sum(r["tokens_consumed"].values()) for r in records])
     assert tokens[:3].max() <= 8 * light_config.data.seq_len < tokens[3:].min()
     assert [r["spikes"] for r in records] == [0] * 6
-    data = json.loads((whole / "checkpoints" / "6" / "data" / "metadata").read_text())
+    data = read_json_item(whole / "checkpoints" / "6", "data")
     np.testing.assert_array_equal(
         np.float32(data["guard"]["losses"]), np.float32([r["loss"] for r in records[-4:]])
     )
@@ -47,7 +47,7 @@ def test_it_resumes_bit_for_bit_in_the_ramp_and_after_it(light_config, tmp_path)
         train(prepare_run(light_config, workdir))
         assert steady(read_metrics(workdir)) == steady(records)
         assert_same_state(workdir / "checkpoints", whole / "checkpoints")
-        again = json.loads((workdir / "checkpoints" / "6" / "data" / "metadata").read_text())
+        again = read_json_item(workdir / "checkpoints" / "6", "data")
         assert again == data
     _check_average(whole / "checkpoints", tmp_path / "ema")
 

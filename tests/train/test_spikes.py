@@ -111,7 +111,3 @@ def test_another_window_keeps_the_newest(window):
     kept = guard_to_data(other)["losses"]
     np.testing.assert_array_equal(kept, np.float32(losses[-min(window, WINDOW) :]))
     assert guard_to_data(other)["count"] == (13 if window == 4 else 8)
-
-
-def test_a_checkpoint_without_a_guard_starts_one():
-    jax.tree.map(np.testing.assert_array_equal, guard_from_data(None, TRAIN), init_guard(TRAIN))

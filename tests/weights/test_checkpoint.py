@@ -30,6 +30,8 @@ from ellama_jax.weights.checkpoint import (
     tree_bytes,
     write_checkpoint,
 )
+from ellama_jax.weights.layout import read_json_item, write_json_item
+from ellama_jax.weights.verify import main_verify
 
 
 def assert_same_bits(got, expected):
@@ -149,10 +151,8 @@ def test_tree_bytes_counts_arrays_and_shapes():
 
 
 def rewrite_model(root, **changes):
-    path = root / "0" / "meta" / "metadata"
-    meta = json.loads(path.read_text())
-    meta["model"] = {**meta["model"], **changes}
-    path.write_text(json.dumps(meta))
+    meta = read_json_item(root / "0", "meta")
+    write_json_item(root / "0", "meta", {**meta, "model": {**meta["model"], **changes}})
 
 
 def test_the_diff_names_every_leaf_and_asks_for_the_key(tiny_root):
@@ -431,3 +431,82 @@ def test_numbers_below_one_are_refused(tmp_path, tokenizer_dir, name):
     with pytest.raises(ValueError, match=f"{name}: must be at least 1, got 0"):
         open_run(tmp_path / "run", tokenizer_dir, **{name: 0})
     assert not (tmp_path / "run").exists()
+
+
+# --- damage --------------------------------------------------------------------------------------
+
+
+def flip(path, offset):
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 0x10
+    path.write_bytes(content)
+
+
+def read_run(root, tokenizer_dir, training):
+    with open_run(root, tokenizer_dir) as manager:
+        return restore_training(manager, *map(as_abstract, training[:2]))
+
+
+def test_one_flipped_byte_is_never_restored_and_the_step_before_is(
+    tmp_path, training, tokenizer_dir, caplog
+):
+    """In every file of the newest step: weights, optimizer, indices, data position, meta."""
+    params, opt_state, meta = training
+    whole = tmp_path / "whole"
+    save_steps(whole, tokenizer_dir, training, [10])
+    newer = jax.tree.map(lambda x: x + 1, params)
+    save_steps(whole, tokenizer_dir, (newer, opt_state, meta), [20])
+    files = [p.relative_to(whole) for p in (whole / "20").rglob("*") if p.is_file()]
+    passed_over = set()
+    for number, file in enumerate(sorted(f for f in files if (whole / f).stat().st_size)):
+        root = tmp_path / str(number)
+        shutil.copytree(whole, root)
+        flip(root / file, (root / file).stat().st_size // 2)
+        step, *found = read_run(root, tokenizer_dir, training)
+        assert step in (10, 20), file
+        assert_same_bits(found[0], newer if step == 20 else params)
+        assert_same_bits(found[1], opt_state)
+        assert found[2:] == [{"step": step}, meta], file
+        if step == 10:
+            passed_over.add(file.parts[1])
+            assert not (root / "20").exists() and f"{root}/20" in caplog.text
+        shutil.rmtree(root)
+    assert passed_over >= {"params", "opt_state", "data", "meta"}
+
+
+def test_a_zeroed_page_of_weights_is_named_by_its_leaf(tmp_path, training, tokenizer_dir):
+    root = tmp_path / "run"
+    save_steps(root, tokenizer_dir, training, [10])
+    largest = max(data_files(root / "10" / "params"), key=lambda path: path.stat().st_size)
+    with largest.open("r+b") as file:
+        file.seek(largest.stat().st_size // 2)
+        file.write(bytes(4096))
+    with pytest.raises(ValueError, match=r"run/10: .*(layers|embed|norm).*no other step is whole"):
+        read_run(root, tokenizer_dir, training)
+    assert (root / "10").is_dir()  # what cannot be replaced stays where it is
+
+
+def test_verify_integrity_reads_all_and_names_each_damaged_leaf(
+    tmp_path, training, tokenizer_dir, capsys
+):
+    root = tmp_path / "run"
+    save_steps(root, tokenizer_dir, training, [10])
+    main_verify(["--integrity", str(root)])
+    assert "as it was written" in capsys.readouterr().out
+    for item in ("params", "opt_state"):
+        files = data_files(root / "10" / item)
+        file = max(files, key=lambda path: path.stat().st_size)
+        flip(file, file.stat().st_size // 2)
+    with pytest.raises(SystemExit) as ended:
+        main_verify(["--integrity", str(root / "10")])
+    said = capsys.readouterr()
+    assert ended.value.code == 1 and f"{root}/10: 2 damaged parts" in said.err
+    lines = said.out.splitlines()
+    assert len(lines) == 2 and all("chunk" in line and "layers/" in line for line in lines)
+
+
+def test_a_root_that_was_replaced_is_read_anew(tiny, make_checkpoint, tmp_path):
+    """In one process, which remembers nothing of what lay there before."""
+    for seed in (1, 2):
+        params = make_checkpoint(tmp_path / "root", tiny, seed, overwrite=True)
+        assert_same_bits(restore_params(tmp_path / "root"), params)

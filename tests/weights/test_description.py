@@ -15,6 +15,7 @@ from ellama_jax.weights.checkpoint import open_manager, restore_params, save_tra
 from ellama_jax.weights.description import describe_facts, find_facts, parse_mesh
 from ellama_jax.weights.layout import find_checkpoint, list_steps
 from ellama_jax.weights.origin import describe_provenance, describe_verification
+from ellama_jax.weights.stored import seal
 
 LEDGER = {"ecommerce-de": 3000, "general-en": 1000}
 
@@ -40,7 +41,7 @@ def run(tmp_path, tiny, make_checkpoint):
             save_training(manager, step, params, {"count": np.int32(step)}, data, meta)
     for step, loss in ((10, 1.5), (2000, 1.75)):
         (root / str(step) / "metrics").mkdir(exist_ok=True)
-        (root / str(step) / "metrics" / "metrics").write_text(json.dumps({"loss": loss}))
+        (root / str(step) / "metrics" / "metrics").write_text(json.dumps(seal({"loss": loss})))
     (root / "2001.orbax-checkpoint-tmp").mkdir()
     (root / "30.incomplete").mkdir()
     return root
@@ -135,7 +136,7 @@ def test_dims_that_jax_left_out_of_a_stored_sharding_are_shown(run):
 
 
 def test_a_metric_that_is_not_finite_is_neither_shown_nor_best(run):
-    (run / "10" / "metrics" / "metrics").write_text('{"loss": -Infinity}')
+    (run / "10" / "metrics" / "metrics").write_text(json.dumps(seal({"loss": -math.inf})))
     facts = find_facts(run)
     json.dumps(facts, allow_nan=False)
     assert "1.7500  best, shown here" in describe_facts(facts)

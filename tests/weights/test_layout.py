@@ -15,7 +15,9 @@ from ellama_jax.weights.layout import (
     find_checkpoint,
     latest_step,
     make_meta,
+    read_json_item,
     set_aside_incomplete,
+    write_json_item,
 )
 
 PARTS = ("_CHECKPOINT_METADATA", "params/_METADATA", "meta/metadata")
@@ -72,10 +74,8 @@ def test_incomplete_steps_are_set_aside_and_the_rest_of_a_save_is_removed(tmp_pa
 
 
 def rewrite_model(root, **changes):
-    path = root / "0" / "meta" / "metadata"
-    meta = json.loads(path.read_text())
-    meta["model"] = {**meta["model"], **changes}
-    path.write_text(json.dumps(meta))
+    meta = read_json_item(root / "0", "meta")
+    write_json_item(root / "0", "meta", {**meta, "model": {**meta["model"], **changes}})
 
 
 def test_unreadable_meta_is_named(tiny_root):
@@ -85,7 +85,7 @@ def test_unreadable_meta_is_named(tiny_root):
 
 
 def test_meta_without_its_keys_is_named(tiny_root):
-    (tiny_root / "0" / "meta" / "metadata").write_text('{"model": {}, "commit": null}')
+    write_json_item(tiny_root / "0", "meta", {"model": {}, "commit": None})
     with pytest.raises(ValueError, match="meta must hold tokenizer_fingerprint, versions, prov"):
         find_checkpoint(tiny_root)
 

@@ -1,6 +1,5 @@
 """Which steps stay: the newest, every N-th, the best by a metric, and never fewer than asked."""
 
-import json
 import shutil
 
 import jax
@@ -20,7 +19,7 @@ from ellama_jax.weights.checkpoint import (
     restore_training,
     save_training,
 )
-from ellama_jax.weights.layout import best_step, find_checkpoint
+from ellama_jax.weights.layout import best_step, find_checkpoint, read_metrics
 
 METRIC = "loss/general/en"
 
@@ -197,5 +196,4 @@ def test_a_run_of_eight_devices_restores_on_fewer(
 
 def test_metrics_are_stored_as_they_are(save):
     root = save([0.1 + 0.2])
-    stored = json.loads((root / "10" / "metrics" / "metrics").read_text())
-    assert stored == {"loss": 1.0, METRIC: 0.1 + 0.2}
+    assert read_metrics(root / "10") == {"loss": 1.0, METRIC: 0.1 + 0.2}
