@@ -11,6 +11,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -169,17 +170,20 @@ def restore_params(path: str | os.PathLike, *, dtype=None, mesh: Mesh | None = N
 
 
 def _read_params(step_dir: Path, abstract: Mapping) -> dict:
-    # One leaf after the other: layers are stacked, so there are few and large ones, and the host
-    # never holds more than one of them beside what is on the devices.
     flat = flatten_paths(abstract)
-    leaves = open_item(step_dir / "params", flat)
-    return unflatten_paths({name: place(leaves[name], leaf) for name, leaf in flat.items()})
+    return unflatten_paths(dict(zip(flat, _place_all(step_dir / "params", flat), strict=True)))
+
+
+def _place_all(directory: Path, flat: Mapping[str, Any]) -> list[jax.Array]:
+    # Layers are stacked, so there are few and large leaves: the host never holds more than two of
+    # them beside what is on the devices, one being read while the other is placed.
+    leaves = open_item(directory, flat)
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(lambda name: place(leaves[name], flat[name]), flat))
 
 
 def _read_tree(directory: Path, abstract) -> Any:
-    flat = _flatten_any(abstract)
-    leaves = open_item(directory, flat)
-    placed = [place(leaves[name], leaf) for name, leaf in flat.items()]
+    placed = _place_all(directory, _flatten_any(abstract))
     return jax.tree.unflatten(jax.tree.structure(abstract), placed)
 
 

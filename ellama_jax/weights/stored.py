@@ -10,6 +10,7 @@ is committed, and `checksums.json` in the item keeps the XXH3 of each; whatever 
 
 import base64
 import contextlib
+import dataclasses
 import errno
 import functools
 import itertools
@@ -69,36 +70,53 @@ def _leaf(directory: Path, name: str, store: ts.TensorStore, sums: Mapping) -> L
 
 def _read_box(store: ts.TensorStore, grid, box: Box, sums: Mapping[str, int], name: str):
     """Reads the chunks that a box touches, compares each and returns the box."""
-    if any(part.start >= part.stop for part in box):
-        return np.empty([max(0, p.stop - p.start) for p in box], store.dtype.numpy_dtype)
+    found = np.empty([part.stop - part.start for part in box], store.dtype.numpy_dtype)
+
+    def read(index) -> ts.Future:
+        at = _chunk_box(store, grid, index)
+        inside = all(b.start <= a.start and a.stop <= b.stop for a, b in zip(at, box, strict=True))
+        # A chunk that lies within the box is read into its place.
+        whole = found[*_relative(at, box), ...] if inside else None
+        target = np.empty([p.stop - p.start for p in at], found.dtype) if whole is None else whole
+        write = ts.array(target, copy=False, write=True).write(store[at])
+        return _Read(at, target, inside, write)
+
     ranges = (
-        range(part.start // size, -(-part.stop // size))
+        range(part.start // size, -(-part.stop // size)) if part.stop > part.start else ()
         for part, size in zip(box, grid, strict=True)
     )
-    found = None
-    for chunk, at, piece in _read_chunks(store, grid, itertools.product(*ranges)):
-        if sums.get(chunk) != checksum(piece):
+    for index, (at, piece, placed) in _ahead(itertools.product(*ranges), read):
+        chunk = ".".join(map(str, index)) or "0"
+        if not _is_whole(piece, sums.get(chunk)):
             raise ValueError(f"chunk {chunk} of {name} differs from its checksum")
-        if at == box:
-            return piece
-        if found is None:
-            found = np.empty([part.stop - part.start for part in box], piece.dtype)
-        both = [(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(at, box, strict=True)]
-        to = tuple(slice(lo - b.start, hi - b.start) for (lo, hi), b in zip(both, box, strict=True))
-        of = tuple(slice(lo - a.start, hi - a.start) for (lo, hi), a in zip(both, at, strict=True))
-        as_bits(found)[to] = as_bits(piece)[of]
+        if not placed:
+            pairs = list(zip(at, box, strict=True))
+            both = [slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in pairs]
+            as_bits(found)[_relative(both, box)] = as_bits(piece)[_relative(both, at)]
     return found
 
 
-def _read_chunks(store: ts.TensorStore, grid, indices: Iterable[tuple[int, ...]]) -> Iterator:
-    """Yields (name, box, values) of chunks in order."""
+@dataclasses.dataclass(frozen=True)
+class _Read:
+    at: Box
+    target: np.ndarray
+    placed: bool
+    write: Any
 
-    def box_of(index) -> Box:
-        dims = zip(index, grid, store.shape, strict=True)
-        return tuple(slice(i * size, min((i + 1) * size, whole)) for i, size, whole in dims)
+    def result(self) -> tuple[Box, np.ndarray, bool]:
+        self.write.result()
+        return self.at, self.target, self.placed
 
-    for index, piece in _ahead(indices, lambda index: store[box_of(index)].read()):
-        yield ".".join(map(str, index)) or "0", box_of(index), piece
+
+def _chunk_box(store: ts.TensorStore, grid, index) -> Box:
+    dims = zip(index, grid, store.shape, strict=True)
+    return tuple(slice(i * size, min((i + 1) * size, whole)) for i, size, whole in dims)
+
+
+def _relative(part: Iterable[slice], box: Box) -> Box:
+    """Returns a part of a box counted from where the box begins."""
+    pairs = zip(part, box, strict=True)
+    return tuple(slice(p.start - b.start, p.stop - b.start) for p, b in pairs)
 
 
 def _ahead(keys: Iterable, read: Callable[[Any], ts.Future]) -> Iterator[tuple]:
@@ -113,9 +131,10 @@ def _ahead(keys: Iterable, read: Callable[[Any], ts.Future]) -> Iterator[tuple]:
         yield done, value.result()
 
 
-def checksum(piece: np.ndarray) -> int:
-    """Returns the XXH3 (64 bits) of an array's bytes in row-major order."""
-    return xxhash.xxh3_64_intdigest(np.ascontiguousarray(piece).reshape(-1).view(np.uint8))
+def _is_whole(piece: np.ndarray, expected: int | None) -> bool:
+    """Compares the XXH3 (64 bits) of an array's bytes in row-major order."""
+    content = np.ascontiguousarray(piece).reshape(-1).view(np.uint8)
+    return xxhash.xxh3_64_intdigest(content) == expected
 
 
 def write_checksums(directory: Path, process: int) -> None:
