@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 # Each lower bound was tested: all of them together (`uv pip install --resolution lowest-direct`) on Python
-# 3.13, the demo and tests of training, weights and merging (docs/LOG.md). They are the versions of a
+# 3.13, the demo and the quick tests of every package but the TPU plans (docs/LOG.md). They are the versions of a
 # stock Colab but for jax (there 0.7.2, which lacks jax_enable_preemption_service) and Orbax (there
 # 0.12.4, whose NumpyHandler takes no deepcopy_host_arrays: the first checkpoint fails).
 RUNTIME = [
@@ -26,10 +26,10 @@ RUNTIME = [
     "numpy>=2.1.3",
     "phonenumbers>=9.0.0",
     "pyarrow>=18.1.0",
-    "rensa>=0.2.6",  # MinHash
+    "rensa>=0.5.0",  # MinHash
     "rich>=13.9.4",  # live tables of a sweep and a run
     "rouge-score>=0.1.2",  # of generated titles
-    "resiliparse>=0.15.2",  # the main text of a web page, plain text of HTML
+    "resiliparse>=2.0.0",  # the main text of a web page, plain text of HTML
     "scikit-learn>=1.6.1",
     "scipy>=1.16.3",
     "zstandard>=0.25.0",

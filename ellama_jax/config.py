@@ -238,7 +238,10 @@ def load_values(argv: list[str], verb: str) -> tuple[dict, list[str]]:
 
     _make_configs_importable()
     mine, others = split_arguments(argv)
-    mine = [_with_shipped(*pair) for pair in zip(["", *mine], mine, strict=False)]
+    for at, word in enumerate(mine):
+        flag, equals, name = word.partition("=")
+        if flag in ("--config", "-config") and equals:
+            mine[at] = f"{flag}={find_config(name)}"
     if not mine:
         raise ValueError(
             f"--config: must name a configuration file, got none; see ellama {verb} --help."
@@ -252,7 +255,7 @@ def load_values(argv: list[str], verb: str) -> tuple[dict, list[str]]:
         found = values["config"].value
         to_dict = getattr(found, "to_dict", None)  # a file that was not found raises here
     except OSError as error:
-        file = (mine[0].partition("=")[2] if "=" in mine[0] else mine[1]) or "nothing"
+        file = mine[0].partition("=")[2] or "nothing"
         raise ValueError(
             f"--config: must be a file that can be loaded, got {file}: {str(error).splitlines()[-1]}"
         ) from error
@@ -287,14 +290,6 @@ def _say_what_is_wrong(error: Exception, given: list[str]) -> str:
     return f"--config: {' '.join(text.split())}"
 
 
-def _with_shipped(before: str, word: str) -> str:
-    """Returns a word of the command line with `--config`'s value as `find_config` finds it."""
-    flag, equals, value = word.partition("=")
-    if flag in ("--config", "-config") and equals:
-        return f"{flag}={find_config(value)}"
-    return find_config(word) if before in ("--config", "-config") else word
-
-
 def find_config(name: str) -> str:
     """Returns `FILE[:ARGUMENT]` with FILE as it is here, else the shipped one of that name.
 
@@ -326,16 +321,15 @@ def _make_configs_importable() -> None:
 
 
 def split_arguments(argv: list[str]) -> tuple[list[str], list[str]]:
-    """Separates `--config...` arguments (with their values) from all others."""
+    """Separates `--config...` arguments, each as one word with its value, from all others."""
     mine, others, rest = [], [], list(argv)
     while rest:
         argument = rest.pop(0)
         if argument.split("=")[0].split(".")[0] not in ("--config", "-config"):
             others.append(argument)
             continue
-        mine.append(argument)
-        if "=" not in argument and rest:
-            mine.append(rest.pop(0))
+        alone = "=" not in argument and rest
+        mine.append(f"{argument}={rest.pop(0)}" if alone else argument)
     return mine, others
 
 

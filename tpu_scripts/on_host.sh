@@ -6,8 +6,8 @@
 #   train    the job in the foreground, with the arguments given: the command of a pod
 #   status   a line: HOST: running | exited STATUS: what the job said | stopped | not started
 #   stop     SIGTERM, on which train saves; what has not ended in the given seconds (600) is killed
-# Beside this file lie job.env (NAME=value lines) and job.args (one argument a line). Both are read
-# as they stand. The processes find each other as ellama_jax/core/distributed.py says.
+# Beside this file lie job.env (NAME=value lines), job.args (one argument a line), job.packages, and
+# job.secrets (NAME, its name in Secret Manager, the project). They are read as they stand. The processes find each other as ellama_jax/core/distributed.py says.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 export PATH="$PWD/venv/bin:$HOME/.local/bin:$PATH"
@@ -22,11 +22,12 @@ read_job() {
 }
 
 # Of the wheel too, if it is one that is installed and no repository.
-wanted() { (shopt -s nullglob && cat job.install requirements.lock ./*.whl) | sha256sum; }
+wanted() { (shopt -s nullglob && cat job.install job.packages requirements.lock ./*.whl) | sha256sum; }
 is_installed() { [[ -f installed && $(<installed) == "$(wanted)" ]]; }
 
 # Ubuntu's own Python is older than this project takes: uv brings one.
 install_packages() {
+  local packages
   ! is_installed || return 0
   ! running || refuse 'must have ended before other packages are installed; run stop first.'
   rm -f installed
@@ -34,19 +35,33 @@ install_packages() {
   [[ -x venv/bin/python ]] || uv venv --quiet --python 3.12 venv
   uv pip install --quiet --python venv/bin/python --no-deps --requirement requirements.lock
   # With its extras, held at the locked versions: libtpu belongs to jax, gcsfs reads gs://.
-  uv pip install --quiet --python venv/bin/python --constraint requirements.lock 'jax[tpu]' gcsfs
+  mapfile -t packages <job.packages
+  uv pip install --quiet --python venv/bin/python --constraint requirements.lock "${packages[@]}"
   uv pip install --quiet --python venv/bin/python --no-deps --reinstall-package ellama_jax "$(<job.install)"
   wanted >installed.new && mv installed.new installed
 }
 
 refuse() {
   printf '%s: error: the job %s\n' "$(hostname)" "$1" >&2
-  exit 1
+  exit 3
 }
 
 # A job and its parent hold this lock as long as they live. A number in a file says less: after a
 # reboot another process has it.
 running() { ! flock --nonblock --shared train.lock true; }
+
+# Into the environment of the job alone: no file, log or command line has the values.
+read_secrets() {
+  local name secret project value
+  [[ -f job.secrets ]] || return 0
+  while read -r name secret project; do
+    value=$(gcloud secrets versions access latest "--secret=$secret" "--project=$project" 2>secrets.error) || {
+      say "the secret $secret could not be read: $(tail -n 1 secrets.error)" >&2
+      exit 1
+    }
+    export "$name=$value"
+  done <job.secrets
+}
 
 start() {
   is_installed || refuse 'must be set up first; run setup.'
@@ -56,6 +71,7 @@ start() {
     return
   fi
   if [[ -f train.log && $(stat --format=%s train.log) -gt $MOST_LOG_BYTES ]]; then mv train.log train.log.1; fi
+  read_secrets
   rm -f train.pid train.status stopped
   printf '=== start %s\n' "$(date --utc +%FT%TZ)" >>train.log
   setsid nohup bash on_host.sh keep >>train.log 2>&1 </dev/null &

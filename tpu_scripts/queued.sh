@@ -7,19 +7,21 @@ source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 
 usage() {
   cat <<'TEXT'
-usage: queued.sh VERB [ENV_FILE], runs/env if none is given; DRY_RUN=1 prints the commands alone
+usage: queued.sh VERB [ENV_FILE] [--yes], runs/env if none is given; DRY_RUN=1 prints the commands alone
   create   request the slices          wait     until they are there
   setup    install on every host       launch   start `ellama train` on every host
   status   of slices and jobs          logs     the first host's log; logs-all: the end of all
-  stop     SIGTERM: save and end       delete   slices, requests, everything; the bucket stays
+  stop     SIGTERM: save and end       delete   slices, requests, everything; the bucket stays. Asks; --yes does not
   resume   whatever is missing of create, wait, setup, launch; what was taken away is asked for again
   watch    resume, again and again, until the run has ended or another try cannot mend it
+  costs    all that the project is billed for, in every zone
 TEXT
 }
 
 TPUS=(gcloud compute tpus)
 # So many polls in a row may say nothing clear before it is acted upon.
 PATIENCE=${PATIENCE:-10}
+SSH_TRIES=${SSH_TRIES:-3}
 # A host that was never set up has nothing to stop.
 ON_HOST='test ! -f ellama/on_host.sh || bash ellama/on_host.sh'
 # Runtimes by docs.cloud.google.com/tpu/docs/runtimes.
@@ -38,19 +40,48 @@ within() {
 
 # Runs a command for each node, all at once; {} in it is the node.
 on_nodes() {
-  local secs=$1 node pid pids=() failed=0
+  local secs=$1 node pid pids=() failed=0 code
   shift
   for node in "${NODES[@]}"; do
     if [[ $DRY_RUN == 1 ]]; then run "${@//\{\}/$node}"; continue; fi
     within "$secs" "${@//\{\}/$node}" &
     pids+=($!)
   done
-  for pid in "${pids[@]}"; do wait "$pid" || failed=1; done
+  for pid in "${pids[@]}"; do
+    code=0
+    wait "$pid" || code=$?
+    # 3: a host refused, and would again.
+    [[ $code == 0 || $failed == 3 ]] || failed=$((code == 3 ? 3 : 1))
+  done
   return "$failed"
 }
 
 # Runs one command line on every host.
-on_hosts() { on_nodes "$1" "${TPUS[@]}" tpu-vm ssh {} "${PLACE[@]}" --worker=all "--command=$2"; }
+on_hosts() { on_nodes "$1" "${SSH[@]}" tpu-vm ssh {} "${PLACE[@]}" "${SSH_ARG[@]}" --worker=all "--command=$2"; }
+
+advise() {
+  say "$NAME: a host did not answer in time, or what it ran failed. If none answers: is port 22 open in the network" \
+    "${NETWORK:-default}, or does it want SSH_ARG=--tunnel-through-iap? With several: is the key in an agent" \
+    '(ssh-add ~/.ssh/google_compute_engine)? One that stays away goes with queued.sh delete.'
+}
+
+# Runs what may be run twice, and again if a connection failed: the hosts of a new slice do not all
+# take a key at once, and one of many is lost now and then.
+again() {
+  local tries code
+  for ((tries = 1; ; tries++)); do
+    code=0
+    "$@" || code=$?
+    [[ $code != 0 && $code != 3 ]] || break
+    if ((tries == SSH_TRIES)); then
+      advise
+      break
+    fi
+    say "$NAME: a host could not be reached, or what it ran failed; try $((tries + 1)) of $SSH_TRIES in $POLL_SECS s"
+    sleep "$POLL_SECS"
+  done
+  ((code == 0)) || return 1
+}
 
 # Prints one field of a resource, or ABSENT; any other failure is one, not an absence.
 describe() {
@@ -79,17 +110,37 @@ state() {
 }
 
 create() {
-  local now nodes=("--node-id=$NAME") spot=()
+  local now nodes=("--node-id=$NAME") more=("${CREATE_ARG[@]}")
   now=$(state ABSENT)
   if [[ $now != ABSENT ]]; then
     say "$NAME is there already: $now"
     return
   fi
   [[ $SLICES == 1 ]] || nodes=("--node-count=$SLICES" "--node-prefix=$NAME")
-  [[ $SPOT == 0 ]] || spot=(--spot)
+  check_bucket
+  [[ $SPOT == 0 ]] || more+=(--spot)
+  [[ $RESERVED == 0 ]] || more+=(--reserved)
+  [[ -z $NETWORK ]] || more+=("--network=$NETWORK")
+  [[ -z $SUBNETWORK ]] || more+=("--subnetwork=$SUBNETWORK")
+  [[ -z $SERVICE_ACCOUNT ]] || more+=("--service-account=$SERVICE_ACCOUNT")
+  [[ -z $LABELS ]] || more+=("--labels=$LABELS")
   within 600 "${TPUS[@]}" queued-resources create "$NAME" "${PLACE[@]}" "${nodes[@]}" \
-    "--accelerator-type=$ACCELERATOR" "--runtime-version=$RUNTIME_VERSION" "${spot[@]}" 2>"$SCRATCH/said" ||
+    "--accelerator-type=$ACCELERATOR" "--runtime-version=$RUNTIME_VERSION" "${more[@]}" 2>"$SCRATCH/said" ||
     refused "$(<"$SCRATCH/said")"
+}
+
+# What the run reads must be there before a chip waits for it.
+check_bucket() {
+  local at key place
+  for ((at = 0; at < ${#IN_BUCKET[@]}; at += 2)); do
+    key=${IN_BUCKET[at]} place=${IN_BUCKET[at + 1]}
+    within 120 gcloud storage ls "$place" >"$SCRATCH/listed" 2>"$SCRATCH/said" || {
+      ! grep -q 'matched no objects' "$SCRATCH/said" ||
+        fail "$key: must be there before chips are asked for, got nothing at $place; gcloud storage cp -r DIRECTORY $place"
+      fail "$key: $place could not be listed: $(tail -n 1 "$SCRATCH/said")" 75
+    }
+    [[ $DRY_RUN == 0 ]] || cat "$SCRATCH/listed"
+  done
 }
 
 # No room now is no reason to give up, and costs nothing: status 75 says so to `watch`.
@@ -119,25 +170,30 @@ wait_for() {
 }
 
 setup() {
-  local files=("$ROOT/tpu_scripts/on_host.sh" "$ROOT/requirements.lock") package=$INSTALL
+  local files=("$ROOT/tpu_scripts/on_host.sh" "$ROOT/requirements.lock") package=$INSTALL secret
   if [[ $INSTALL == *.whl ]]; then
-    [[ $DRY_RUN == 1 || -f $INSTALL ]] || fail "INSTALL: must exist, got $INSTALL; pip wheel --no-deps -w dist ."
     files+=("$INSTALL")
     package=./$(basename "$INSTALL")
   fi
   printf '%s\n' "$package" >"$SCRATCH/job.install"
-  printf '%s\n' "LIBTPU_INIT_ARGS=$FLAGS" >"$SCRATCH/job.env"
+  printf '%s\n' 'jax[tpu]' gcsfs "${PACKAGES[@]}" >"$SCRATCH/job.packages"
+  printf '%s\n' "LIBTPU_INIT_ARGS=$FLAGS" "${JOB_ENV[@]}" >"$SCRATCH/job.env"
   printf '%s\n' "${ARGUMENTS[@]}" >"$SCRATCH/job.args"
-  on_hosts 300 'mkdir -p ellama'
-  on_nodes 900 "${TPUS[@]}" tpu-vm scp "${files[@]}" "$SCRATCH"/job.{install,env,args} {}:ellama/ "${PLACE[@]}" --worker=all
-  [[ $DRY_RUN == 0 ]] || say "job.args: ${ARGUMENTS[*]@Q}" "job.env: LIBTPU_INIT_ARGS=${FLAGS@Q}"
-  on_hosts 1800 'bash ellama/on_host.sh install'
+  # Names alone: each host asks for the values itself.
+  for secret in "${JOB_SECRET[@]}"; do printf '%s\n' "${secret%%=*} ${secret#*=} $PROJECT"; done >"$SCRATCH/job.secrets"
+  again on_hosts 300 'mkdir -p ellama && rm -rf ellama/inputs && mkdir ellama/inputs'
+  copy "${files[@]}" "$SCRATCH"/job.{install,packages,env,args,secrets} {}:ellama/
+  [[ ${#INPUTS[@]} == 0 ]] || copy "${INPUTS[@]}" {}:ellama/inputs/ --recurse
+  [[ $DRY_RUN == 0 ]] || say "job.args: ${ARGUMENTS[*]@Q}" "job.env: LIBTPU_INIT_ARGS=${FLAGS@Q} ${JOB_ENV[*]@Q}" \
+    "job.packages: ${PACKAGES[*]}" "job.secrets: ${JOB_SECRET[*]}"
+  again on_hosts 1800 'bash ellama/on_host.sh install'
 }
 
-launch() { on_hosts 300 'bash ellama/on_host.sh start'; }
-logs() { run "${TPUS[@]}" tpu-vm ssh "${NODES[0]}" "${PLACE[@]}" --worker=0 '--command=tail -n 200 -F ellama/train.log'; }
+copy() { again on_nodes 900 "${SSH[@]}" tpu-vm scp "$@" "${PLACE[@]}" "${SSH_ARG[@]}" --worker=all; }
+launch() { again on_hosts 300 'bash ellama/on_host.sh start'; }
+logs() { run "${SSH[@]}" tpu-vm ssh "${NODES[0]}" "${PLACE[@]}" "${SSH_ARG[@]}" --worker=0 '--command=tail -n 200 -F ellama/train.log'; }
 # shellcheck disable=SC2016  # the host's own name
-logs_all() { on_hosts 120 'tail -n 50 ellama/train.log | sed "s/^/$(hostname): /"'; }
+logs_all() { on_hosts 120 'tail -n 50 ellama/train.log | sed "s/^/$(hostname): /"' || { advise && return 1; }; }
 
 # All slices at once: one that ends alone leaves the others waiting for it.
 halt() {
@@ -153,11 +209,17 @@ status() {
   local now
   now=$(state ACTIVE)
   say "$NAME: $now"
-  [[ $now != ACTIVE ]] || on_hosts 120 "$ON_HOST status"
+  [[ $now != ACTIVE ]] || on_hosts 120 "$ON_HOST status" || { advise && return 1; }
+}
+
+delete() {
+  confirm "$NAME" "delete: the queued resource $NAME and its nodes ${NODES[*]} in $ZONE of $PROJECT ($SLICES x $ACCELERATOR), \
+with all that is on their disks and a job that may run there. $WORKDIR stays."
+  remove
 }
 
 # Deletes the request with its nodes, then any node that is left of an earlier, broken end.
-delete() {
+remove() {
   local now node
   now=$(state ACTIVE)
   if [[ $now != ABSENT ]]; then
@@ -192,7 +254,7 @@ resume() {
   done
   say "$NAME: $now"
   if [[ $now == SUSPENDED || $now == PREEMPTED || $now == FAILED ]] || { [[ $now == ACTIVE ]] && lost_a_node; }; then
-    delete
+    remove
   elif [[ $now == ACTIVE ]]; then
     now=$(jobs_state)
     say "$NAME: $now"
@@ -206,6 +268,35 @@ resume() {
   wait_for
   setup
   launch
+}
+
+# Prints all that the project pays for, whoever made it. What cannot be listed is no nothing.
+costs() {
+  local what words failed=0
+  while IFS='|' read -r what words; do
+    say "== $what"
+    # shellcheck disable=SC2086 # words of our own
+    within 120 gcloud $words "--project=$PROJECT" --quiet 2>"$SCRATCH/said" || {
+      # An API that was never switched on bills nothing.
+      if grep -Eq 'SERVICE_DISABLED|has not been used in project|is not enabled' "$SCRATCH/said"; then
+        say 'none: its API is off'
+      else
+        say "could not be listed: $(tail -n 1 "$SCRATCH/said")"
+        failed=1
+      fi
+    }
+  done <<'TEXT'
+TPU slices, by chip and second from READY to delete|compute tpus tpu-vm list --zone=-
+requests, which cost nothing until they are ACTIVE|compute tpus queued-resources list --zone=-
+virtual machines|compute instances list
+disks, also of no machine|compute disks list
+addresses that were reserved|compute addresses list
+clusters (xpk.sh)|container clusters list
+container images, by size|artifacts repositories list
+secrets, by version and month|secrets list
+buckets, by size (gcloud storage du --summarize gs://NAME)|storage buckets list --format=value(name,location)
+TEXT
+  return "$failed"
 }
 
 # Prints how the hosts' jobs stand, in a word; $SCRATCH/jobs has a line a host.
@@ -263,7 +354,7 @@ run_state() {
 }
 
 first_host() {
-  within 120 "${TPUS[@]}" tpu-vm ssh "${NODES[0]}" "${PLACE[@]}" --worker=0 "--command=$ON_HOST status" 2>/dev/null || true
+  within 120 "${SSH[@]}" tpu-vm ssh "${NODES[0]}" "${PLACE[@]}" "${SSH_ARG[@]}" --worker=0 "--command=$ON_HOST status" 2>/dev/null || true
 }
 
 # Prints what the hosts said, once what several said alike: it goes with the slice.
@@ -350,11 +441,13 @@ main() {
   local verb=${1:-} node tool
   case $verb in
     -h | --help | help) usage; exit ;;
-    create | setup | launch | status | logs | stop | delete | resume | watch) ;;
+    create | setup | launch | status | logs | stop | delete | resume | watch | costs) ;;
     wait) verb=wait_for ;;
     logs-all) verb=logs_all ;;
-    *) fail "verb: must be one of create wait setup launch status logs logs-all stop delete resume watch, got ${verb:-nothing}" ;;
+    *) fail "verb: must be one of create wait setup launch status logs logs-all stop delete resume watch costs, got ${verb:-nothing}" ;;
   esac
+  YES=0
+  [[ $verb != delete || ${!#} != --yes ]] || { YES=1 && set -- "${@:1:$#-1}"; }
   [[ $# -le 2 ]] || fail "arguments: must be VERB [ENV_FILE], got $#"
   ENV_FILE=${2:-runs/env}
   read_settings "$ENV_FILE"
@@ -363,12 +456,16 @@ main() {
   [[ -n $runtime ]] || fail "ACCELERATOR: must be v4, v5e, v5p or v6e for queued resources, got $ACCELERATOR; tpu7x goes by xpk.sh."
   RUNTIME_VERSION=${RUNTIME_VERSION:-$runtime}
   PLACE=("--project=$PROJECT" "--zone=$ZONE")
+  # A way that gcloud has in its alpha commands alone (SDK 528).
+  SSH=("${TPUS[@]}")
+  [[ " ${SSH_ARG[*]} " != *' --tunnel-through-iap '* ]] || SSH=(gcloud alpha compute tpus)
   NODES=("$NAME")
   if [[ $SLICES != 1 ]]; then
     NODES=()
     for ((node = 0; node < SLICES; node++)); do NODES+=("$NAME-$node"); done
   fi
-  train_arguments
+  # What a host is sent is what was checked; to look at a run and to end one nothing has to be right.
+  case $verb in create | setup | launch | resume | watch) check_run ;; esac
   for tool in gcloud timeout; do
     [[ $DRY_RUN == 1 ]] || command -v "$tool" >/dev/null || fail "$tool: must be installed, got none."
   done

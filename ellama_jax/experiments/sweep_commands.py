@@ -51,7 +51,7 @@ def write_commands(
             script = f"tpu_scripts/queued.sh {{}} {shlex.quote(str(file))}"
             # A trial that failed must not go on costing, nor keep the next from its chips.
             lines.append(f"{script.format('watch')} || echo {shlex.quote(trial.name)} failed >&2")
-            lines.append(script.format("delete"))
+            lines.append(f"{script.format('delete')} --yes")
     write_whole(path, "\n".join(lines) + "\n")
 
 

@@ -11,13 +11,14 @@ import dataclasses
 import datetime
 import json
 import os
+import re
 import shlex
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ellama_jax.config import RunConfig, config_to_mapping, load_config
+from ellama_jax.config import RunConfig, config_to_mapping, load_config, split_arguments
 from ellama_jax.core.paths import as_path, is_remote, write_whole
 from ellama_jax.core.progress import progress
 from ellama_jax.plan.compile import compile_for, describe
@@ -30,6 +31,7 @@ from ellama_jax.plan.cost import (
     save_cost,
     tokens_per_step,
 )
+from ellama_jax.plan.launch import env_lines
 from ellama_jax.plan.table import PROMISE, block, summary, wrapped
 from ellama_jax.plan.targets import (
     Target,
@@ -80,6 +82,7 @@ def main_plan(argv: list[str]) -> None:
         best=_at_least_one(args.best, "--best"),
     )
     check_json_path(args.json)
+    env = None if args.write_env is None else _read_env(args.write_env, targets)
     check_compiler(targets)
     # This process uses no device: each compilation has its own, and may hide those of this machine.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -97,6 +100,8 @@ def main_plan(argv: list[str]) -> None:
     print(f"{text}\n\n{wrapped(PROMISE)}")
     if args.json:
         write_json(as_path(args.json), config, records, searches, argv)
+    if env is not None:
+        _write_env(Path(args.write_env), env, argv, targets[0], records[0])
     for record in records:
         if record["outcome"] == "failed":
             raise ValueError(
@@ -142,6 +147,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--best", type=int, default=5, metavar="N", help="shown of a search (5)")
     parser.add_argument("--json", metavar="FILE", help="write the plans there too")
+    parser.add_argument(
+        "--write-env",
+        metavar="FILE",
+        help="put what is planned (of a search the best) into this env file of tpu_scripts/",
+    )
     parser.add_argument("--text-dir", metavar="DIR", help="keep the compiled programs' text there")
     return parser
 
@@ -348,6 +358,32 @@ def check_json_path(name: str | None) -> None:
     folder = _existing_dir(path.parent, "--json")
     if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
         raise ValueError(f"--json: must be writable, got {name}.")
+
+
+def _read_env(name: str, targets: Sequence[Target]) -> list[str]:
+    if len(targets) > 1 or targets[0].topology is None:
+        raise ValueError("--write-env: must be used with one --topology of TPUs.")
+    if not Path(name).is_file():
+        raise ValueError(f"--write-env: must exist, got {name}; cp tpu_scripts/env.example {name}")
+    return Path(name).read_text(encoding="utf-8").splitlines()
+
+
+def _write_env(
+    path: Path, lines: list[str], argv: list[str], target: Target, record: Mapping
+) -> None:
+    """Puts a plan's slices, configuration and keys into the lines of an env file."""
+    if record["outcome"] != "compiled":
+        raise ValueError(f"--write-env: {target.name} does not fit; {path} stays as it was.")
+    words, _ = split_arguments(argv)
+    config = [word for word in words if word.partition("=")[0] in ("--config", "-config")]
+    arguments = [word for word in words if word not in config] + record["overrides"]
+    values = {
+        "ACCELERATOR": re.sub(r"^\d+x", "", target.name),
+        "SLICES": str(target.num_slices),
+        "CONFIG": config[-1].partition("=")[2],
+    }
+    write_whole(path, "\n".join(env_lines(lines, values, arguments)) + "\n")
+    print(f"wrote {path}: {', '.join(f'{name}={value}' for name, value in values.items())}")
 
 
 def _existing_dir(path: str | Path, name: str) -> Path:

@@ -208,7 +208,7 @@ def test_for_tpu_slices_every_trial_gets_an_env_file_that_the_launch_scripts_tak
     words, after = map(shlex.split, lines[:2])
     assert words[:2] == ["tpu_scripts/queued.sh", "watch"] and words[3] == "||"
     file = place / words[2]
-    assert after == ["tpu_scripts/queued.sh", "delete", words[2]]
+    assert after == ["tpu_scripts/queued.sh", "delete", words[2], "--yes"]
     assert file.stem.startswith("peak_frac-0.05_seed-0_")
     found = file.read_text().splitlines()
     assert f"WORKDIR=gs://bucket/lr/{file.stem}" in found and "PROJECT=shop-1" in found

@@ -38,6 +38,7 @@ def held(name, default):
 
 
 def main(argv):
+    argv = argv[argv[0] == "alpha" :]
     with held("calls.json", []) as calls:
         number = len(calls)
         calls.append(argv)
@@ -53,6 +54,8 @@ def main(argv):
         sys.exit(whole.get("say", "ERROR: (gcloud) the connection was reset"))
     if argv[:2] == ["storage", "ls"]:
         sys.exit(list_bucket(argv[2]))
+    if "list" in argv:
+        sys.exit(0)
     assert argv[:2] == ["compute", "tpus"], argv
     options = dict(word[2:].partition("=")[::2] for word in argv[4:] if word.startswith("--"))
     plain = [word for word in argv[4:] if not word.startswith("--")]
@@ -71,7 +74,9 @@ def _fits(fault, text):
 
 
 def list_bucket(pattern):
-    found = glob.glob(str(HOME / "bucket" / pattern.partition("/runs/")[2]))
+    found = glob.glob(
+        str(HOME / "bucket" / pattern.removeprefix("gs://bucket/").removeprefix("runs/"))
+    )
     if not found:
         return "ERROR: (gcloud.storage.ls) One or more URLs matched no objects."
     print("\n".join(found))
@@ -142,7 +147,11 @@ def on_hosts(verb, plain, options, fault):
             continue
         if verb == "tpu-vm scp":
             for file in files:
-                shutil.copy(file, host / place)
+                if Path(file).is_dir():
+                    assert "recurse" in options
+                    shutil.copytree(file, host / place / Path(file).name, dirs_exist_ok=True)
+                else:
+                    shutil.copy(file, host / place)
             codes.append(0)
         else:
             env = {"PATH": f"{HOME / 'host_bin'}:/usr/bin:/bin", "HOME": str(host)}

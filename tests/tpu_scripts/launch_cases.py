@@ -25,16 +25,33 @@ def write_env(directory, arguments=(), **changes):
     return file
 
 
-def script(name, *arguments, path="", **environment):
-    """Runs a script of tpu_scripts/; `path` is put before PATH."""
+def script(
+    name,
+    *arguments,
+    path="",
+    scripts=SCRIPTS,
+    cwd=None,
+    stdin=subprocess.DEVNULL,
+    checked=False,
+    **environment,
+):
+    """Runs a script of tpu_scripts/; `path` is put before PATH.
+
+    Without `checked` no run is looked at before the launch, which takes seconds each time.
+    """
     env = {
         **os.environ,
-        "PYTHON": sys.executable,
+        "PYTHON": sys.executable
+        if checked
+        else str(Path(__file__).with_name("unchecked_python.sh")),
+        "REAL_PYTHON": sys.executable,
         "POLL_SECS": "0",
         "CLOUDSDK_CONFIG": "/none",
         **environment,
     }
     if path:
         env["PATH"] = f"{path}:{env['PATH']}"
-    argv = [shutil.which("bash"), str(SCRIPTS / name), *map(str, arguments)]
-    return subprocess.run(argv, env=env, capture_output=True, text=True, timeout=240)
+    argv = [shutil.which("bash"), str(scripts / name), *map(str, arguments)]
+    return subprocess.run(
+        argv, env=env, cwd=cwd, stdin=stdin, capture_output=True, text=True, timeout=240
+    )

@@ -20,7 +20,7 @@ def make_host(directory, arguments):
     (directory / "on_host.sh").write_text((SCRIPTS / "on_host.sh").read_text())
     (directory / "job.env").write_text("LIBTPU_INIT_ARGS=\n")
     (directory / "job.args").write_text("".join(f"{word}\n" for word in arguments))
-    for name in ("job.install", "requirements.lock"):
+    for name in ("job.install", "job.packages", "requirements.lock"):
         (directory / name).touch()
     on_host(directory, "install")
     return directory

@@ -98,10 +98,12 @@ def test_a_wheel_that_is_not_there_is_refused_before_a_host_is_asked(refused, tm
     assert "INSTALL: must exist" in refused("queued.sh", "setup", env)
 
 
-def test_the_example_is_complete():
+def test_the_example_is_complete_and_its_run_fits_its_slice(tmp_path):
     example = SCRIPTS / "env.example"
+    (tmp_path / "dist").mkdir()
+    (tmp_path / "dist/ellama_jax-0.1.0-py3-none-any.whl").touch()
     for program, verb in (("queued.sh", "create"), ("xpk.sh", "launch")):
-        ended = script(program, verb, example, DRY_RUN="1")
+        ended = script(program, verb, example, DRY_RUN="1", cwd=tmp_path, checked=True)
         assert ended.returncode == 0 and "ellama-8b" in ended.stdout, ended
     names = {line.partition("=")[0] for line in example.read_text().splitlines() if "=" in line}
     assert {*NAMES, *XPK_NAMES, "RUNTIME_VERSION", "TRAIN_ARG"} <= names

@@ -21,8 +21,8 @@ def xpk_parser():
     return parser
 
 
-def printed(verb, env):
-    ended = script("xpk.sh", verb, env, DRY_RUN="1")
+def printed(verb, env, **options):
+    ended = script("xpk.sh", verb, env, DRY_RUN="1", **options)
     assert ended.returncode == 0, ended
     return [shlex.split(line) for line in ended.stdout.splitlines()]
 
@@ -47,6 +47,30 @@ def test_xpk_takes_every_command(xpk_parser, tmp_path, accelerator, slices):
                 assert taken.tpu_type in KNOWN and taken.num_slices == slices
             if verb == "cluster":
                 assert taken.spot == (spot == "1") and taken.on_demand == (spot == "0")
+
+
+def test_a_cluster_takes_a_reservation_and_jobs_an_environment(xpk_parser, tmp_path):
+    arguments = ["--reservation=mine", "--custom-cluster-arguments=--network=own --subnetwork=own"]
+    more = {
+        "CREATE_ARG": f"{arguments[0]}\nCREATE_ARG={arguments[1]}",
+        "JOB_ENV": "TOKENIZERS_PARALLELISM=a b",
+    }
+    env = write_env(tmp_path, **more)
+    (command,) = printed("cluster", env)
+    taken = xpk_parser.parse_args(command[1:])
+    assert taken.reservation == "mine" and not (taken.spot or taken.on_demand)
+    assert taken.custom_cluster_arguments == "--network=own --subnetwork=own"
+    (command,) = printed("launch", env)
+    assert (
+        "'TOKENIZERS_PARALLELISM=a b'" in command[-1]
+        or "TOKENIZERS_PARALLELISM=a\\ b" in command[-1]
+    )
+    for name, value in {"NETWORK": "own", "JOB_SECRET": "A=b", "RESERVED": "1\nSPOT=0"}.items():
+        changes = {"SPOT": None} if name == "RESERVED" else {}
+        ended = script(
+            "xpk.sh", "launch", write_env(tmp_path, **changes, **{name: value}), DRY_RUN="1"
+        )
+        assert ended.returncode == 2 and f"{name}: must be" in ended.stderr, ended
 
 
 def test_xpk_refuses_what_it_does_not_know(xpk_parser, tmp_path):
@@ -160,8 +184,21 @@ def test_a_workload_is_created_once(tmp_path, there):
 
 
 def test_the_image_has_what_a_pod_runs(tmp_path):
-    build, push = printed("image", write_env(tmp_path, INSTALL="dist/e.whl"))
+    tree = tmp_path / "tree"
+    shutil.copytree(SCRIPTS, tree / "tpu_scripts")
+    (tree / "ellama_jax").symlink_to(SCRIPTS.parent / "ellama_jax")
+    for name in ("e.whl", "my_run.py"):
+        (tree / name).touch()
+    env = write_env(tmp_path, INSTALL="e.whl", CONFIG="my_run.py:small")
+    build, push = printed("image", env, scripts=tree / "tpu_scripts", cwd=tree)
     assert build[:2] == ["docker", "build"] and push == ["docker", "push", "example.org/a/b:1"]
+    assert "--build-arg=INPUT=my_run.py" in build and "--build-arg=WHEEL=e.whl" in build
+    (launch,) = printed("launch", env, scripts=tree / "tpu_scripts", cwd=tree)
+    assert "--config=inputs/my_run.py:small" in launch[-1]
+    (tmp_path / "other.py").touch()
+    ended = script("xpk.sh", "image", write_env(tmp_path, INSTALL="e.whl", CONFIG=f"{tmp_path}/other.py"),
+                   scripts=tree / "tpu_scripts", cwd=tree, DRY_RUN="1")  # fmt: skip
+    assert ended.returncode == 2 and f"{tmp_path}/other.py: must lie in" in ended.stderr
     text = (SCRIPTS / "Dockerfile").read_text()
     for line in text.splitlines():
         if line.startswith("COPY") and "$" not in line:
