@@ -114,7 +114,7 @@ check_settings() {
   done
   for argument in "${JOB_SECRET[@]}"; do
     [[ $argument =~ ^[A-Za-z_][A-Za-z0-9_]*=[A-Za-z0-9_-]+$ ]] ||
-      fail "JOB_SECRET: must be NAME=NAME_IN_SECRET_MANAGER, got one for ${argument%%[^A-Za-z0-9_]*}"
+      fail 'JOB_SECRET: must be NAME=NAME_IN_SECRET_MANAGER, got something else, which is not said.'
   done
   check_accelerator
 }

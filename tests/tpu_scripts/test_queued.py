@@ -683,6 +683,12 @@ def test_gcloud_itself_takes_every_command(cloud, tmp_path):
     for verb in (*VERBS, "costs"):
         printed += cloud.run(verb, env, DRY_RUN="1").stdout.splitlines()
     printed.append("gcloud secrets versions access latest --secret=s --project=p")
+    page = (SCRIPTS.parent / "docs/TPU.md").read_text()
+    told = [
+        line.partition(" #")[0].strip() for line in re.findall(r"^ +\$ (gcloud .*)", page, re.M)
+    ]
+    assert len(told) > 15
+    printed += told
     printed.append("gcloud storage ls gs://bucket/windows")
     printed += script("xpk.sh", "logs", env, DRY_RUN="1").stdout.splitlines()[:1]
     lines = sorted({shlex.join(shlex.split(line)) for line in printed})

@@ -5,7 +5,7 @@ import shutil
 import pytest
 from launch_cases import SCRIPTS, script, write_env
 
-from ellama_jax.config import config_to_mapping, configs_dir, load_config
+from ellama_jax.config import config_to_mapping, load_config
 
 HOSTILE = ["two words", "a;touch pwned", "$(touch pwned)", "`touch pwned`", "a'b", 'a"b', "a|b",
            "a&b", "a>b", "-x", "a\\b", "a*", "../x", "ö", ""]  # fmt: skip
@@ -69,10 +69,54 @@ def test_a_missing_name_is_refused(refused, tmp_path, name):
         ({"SPOT": "1\nnonsense"}, "a line must be NAME=value, got nonsense"),
         ({"SPOT": "1\nTRAIN_ARG=--workdir=gs://other/x"}, "must be --config.KEY=VALUE"),
         ({"SPOT": "1\nTRAIN_ARG=--config.a=b\x07"}, "must hold no control characters"),
+        ({"RESERVED": "1"}, "RESERVED: must be 0 where SPOT is 1"),
+        ({"NETWORK": "a b"}, "NETWORK: must be"),
+        ({"SERVICE_ACCOUNT": "me"}, "SERVICE_ACCOUNT: must be the e-mail address"),
+        ({"LABELS": "Team"}, "LABELS: must be name=value"),
+        ({"CREATE_ARG": "spot"}, "CREATE_ARG: must be --flag"),
+        ({"CREATE_ARG": "--zone=other"}, "CREATE_ARG: must be no flag that has a name of its own, got --zone"),
+        ({"SSH_ARG": "--command=reboot"}, "SSH_ARG: must be no flag that has a name"),
+        ({"JOB_ENV": "A B=c"}, "JOB_ENV: must be NAME=value"),
+        ({"JOB_ENV": "LIBTPU_INIT_ARGS=-x"}, "must leave LIBTPU_INIT_ARGS alone"),
+        ({"CONFIG": "configs/../../evil.py"}, "CONFIG: must lead out of no directory"),
     ],
 )  # fmt: skip
 def test_what_cannot_work_is_one_line(refused, tmp_path, changes, message):
     assert message in refused("queued.sh", "create", write_env(tmp_path, **changes))
+
+
+@pytest.mark.parametrize(
+    "line", ["WANDB_API_KEY=k3y", "JOB_ENV=WANDB_API_KEY=k3y", "JOB_SECRET=A=not a name k3y",
+             "JOB_SECRET=k3y"],
+)  # fmt: skip
+def test_a_secret_in_the_wrong_place_is_refused_without_being_said(refused, tmp_path, line):
+    name, _, value = line.partition("=")
+    said = refused("queued.sh", "create", write_env(tmp_path, **{name: value}))
+    assert "k3y" not in said
+
+
+@pytest.mark.parametrize("dry", ["0", "1"])
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"SPOT": "1\nTRAIN_ARG=--config.mesh.fspd=3"}, "mesh.fspd"),
+        ({"CONFIG": "my_rum.py"}, "my_rum.py"),
+        ({"INSTALL": "dist/none.whl"}, "INSTALL: must exist"),
+    ],
+)
+def test_a_run_that_cannot_be_is_refused_before_anything_is_asked_for(
+    refused, tmp_path, change, name, dry
+):
+    """The keys themselves: tests/plan/test_launch.py. What to end and to look at needs none right."""
+    env = write_env(tmp_path, **change)
+    for program, verb in (
+        (("queued.sh", "watch"), ("xpk.sh", "cluster"))
+        if dry == "1"
+        else (("queued.sh", "create"),)
+    ):
+        assert name in refused(program, verb, env, checked=True, DRY_RUN=dry)
+    ended = script("queued.sh", "delete", env, "--yes", DRY_RUN="1")
+    assert ended.returncode == 0, ended
 
 
 @pytest.mark.parametrize("program", ["queued.sh", "xpk.sh"])
@@ -106,7 +150,9 @@ def test_the_example_is_complete_and_its_run_fits_its_slice(tmp_path):
         ended = script(program, verb, example, DRY_RUN="1", cwd=tmp_path, checked=True)
         assert ended.returncode == 0 and "ellama-8b" in ended.stdout, ended
     names = {line.partition("=")[0] for line in example.read_text().splitlines() if "=" in line}
-    assert {*NAMES, *XPK_NAMES, "RUNTIME_VERSION", "TRAIN_ARG"} <= names
+    optional = {"RUNTIME_VERSION", "RESERVED", "NETWORK", "SUBNETWORK", "SERVICE_ACCOUNT", "LABELS"}
+    lists = {"CREATE_ARG", "SSH_ARG", "TRAIN_ARG", "JOB_ENV", "JOB_SECRET"}
+    assert {*NAMES, *XPK_NAMES, *optional, *lists} <= {name.removeprefix("# ") for name in names}
 
 
 def test_the_example_is_the_run_that_the_guide_plans(tmp_path):
@@ -115,9 +161,8 @@ def test_the_example_is_the_run_that_the_guide_plans(tmp_path):
     (tmp_path / "my_run.py").write_text(code.removeprefix("python\n"))
     lines = (SCRIPTS / "env.example").read_text().splitlines()
     config = next(line for line in lines if line.startswith("CONFIG=")).partition("=")[2]
-    file = configs_dir() / config.removeprefix("configs/")
     arguments = [line.partition("=")[2] for line in lines if line.startswith("TRAIN_ARG=")]
-    example, _ = load_config([f"--config={file}", *arguments], "train")
+    example, _ = load_config([f"--config={config}", *arguments], "train")
     planned, _ = load_config([f"--config={tmp_path / 'my_run.py'}"], "train")
     example, planned = config_to_mapping(example), config_to_mapping(planned)
     for section, key in (
