@@ -201,8 +201,17 @@ def test_commands_are_written_one_a_trial_and_make_the_same_trials(place, capsys
 def test_for_tpu_slices_every_trial_gets_an_env_file_that_the_launch_scripts_take(place):
     root = Path(sweep.__file__).parents[2]
     env = (root / "tpu_scripts" / "env.example").read_text()
-    (place / "env").write_text(env.replace("PROJECT=my-project", "PROJECT=shop-1"))
-    run("--write-commands", "go.sh", "--env", "env", workdir="gs://bucket/lr")
+    # The batch of the example is the trials' no more; nothing of theirs goes onto 64 chips.
+    env = re.sub(r"TRAIN_ARG=--config\.(data|train|schedule).*\n", "", env)
+    for name, value in {
+        "PROJECT": "shop-1",
+        "ACCELERATOR": "v6e-1",
+        "INSTALL": "git+https://a.b/c@d",
+    }.items():
+        env = re.sub(rf"^{name}=.*", f"{name}={value}", env, flags=re.M)
+    (place / "env").write_text(env)
+    more = ("--set", "evaluate.windows_dir=gs://bucket/held")
+    run("--write-commands", "go.sh", "--env", "env", *more, workdir="gs://bucket/lr")
     lines = [line for line in (place / "go.sh").read_text().splitlines() if "queued.sh" in line]
     assert len(lines) == 12
     words, after = map(shlex.split, lines[:2])
