@@ -46,9 +46,8 @@ def main(argv: list[str] | None = None) -> None:
     if verb not in VERBS:
         sys.exit(_fail("", f"{verb} is no verb; {_nearest(verb)}"))
     module, _ = VERBS[verb]
-    run = getattr(importlib.import_module(module), f"main_{verb.replace('-', '_')}")
     try:
-        run(argv)
+        getattr(importlib.import_module(module), f"main_{verb.replace('-', '_')}")(argv)
         sys.stdout.flush()
     except BrokenPipeError:
         # Who read our output, as `| head`, has had enough. Nothing is left to flush at exit.

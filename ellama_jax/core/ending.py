@@ -21,7 +21,13 @@ from typing import Any, NamedTuple, NoReturn
 
 import jax
 
-from ellama_jax.core.exits import EXIT_AGAIN, EXIT_FAILED, EXIT_TERMINATED, describe_error
+from ellama_jax.core.exits import (
+    EXIT_AGAIN,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_TERMINATED,
+    describe_error,
+)
 
 # Keys end in the number of the process that reads them, or that wrote them (heard, begun). The first to
 # fail writes `first`.
@@ -229,11 +235,11 @@ def say_last_words(words: str) -> None:
     ctypes.CDLL(None).signal(signal.SIGABRT, leave)
 
 
-# --- SIGTERM -------------------------------------------------------------------------------------
+# --- SIGTERM and Ctrl-C -------------------------------------------------------------------------------------
 
 
 class Steps:
-    """Which steps may begin: all, until SIGTERM comes to any process of the job.
+    """Which steps may begin: all, until SIGTERM or Ctrl-C comes to any process of the job.
 
         with sigterm_stops() as steps:
             for step in ...:
@@ -241,7 +247,13 @@ class Steps:
 
     Then every process says how far it has come, a thread of its own speaking for the loop, and the
     furthest is the last step of all. Where none has begun one there is nothing to save: they end.
+
+    Attributes:
+        stopped_by: what came, in words.
+        status: what the process ends with for it.
     """
+
+    stopped_by, status = "SIGTERM", EXIT_TERMINATED
 
     def __init__(self):
         self._lock, self._agreed = threading.Lock(), threading.Event()
@@ -283,19 +295,19 @@ class Steps:
         """Sets the last step; where it is 0 the process ends at once."""
         if last == 0:
             if _job is None or _job.index == 0:
-                said = "stopped by SIGTERM before its first step; the same command starts again."
-                print(said, file=sys.stderr, flush=True)
-            _leave(EXIT_TERMINATED)
+                said = f"stopped by {self.stopped_by} before its first step"
+                print(f"{said}; the same command starts again.", file=sys.stderr, flush=True)
+            _leave(self.status)
         self._last = last
         self._agreed.set()
 
 
 @contextlib.contextmanager
 def sigterm_stops() -> Iterator[Steps]:
-    """Context in which SIGTERM, here or in another process of the job, sets a last step.
+    """Context in which SIGTERM or Ctrl-C, here or in another process of the job, sets a last step.
 
-    A second SIGTERM changes nothing: the save that it would cut short is why there was a first. An
-    inner one of these is the same as the outer one.
+    A second SIGTERM changes nothing: the save that it would cut short is why there was a first. A
+    second Ctrl-C interrupts that too. An inner one of these is the same as the outer one.
     """
     global _steps
     if _steps is not None:
@@ -309,12 +321,20 @@ def sigterm_stops() -> Iterator[Steps]:
 
     def hear() -> None:
         while numbers := heard.recv(64):
-            if signal.SIGTERM in numbers:
+            if signal.SIGINT in numbers and not steps.over(sys.maxsize):
+                steps.stopped_by, steps.status = "Ctrl-C", EXIT_INTERRUPTED
+                said = "stopping after the step under way; Ctrl-C again does not wait for a save."
+                print(said, file=sys.stderr, flush=True)
+            if signal.SIGTERM in numbers or signal.SIGINT in numbers:
                 _ask_to_stop(steps)
         heard.close()
 
+    def interrupted_once(*_) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
     threading.Thread(target=hear, name="sigterm", daemon=True).start()
     before = signal.signal(signal.SIGTERM, lambda *_: None)
+    before_int = signal.signal(signal.SIGINT, interrupted_once)
     wakeup = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
     try:
         yield steps
@@ -324,6 +344,7 @@ def sigterm_stops() -> Iterator[Steps]:
         # One of several may still be asked how far it has come, and is deaf while it leaves with the others.
         if _job is None:
             signal.signal(signal.SIGTERM, before)
+            signal.signal(signal.SIGINT, before_int)
             _steps = None
 
 

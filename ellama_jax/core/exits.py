@@ -6,6 +6,7 @@ EXIT_FAILED = 1  # a defect: its traceback says where
 EXIT_MISTAKE = 2  # what a user can mend, said in one line
 EXIT_GATE = 3  # the retention gate: to start it again would not help
 EXIT_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: worth another try
+EXIT_INTERRUPTED = 130  # 128 + SIGINT: somebody pressed Ctrl-C
 EXIT_TERMINATED = 143  # 128 + SIGTERM, what a scheduler expects of a job it ended
 
 # What must hold of a path, by how the system refused it.
@@ -28,7 +29,7 @@ def describe_error(error: BaseException) -> tuple[int, str]:
     (2, 'w/manifest.json: must exist, got no such file or directory.')
     """
     if isinstance(error, KeyboardInterrupt):
-        return EXIT_MISTAKE, "interrupted."
+        return EXIT_INTERRUPTED, "interrupted; the same command starts again."
     if not isinstance(error, (ValueError, OSError)):
         return EXIT_FAILED, f"{type(error).__name__}: {str(error).partition(chr(10))[0][:300]}"
     if isinstance(error, (ConnectionError, TimeoutError)):

@@ -46,7 +46,7 @@ from ellama_jax.model.presets import LlamaConfig
 from ellama_jax.tokens.tokenizer import Tokenizer, check_fits, load_tokenizer
 from ellama_jax.weights import checkpoint as checkpoints
 from ellama_jax.weights import huggingface
-from ellama_jax.weights.layout import check_file
+from ellama_jax.weights.layout import check_file, weights_identity
 
 # Share of the general questions that only choose alpha (merge-sweep) and are never reported.
 MMLU_VALIDATION_FRAC = 1 / 3
@@ -144,7 +144,11 @@ def load_model(path: str | Path, *, mesh=None) -> tuple[dict, LlamaConfig, Token
         info = checkpoints.find_checkpoint(path)
         config, tokenizer = info.config, load_tokenizer(info.tokenizer_dir)
         params = checkpoints.restore_params(info.path, mesh=mesh)
-        origin = {"step": info.step, "provenance": info.meta["provenance"]}
+        origin = {
+            "step": info.step,
+            "weights_identity": weights_identity(info.path),
+            "provenance": info.meta["provenance"],
+        }
     check_fits(tokenizer, config.vocab_size)
     return params, config, tokenizer, origin
 

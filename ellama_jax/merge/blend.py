@@ -23,6 +23,7 @@ from ellama_jax.tokens.tokenizer import Tokenizer, load_tokenizer
 from ellama_jax.weights import huggingface
 from ellama_jax.weights.alphas import Alphas
 from ellama_jax.weights.checkpoint import CheckpointInfo, find_checkpoint, list_leaves
+from ellama_jax.weights.layout import weights_identity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Source:
     Attributes:
         path: a Hugging Face directory or `ROOT/<step>`.
         config, tokenizer: what it is.
-        identity: 16 hex digits that change whenever the model is written anew.
+        identity: 16 hex digits that change with the weights.
         info: the checkpoint; None of a Hugging Face directory, which needs no conversion gate.
     """
 
@@ -62,12 +63,8 @@ def find_source(path: str | Path) -> Source:
         said = [sizes, (path / "config.json").read_text(encoding="utf-8")]
         return Source(path, config, tokenizer, _digest(said))
     info = find_checkpoint(path)
-    said = [
-        (info.path / "_CHECKPOINT_METADATA").read_text(),
-        {key: value for key, value in info.meta.items() if key != "verification"},
-    ]
     tokenizer = load_tokenizer(info.tokenizer_dir)
-    return Source(info.path, info.config, tokenizer, _digest(said), info)
+    return Source(info.path, info.config, tokenizer, weights_identity(info.path), info)
 
 
 def _written_at(file: Path) -> int:

@@ -59,6 +59,7 @@ class Goodput:
         self._clock = clock or _steady_clock()
         self._earlier = [{**start, "secs": dict(start["secs"])} for start in earlier]
         self._began, self._first_step, self._last_step = began, 0, 0
+        self.complete = False  # whether all steps asked for are done
         self._secs = {"init": 0.0}
         self.category, self._since = "init", began
         self._written = self._clock()
@@ -129,6 +130,7 @@ class Goodput:
         mine = {
             "began": self._began, "ended": self._since, "first_step": self._first_step,
             "last_step": self._last_step, "lost_steps": 0, "secs": dict(self._secs),
+            "complete": self.complete,
         }  # fmt: skip
         return [*self._earlier, mine]
 
@@ -149,7 +151,8 @@ def summarize(starts: Sequence[Mapping]) -> dict[str, float]:
     """Adds up an account: seconds by category, which sum to last `ended` less first `began`.
 
     The time between a start's last word and the next start is `gap`: what a crashed start did after
-    its last step, the scheduler, and the machine that had to be found.
+    its last step, the scheduler, and the machine that had to be found. After a start that was
+    complete nothing was waited for.
 
     >>> summarize([{"began": 0, "ended": 5, "secs": {"step": 5}},
     ...            {"began": 9, "ended": 10, "secs": {"init": 1}}])
@@ -161,7 +164,8 @@ def summarize(starts: Sequence[Mapping]) -> dict[str, float]:
             total[category] = total.get(category, 0.0) + secs
     for before, after in zip(starts, starts[1:], strict=False):
         # The clock of another machine, or one that was set back, may be behind.
-        total["gap"] += max(0.0, after["began"] - before["ended"])
+        if not before.get("complete"):
+            total["gap"] += max(0.0, after["began"] - before["ended"])
     return {category: secs for category, secs in total.items() if secs}
 
 
@@ -192,9 +196,22 @@ def describe_goodput(starts: Sequence[Mapping]) -> str:
 
 
 def read_goodput(workdir: Path) -> list[dict]:
-    """Returns the account of a run's starts so far, oldest first; empty if there is none."""
+    """Returns the account of a run's starts so far, oldest first; empty if there is none.
+
+    Raises:
+        ValueError: if the file is no such account.
+    """
     path = workdir / GOODPUT_FILE
-    return json.loads(path.read_text())["starts"] if path.exists() else []
+    if not path.exists():
+        return []
+    found = json.loads(path.read_text())
+    starts = found.get("starts") if isinstance(found, dict) else None
+    known = ("began", "ended", "first_step", "last_step", "secs")
+    if not isinstance(starts, list) or not all(
+        isinstance(start, dict) and all(key in start for key in known) for start in starts
+    ):
+        raise ValueError(f"{path}: must be the account of a run's starts.")
+    return starts
 
 
 def _steady_clock() -> Callable[[], float]:

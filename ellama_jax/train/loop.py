@@ -18,7 +18,7 @@ import jax
 from ellama_jax.config import load_config
 from ellama_jax.core.distributed import leads, on_leader, one_job
 from ellama_jax.core.ending import Steps, ends_as_one, sigterm_stops
-from ellama_jax.core.exits import EXIT_GATE, EXIT_TERMINATED
+from ellama_jax.core.exits import EXIT_GATE
 from ellama_jax.core.progress import progress
 from ellama_jax.core.sharding import local_rows, make_mesh, place_batch
 from ellama_jax.train.goodput import STEP, Goodput, read_goodput
@@ -35,7 +35,7 @@ from ellama_jax.train.reporting import (
     say_what_runs,
     tell_others,
 )
-from ellama_jax.train.run import Run, prepare_run, write_config
+from ellama_jax.train.run import Run, prepare_run, set_aside_unreadable, write_config
 from ellama_jax.train.saving import (
     SoFar,
     check_room,
@@ -122,6 +122,7 @@ def train(run: Run) -> Path:
 
 def _train(run: Run) -> Path:
     config, asked = run.config, run
+    on_leader(lambda: set_aside_unreadable(run.workdir))
     goodput, files = Goodput(run.began, earlier=read_goodput(run.workdir)), RunFiles(run.workdir)
     mesh = make_mesh(dataclasses.asdict(config.mesh))
     num_sources = len(run.loader.sources)
@@ -132,6 +133,7 @@ def _train(run: Run) -> Path:
     else:
         program = make_program(config, run.model, mesh, num_sources)
     on_leader(lambda: check_room(run, program))
+    idle = False
     try:
         # Leaving the manager waits until a save under way is whole.
         with (
@@ -141,6 +143,13 @@ def _train(run: Run) -> Path:
             _profiler(run) as profiler,
         ):
             done = manager.latest_step() or 0
+            # To start a finished run again is no part of what it took.
+            idle = done >= config.train.steps
+            if done > config.train.steps:
+                raise ValueError(
+                    f"train.steps: must be at least the {done} that {run.workdir} has done, got "
+                    f"{config.train.steps}; a shorter run needs a workdir of its own."
+                )
             scores = RunScores(run, mesh, done, files) if run.questions else None
             with goodput.span("restore"):
                 state, so_far = start_or_resume(run, program, manager)
@@ -156,16 +165,18 @@ def _train(run: Run) -> Path:
                     run, files, program, manager, state, so_far, goodput, profiler, allowed, scores
                 )
             goodput.enter("checkpoint")
+            goodput.complete = not stopped
     finally:
         if leads():
-            goodput.write(files, force=True)
+            if not idle:
+                goodput.write(files, force=True)
             files.close()
     say_goodput(goodput)
     if stopped:
         if leads():
-            said = "stopped by SIGTERM after a checkpoint; the same command resumes."
+            said = f"stopped by {allowed.stopped_by} after a checkpoint; the same command resumes."
             print(said, file=sys.stderr)
-        sys.exit(EXIT_TERMINATED)
+        sys.exit(allowed.status)
     if scores is not None and scores.refusal:
         if leads():
             print(scores.refusal, file=sys.stderr)

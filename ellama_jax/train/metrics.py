@@ -213,12 +213,18 @@ class MetricsLog:
 
 
 def read_metrics(workdir: Path) -> list[dict]:
-    """Returns the records of a run, in order; a half-written last line is left out."""
+    """Returns the records of a run, in order; a half-written last line is left out.
+
+    Raises:
+        ValueError: if a line is no record.
+    """
     path = workdir / METRICS_FILE
     if not path.exists():
         return []
-    lines = path.read_text().split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    records = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+    if not all(isinstance(record, dict) and "step" in record for record in records):
+        raise ValueError(f"{path}: every line must be the record of a step.")
+    return records
 
 
 def _open_board(workdir: Path, local: Path, first_step: int) -> Kept:

@@ -4,6 +4,7 @@ Owns every check that needs no device. What happens then is loop.py's part.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import sys
@@ -12,18 +13,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ellama_jax.config import RunConfig, config_to_mapping
-from ellama_jax.core.paths import as_path, is_remote
+from ellama_jax.core.paths import as_path, copy_file, is_remote
 from ellama_jax.core.tree import flatten_paths
 from ellama_jax.evaluate.scorecard import check_tasks, gather_questions, limit_each
 from ellama_jax.model.presets import LlamaConfig
 from ellama_jax.tokens.held_out import HeldOut
 from ellama_jax.tokens.loader import Loader, open_sources
 from ellama_jax.tokens.tokenizer import Tokenizer, check_fits, load_tokenizer
+from ellama_jax.train.goodput import GOODPUT_FILE, read_goodput
 from ellama_jax.train.kept import RunFiles
-from ellama_jax.train.metrics import known_metrics
+from ellama_jax.train.metrics import METRICS_FILE, known_metrics, read_metrics
 from ellama_jax.train.program import find_model
 from ellama_jax.train.tracking import check_wandb
-from ellama_jax.weights.layout import CheckpointInfo, check_writable
+from ellama_jax.weights.layout import CheckpointInfo, check_writable, weights_identity
 from ellama_jax.weights.verdict import check_verified
 
 if TYPE_CHECKING:
@@ -48,6 +50,11 @@ class Run:
     held_out: HeldOut | None
     began: float
     questions: tuple[list[dict], list[dict]] | None = None
+
+    @functools.cached_property
+    def base_identity(self) -> str | None:
+        """The content of the weights it begins from; None where they are random."""
+        return weights_identity(self.base.path) if self.base else None
 
 
 def prepare_run(
@@ -171,6 +178,30 @@ def _make_workdir(workdir: Path) -> None:
         ) from error
     if not os.access(workdir, os.W_OK):
         raise ValueError(f"--workdir: must be writable, got {workdir}.")
+
+
+def set_aside_unreadable(workdir: Path) -> None:
+    """Moves files beside the checkpoints that cannot be read out of the way; for one process of a job.
+
+    The run needs none of them: it says so, and begins them again. `NAME` becomes `NAME.damaged`.
+    """
+    readers = {
+        METRICS_FILE: lambda: read_metrics(workdir),
+        GOODPUT_FILE: lambda: read_goodput(workdir),
+        "config.json": lambda: flatten_paths(json.loads((workdir / "config.json").read_text())),
+    }
+    for name, read in readers.items():
+        path = workdir / name
+        if not path.exists():
+            continue
+        try:
+            read()
+        except (ValueError, AttributeError) as error:
+            aside = path.with_name(f"{name}.damaged")
+            copy_file(path, aside)
+            path.unlink()
+            said = f"{path}: cannot be read ({str(error).partition(chr(10))[0][:160]}); "
+            print(f"{said}set aside as {aside.name}, and begun again.", file=sys.stderr)
 
 
 def write_config(run: Run, files: RunFiles) -> None:

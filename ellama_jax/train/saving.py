@@ -7,6 +7,7 @@ weights/checkpoint.py's.
 import contextlib
 import dataclasses
 import functools
+import sys
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -15,13 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ellama_jax.config import config_to_mapping
+from ellama_jax.config import ScheduleConfig, config_to_mapping
+from ellama_jax.core.distributed import leads
 from ellama_jax.core.ending import ends_as_one
 from ellama_jax.model.llama import init_params
 from ellama_jax.model.presets import fields_that_differ
 from ellama_jax.tokens.mixture import mixture_differences
 from ellama_jax.train.metrics import IntervalMeans
-from ellama_jax.train.optimizer import init_opt_state
+from ellama_jax.train.optimizer import init_opt_state, make_schedule
 from ellama_jax.train.program import Program
 from ellama_jax.train.run import Run, source_names
 from ellama_jax.train.spikes import guard_from_data, guard_to_data, init_guard
@@ -95,12 +97,14 @@ def start_or_resume(run: Run, program: Program, manager) -> tuple[TrainState, So
         state = init_state(params, opt_state, init_guard(run.config.train))
         ledger, sums = {}, {}
     else:
-        step, params, opt_state, data, _ = checkpoints.restore_training(
+        step, params, opt_state, data, meta = checkpoints.restore_training(
             manager,
             abstract.params,
             abstract.opt_state,
             check=functools.partial(_check_same_run, run),
         )
+        if leads():
+            _say_other_rate(run, step, meta["config"])
         counts = {name: jnp.int32(data[name]) for name in ("skipped", "skipped_in_a_row")}
         guard = guard_from_data(data["guard"], run.config.train)
         state = TrainState(jnp.int32(step), params, opt_state, **counts, guard=guard)
@@ -116,16 +120,43 @@ def start_or_resume(run: Run, program: Program, manager) -> tuple[TrainState, So
     return state._replace(**placed), SoFar(ledger, IntervalMeans(source_names(run.loader), sums))
 
 
-def _check_same_run(run: Run, info: checkpoints.CheckpointInfo, data: dict) -> None:
-    """Refuses to resume another model, or if the batches so far would have been others.
+def _say_other_rate(run: Run, step: int, before: Mapping) -> None:
+    """Says where a changed schedule makes the learning rate jump, as a finished cosine extended does."""
+    schedule, steps = run.config.schedule, run.config.train.steps
+    old = make_schedule(ScheduleConfig(**before["schedule"]), run.model, before["train"]["steps"])
+    was, now = (float(rate(step)) for rate in (old, make_schedule(schedule, run.model, steps)))
+    if step >= steps or abs(now - was) <= 0.05 * max(was, now):
+        return
+    kept = (
+        f"schedule.peak_frac={schedule.peak_frac * was / now:.3g} goes on at {was:.3g}; "
+        if was
+        else ""
+    )
+    print(
+        f"warning: learning rate: step {step + 1} has {now:.3g}, where the schedule so far had {was:.3g}: a "
+        f"cosine is drawn over all steps, which were {before['train']['steps']} and are {steps}. {kept}a new "
+        f"workdir with model.checkpoint={run.workdir / 'checkpoints'} warms up anew.",
+        file=sys.stderr,
+    )
 
-    Later stages may change.
+
+def _check_same_run(run: Run, info: checkpoints.CheckpointInfo, data: dict) -> None:
+    """Refuses to resume another model, from another base, or if the batches so far would have been others.
+
+    Later stages may change, and a base may have moved: its weights count.
     """
-    step = info.step
+    step, origin = info.step, info.meta["provenance"]
     if differ := fields_that_differ(info.config, run.model):
         said = "; ".join(f"{name} was {before}, now {now}" for name, before, now in differ)
         raise ValueError(f"{run.workdir}: must be resumed with the model it was trained with, got "
                          f"another: {said}. Start a new workdir, or restore model.*.")  # fmt: skip
+    if origin["base_identity"] != run.base_identity:
+        now = str(run.base.path) if run.base else "random weights"
+        raise ValueError(
+            f"model.checkpoint: must be the base that {run.workdir} began from, {origin['base']} with "
+            f"weights {origin['base_identity'] or 'at random'}, got {now} with weights "
+            f"{run.base_identity or 'at random'}; start a new workdir, or restore model.checkpoint."
+        )
     wanted, got = data["mixture_fingerprint"], run.loader.fingerprint_until(step)
     if wanted == got:
         return
@@ -192,6 +223,7 @@ def _meta(run: Run, step: int) -> dict:
         "kind": "train",
         "step": step,
         "base": str(base.path) if base else "random weights",
+        "base_identity": run.base_identity,
         "base_provenance": base.meta["provenance"] if base else None,
         "mixture_fingerprint": run.loader.fingerprint_until(step),
         "data": [source.describe() for source in run.loader.sources],

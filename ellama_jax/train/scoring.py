@@ -88,6 +88,8 @@ class RunScores:
             model=name, scoring=self._scoring, beat=beat,
         )  # fmt: skip
         card["made_with"]["step"] = step
+        if step == 0:
+            card["made_with"]["weights_identity"] = self._run.base_identity
         found = _named_scores(card)
         if step == 0:
             self._base = card
@@ -159,6 +161,11 @@ def _read_base(run: Run, first: int) -> dict:
     base = read_scorecard(path)
     items, texts = run.questions
     made = base["made_with"]
+    if (scored := made.get("weights_identity")) not in (None, run.base_identity):
+        raise ValueError(
+            f"{path}: must be the scores of {run.base and run.base.path}, got those of other weights "
+            f"({scored}); score the base again with `ellama evaluate --json {path}`."
+        )
     asked = fingerprint(items), fingerprint(texts)
     if leads() and asked != (made.get("items_fingerprint"), made.get("texts_fingerprint")):
         print(f"{path}: the base was asked other questions; what both were asked counts.")

@@ -10,6 +10,7 @@ Words: a *root* holds steps; a step is *complete* once Orbax has committed it an
 
 import datetime
 import functools
+import hashlib
 import importlib.metadata
 import json
 import logging
@@ -33,7 +34,7 @@ from ellama_jax.core.paths import (
 )
 from ellama_jax.model.presets import LlamaConfig, config_from_dict, config_to_dict
 from ellama_jax.tokens.tokenizer import load_tokenizer
-from ellama_jax.weights.stored import DamagedCheckpoint, seal, unseal
+from ellama_jax.weights.stored import CHECKSUMS, DamagedCheckpoint, seal, unseal
 
 log = logging.getLogger(__name__)
 
@@ -314,6 +315,23 @@ def _commit_time(directory: Path) -> datetime.datetime | None:
         return datetime.datetime.fromtimestamp(nanoseconds / 1e9, datetime.UTC)
     except (OSError, ValueError, TypeError, KeyError):
         return None
+
+
+def weights_identity(step_dir: Path) -> str:
+    """Returns the content of a step's weights in 16 hexadecimal digits, from their stored checksums.
+
+    The same weights written by the same verb are the same wherever they lie; cut otherwise, as by
+    another mesh, they are others. `verify --integrity` compares what is stored with the checksums.
+
+    Raises:
+        DamagedCheckpoint: if the checksums cannot be read.
+    """
+    file = step_dir / "params" / CHECKSUMS
+    try:
+        sums = unseal(json.loads(file.read_text()))
+    except (OSError, ValueError) as error:
+        raise DamagedCheckpoint(f"checkpoint {step_dir}: {file.name} {error}") from error
+    return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_json_item(path: Path, item: str) -> dict:

@@ -131,11 +131,11 @@ def refused(place, monkeypatch, capfd):
     # Without a setting of its own the demo would start its process, which is pytest, again.
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", str(2**34))
 
-    def run(*argv, changed=()):
+    def run(*argv, changed=(), status=2):
         before, _ = contents(place), capfd.readouterr()
         with pytest.raises(SystemExit) as stop:
             cli.main([str(argument) for argument in argv])
-        assert stop.value.code == 2
+        assert stop.value.code == status
         lines = capfd.readouterr().err.splitlines()
         lines = [line for line in lines if not PROGRESS.match(line)]
         assert len(lines) == 1, lines

@@ -129,7 +129,10 @@ def test_a_killed_process_resumes_bit_for_bit(whole_run, tiny_arguments, tmp_pat
     assert steady(read_metrics(workdir)) == steady(read_metrics(whole_run))
 
 
-def test_sigterm_saves_and_the_same_command_goes_on(whole_run, tiny_arguments, tmp_path):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_the_same_command_goes_on(
+    whole_run, tiny_arguments, tmp_path, number, status
+):
     workdir = tmp_path / "run"
     # Enough steps that the signal comes in between; no checkpoint is due before it.
     slow = [
@@ -143,10 +146,10 @@ def test_sigterm_saves_and_the_same_command_goes_on(whole_run, tiny_arguments, t
     deadline = time.monotonic() + 120
     while len(read_metrics(workdir)) < 3 and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     _, error = process.communicate(timeout=120)
-    assert process.returncode == 143
-    assert "the same command resumes" in error
+    assert process.returncode == status
+    assert "the same command resumes" in error and "Traceback" not in error
     step = latest_step(workdir / "checkpoints")
     assert step == read_metrics(workdir)[-1]["step"] >= 3
 
@@ -481,3 +484,19 @@ def wait_until(holds, secs=120):
     while not holds():
         assert time.monotonic() < deadline, f"nothing happened in {secs} s"
         time.sleep(0.002)
+
+
+@pytest.mark.parametrize("after", [0.3, 1.5, 4.0])
+def test_ctrl_c_before_the_first_step_is_no_traceback(tiny_arguments, tmp_path, after):
+    """While modules are imported, the run is prepared, or a step is compiled."""
+    process = subprocess.Popen(
+        command(tiny_arguments, tmp_path / "run"),
+        env=one_device(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    time.sleep(after)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=120)
+    assert "Traceback" not in error, error
+    assert process.returncode in (0, 130, -signal.SIGINT)
