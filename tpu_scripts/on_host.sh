@@ -32,11 +32,12 @@ install_packages() {
   ! running || refuse 'must have ended before other packages are installed; run stop first.'
   rm -f installed
   command -v uv >/dev/null || python3 -m pip install --quiet --user uv
-  [[ -x venv/bin/python ]] || uv venv --quiet --python 3.12 venv
+  [[ -x venv/bin/python ]] || uv venv --quiet --python "${UV_PYTHON:-3.12}" venv
   uv pip install --quiet --python venv/bin/python --no-deps --requirement requirements.lock
   # With its extras, held at the locked versions: libtpu belongs to jax, gcsfs reads gs://.
   mapfile -t packages <job.packages
-  uv pip install --quiet --python venv/bin/python --constraint requirements.lock "${packages[@]}"
+  ((${#packages[@]} == 0)) ||
+    uv pip install --quiet --python venv/bin/python --constraint requirements.lock "${packages[@]}"
   uv pip install --quiet --python venv/bin/python --no-deps --reinstall-package ellama_jax "$(<job.install)"
   wanted >installed.new && mv installed.new installed
 }

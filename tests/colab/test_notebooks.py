@@ -5,6 +5,7 @@ import importlib.util
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,11 @@ def code_cells(path):
     return [cell.source for cell in read(path).cells if cell.cell_type == "code"]
 
 
+def python_of(source):
+    """Returns a cell's Python, without the magic that says where it runs."""
+    return source.partition("\n")[2] if source.startswith("%%ellama_python\n") else source
+
+
 def titled(path, title):
     (found,) = [source for source in code_cells(path) if source.startswith(f"# @title {title}")]
     return found
@@ -56,7 +62,7 @@ def test_outputs_and_counts_are_cleared_and_every_cell_can_be_parsed(path):
     for cell in notebook.cells:
         if cell.cell_type == "code":
             assert cell.outputs == [] and cell.execution_count is None
-            ast.parse(cell.source)
+            ast.parse(python_of(cell.source))
 
 
 @needs_nbformat
@@ -97,23 +103,47 @@ def test_without_package_and_repository_it_says_what_to_fill_in(path, monkeypatc
 
 @needs_nbformat
 @every_notebook
-def test_an_install_clones_once_and_installs_the_clone(path, monkeypatch, tmp_path):
+def test_an_install_makes_an_environment_of_its_own_as_a_tpu_host_has_it(
+    path, monkeypatch, tmp_path
+):
     calls = []
 
-    def record(command, check):
+    def record(command, check, env=None):
         calls.append(command)
         if command[0] == "git":
-            Path(command[-1]).mkdir()
+            Path(command[-1], "tpu_scripts").mkdir(parents=True)
+            for name in ("tpu_scripts/on_host.sh", "requirements.lock"):
+                Path(command[-1], name).touch()
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(subprocess, "run", record)
+    names = {"REPOSITORY": "somewhere"}
     for _ in range(2):
-        exec(titled(path, "Install"), {"REPOSITORY": "somewhere"})
-    assert [command[0] for command in calls].count("git") == 1
+        exec(titled(path, "Install"), names)
+    assert [command[0] for command in calls] == ["git", "bash", "bash"]
     assert calls[0][-2:] == ["somewhere", "ellama_jax_clone"]
-    extra = "[tpu]" if path.stem == PLAN else ""
-    assert calls[-1][2:] == ["pip", "install", "--quiet", f"./ellama_jax_clone{extra}"]
+    assert calls[1][1:] == ["ellama_jax_env/on_host.sh", "install"]
+    assert names["PYTHON"] == str(tmp_path / "ellama_jax_env/venv/bin/python")
+    home = tmp_path / "ellama_jax_env"
+    assert (home / "job.install").read_text().strip() == str(tmp_path / "ellama_jax_clone")
+    assert path.stem != PLAN or (home / "job.packages").read_text() == "jax[tpu]\n"
+
+
+@needs_nbformat
+def test_the_notebook_itself_needs_nothing_that_is_not_there_and_there_is_one_route():
+    """What is not Python's own or IPython's is imported where ellama runs."""
+    own = set(sys.stdlib_module_names) | {"IPython"}
+    for path in NOTEBOOKS:
+        for source in code_cells(path):
+            if source.startswith("%%ellama_python\n"):
+                continue
+            for node in ast.walk(ast.parse(source)):
+                names = [n.name for n in node.names] if isinstance(node, ast.Import) else []
+                names += [node.module] if isinstance(node, ast.ImportFrom) else []
+                assert {name.partition(".")[0] for name in names} <= own, source
+    helpers = {next(s for s in code_cells(p) if "def ellama(" in s) for p in NOTEBOOKS}
+    assert len(helpers) == 1
 
 
 # --- run from top to bottom ----------------------------------------------------------------------
