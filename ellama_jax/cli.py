@@ -47,6 +47,8 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(_fail("", f"{verb} is no verb; {_nearest(verb)}"))
     module, _ = VERBS[verb]
     try:
+        if "ELLAMA_PARENT" in os.environ:  # started by another verb
+            importlib.import_module("ellama_jax.core.verb_process").end_with_parent()
         getattr(importlib.import_module(module), f"main_{verb.replace('-', '_')}")(argv)
         sys.stdout.flush()
     except BrokenPipeError:

@@ -1,7 +1,8 @@
 """The process of a fake bucket: `python bucket_server.py PORT BUCKET`, in memory, until ended.
 
 The emulator leaves out of a read what TensorStore asks for when it reads an object again: its
-generation, and 304 where that is still the one. Both are added here, and so is what it never does: it
+generation, and 304 where that is still the one. Both are added here, and so are 412 where a write or a
+deletion names a generation that is no longer the one (ifGenerationMatch), and what it never does: it
 serves several readers at once, and late or wrongly on request. `PUT /faults` takes a JSON list of
 {match, share, kind, secs, most}: of the reads and lists whose URL has `match` in it that share, and no
 more than `most`, is answered after so many seconds, and by its kind: `slow` (rightly), with the status
@@ -22,6 +23,7 @@ from collections import Counter
 from http import HTTPStatus, server
 
 from gcp_storage_emulator import server as emulator
+from gcp_storage_emulator.exceptions import NotFound
 from gcp_storage_emulator.handlers import objects
 
 _download = objects.download
@@ -59,13 +61,30 @@ class Router(emulator.Router):
             answer = _pretend(urllib.parse.urlsplit(handler.path))
             if answer is None:
                 with _storage_lock:
-                    super().handle(method)
+                    if self._is_outdated(method):
+                        handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
+                        handler.wfile.write(b"HTTP/1.0 412 No\r\nContent-Length: 0\r\n\r\n")
+                    else:
+                        super().handle(method)
                 answer = handler.wfile.getvalue()
         finally:
             handler.wfile = socket
         for fault in faults:
             answer = _spoil(answer, fault["kind"])
         socket.write(answer)
+
+    def _is_outdated(self, method):
+        url = urllib.parse.urlsplit(self._request_handler.path)
+        query = urllib.parse.parse_qs(url.query)
+        if method == "GET" or "ifGenerationMatch" not in query:
+            return False
+        bucket, _, name = url.path.partition("/b/")[2].partition("/o")
+        name = query.get("name", [urllib.parse.unquote(name.lstrip("/"))])[0]
+        try:
+            found = self._request_handler.storage.get_file_obj(bucket, name)["generation"]
+        except NotFound:
+            found = "0"
+        return query["ifGenerationMatch"] != [found]
 
     def _choose_faults(self, method):
         path, chosen = self._request_handler.path, []

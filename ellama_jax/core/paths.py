@@ -179,6 +179,45 @@ def read_if_there(path: Path) -> bytes | None:
         return None
 
 
+def read_version(path: Path) -> tuple[bytes, str | None]:
+    """Reads an object of a bucket and the version that it is; empty and None if there is none."""
+    bucket, name = _object(path)
+    try:
+        found = _file_system().call("GET", "b/{}/o/{}", bucket, name, json_out=True)
+        return _file_system().cat_file(os.fspath(path)), str(found["generation"])
+    except FileNotFoundError:
+        return b"", None
+
+
+def write_if(path: Path, content: bytes, version: str | None) -> str | None:
+    """Writes an object if it is still the one that was read (None: if there is none).
+
+    Returns:
+        the new version, None where another one was quicker.
+    """
+    bucket, name = _object(path)
+    files = _file_system()
+    try:
+        found = files.call(
+            "POST", f"{files._location}/upload/storage/v1/b/{bucket}/o", uploadType="media",
+            name=name, ifGenerationMatch=version or "0", data=content, json_out=True,
+        )  # fmt: skip
+    except FileExistsError:
+        return None
+    return str(found["generation"])
+
+
+def delete_if(path: Path, version: str) -> None:
+    """Deletes an object if it is still the one that was written."""
+    with contextlib.suppress(FileExistsError, FileNotFoundError):
+        _file_system().call("DELETE", "b/{}/o/{}", *_object(path), ifGenerationMatch=version)
+
+
+def _object(path: Path) -> tuple[str, str]:
+    bucket, _, name = os.fspath(path).removeprefix(_SCHEME).partition("/")
+    return bucket, name
+
+
 def read_range(path: str | os.PathLike, start: int, stop: int) -> bytes:
     """Reads bytes `start` to `stop` of a file, and no others; see `read_ranges`."""
     return read_ranges([(path, start, stop)])[0]

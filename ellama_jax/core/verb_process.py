@@ -3,6 +3,7 @@
 Owns how such a process is started, how it is asked to stop and what it said last.
 """
 
+import ctypes
 import os
 import shlex
 import signal
@@ -10,6 +11,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from ellama_jax.core.ownership import held_locks
 
 # glibc by default gives large blocks back to the system at every step and gets them again page by
 # page. Kept, and in huge pages, a training step on a CPU takes a fifth less time (docs/LOG.md).
@@ -19,6 +22,7 @@ MALLOC_SETTINGS = {
     "MALLOC_TRIM_THRESHOLD_": str(2**34),
 }
 _SECS_TO_SAVE = 120.0
+_PARENT, _PR_SET_PDEATHSIG = "ELLAMA_PARENT", 1
 
 
 def keep_freed_memory(argv: Sequence[str]) -> None:
@@ -41,7 +45,9 @@ def run_verb(words: Sequence[str]) -> None:
     Raises:
         ValueError: if it did not succeed.
     """
-    done = subprocess.run([*_PROGRAM, *words], check=False)
+    done = subprocess.run(
+        [*_PROGRAM, *words], check=False, env=_environment(), pass_fds=held_locks()
+    )
     if done.returncode:
         command = shlex.join(["ellama", *words])
         raise ValueError(f"{command}: must succeed, got exit status {done.returncode}.")
@@ -52,13 +58,28 @@ def start_verb(words: Sequence[str], log: Path) -> subprocess.Popen:
 
     It gets no signal from the terminal: `stop_verbs` asks it, so that it can save what it has.
     """
-    environment = os.environ if set(MALLOC_SETTINGS) & set(os.environ) else {
-        **os.environ, **MALLOC_SETTINGS}  # fmt: skip
     with log.open("ab") as out:
         return subprocess.Popen(
             [*_PROGRAM, *words], stdin=subprocess.DEVNULL, stdout=out, stderr=out,
-            env=environment, start_new_session=True,
+            env=_environment(), start_new_session=True, pass_fds=held_locks(),
         )  # fmt: skip
+
+
+def _environment() -> dict[str, str]:
+    settings = {} if set(MALLOC_SETTINGS) & set(os.environ) else MALLOC_SETTINGS
+    return {**os.environ, **settings, _PARENT: str(os.getpid())}
+
+
+def end_with_parent() -> None:
+    """Has the system end this process when the verb that started it dies, by SIGKILL too.
+
+    It gets SIGTERM, on which a run saves. On Linux alone; elsewhere a verb outlives its parent.
+    """
+    parent = os.environ.pop(_PARENT, "")
+    if parent and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != int(parent):  # it died before
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def stop_verbs(running: Sequence[subprocess.Popen]) -> None:

@@ -26,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ellama_jax.core.ownership import owned
 from ellama_jax.corpus.classifier_seeds import (
     LABELS,
     MIN_DOCUMENTS,
@@ -459,10 +460,11 @@ def main_build_classifier(argv: list[str]) -> None:
     add("--target-precision", type=float, default=0.95, help="for each language (default 0.95)")
     add("--seed", type=int, default=0, help="of split and cuts (default 0)")
     args = parser.parse_args(argv)
-    report = build_classifier(
-        args.seeds, args.dst, target_precision=args.target_precision, seed=args.seed,
-        command=shlex.join(["ellama", "build-classifier", *argv]),
-    )  # fmt: skip
+    with owned(args.dst, "ellama build-classifier"):
+        report = build_classifier(
+            args.seeds, args.dst, target_precision=args.target_precision, seed=args.seed,
+            command=shlex.join(["ellama", "build-classifier", *argv]),
+        )  # fmt: skip
     _print_figures("out of source", report["out_of_source"])
     _print_figures("same sources", report["same_source"])
     print(f"{args.dst}: {', '.join((*MODEL_FILES, 'report.json', 'report.html'))}")

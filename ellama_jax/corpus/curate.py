@@ -20,6 +20,7 @@ from pathlib import Path
 import ellama_jax
 from ellama_jax.config import load_values
 from ellama_jax.core.beam_runner import LOCAL_RUNNER, check_beam_options
+from ellama_jax.core.ownership import owned
 from ellama_jax.core.paths import as_path, is_remote, remove_tree, write_whole
 from ellama_jax.core.progress import progress
 from ellama_jax.corpus.curation_audit import measure_curation
@@ -56,13 +57,14 @@ def main_curate(argv: list[str]) -> None:
         parser.parse_args(["--help"])
     values, others = load_values(argv, "curate")
     args, beam_options = parser.parse_known_args(others)
-    report = curate(
-        recipe_from_mapping(values),
-        args.out,
-        overwrite=args.overwrite,
-        command=shlex.join(["ellama", "curate", *argv]),
-        beam_options=beam_options,
-    )
+    with owned(args.out, "ellama curate"):
+        report = curate(
+            recipe_from_mapping(values),
+            args.out,
+            overwrite=args.overwrite,
+            command=shlex.join(["ellama", "curate", *argv]),
+            beam_options=beam_options,
+        )
     print(describe_curation(measure_curation(report)))
 
 

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ellama_jax import __version__
+from ellama_jax.core.ownership import owned
 from ellama_jax.core.paths import as_path
 from ellama_jax.corpus import catalogue, listings
 from ellama_jax.corpus.curation_output import curated_files, is_curated, read_shard
@@ -222,26 +223,27 @@ def main_build_benchmark(argv: list[str]) -> None:
     """Runs `ellama build-benchmark`."""
     args = _parse_arguments(argv)
     _check_arguments(args)
-    train, heldout, digest = _split_catalogue(args)
-    train_reviews, heldout_reviews = _split_reviews(args, train, heldout)
-    summary = write_benchmark(
-        args.dst,
-        train,
-        heldout,
-        validation_frac=args.validation_frac,
-        seed=args.seed,
-        items_per_task=args.items_per_task,
-        source={
-            "name": Path(args.catalogue).name,
-            "sha256": digest,
-            "listings": len(train) + len(heldout),
-            "reviews": len(train_reviews) + len(heldout_reviews),
-        },
-        command=shlex.join(["ellama", "build-benchmark", *argv]),
-        overwrite=args.overwrite,
-        train_reviews=train_reviews,
-        heldout_reviews=heldout_reviews,
-    )
+    with owned(args.dst, "ellama build-benchmark"):
+        train, heldout, digest = _split_catalogue(args)
+        train_reviews, heldout_reviews = _split_reviews(args, train, heldout)
+        summary = write_benchmark(
+            args.dst,
+            train,
+            heldout,
+            validation_frac=args.validation_frac,
+            seed=args.seed,
+            items_per_task=args.items_per_task,
+            source={
+                "name": Path(args.catalogue).name,
+                "sha256": digest,
+                "listings": len(train) + len(heldout),
+                "reviews": len(train_reviews) + len(heldout_reviews),
+            },
+            command=shlex.join(["ellama", "build-benchmark", *argv]),
+            overwrite=args.overwrite,
+            train_reviews=train_reviews,
+            heldout_reviews=heldout_reviews,
+        )
     _print_summary(summary)
 
 

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ellama_jax.config import RunConfig, configs_dir, load_config
+from ellama_jax.core.ownership import owned
 from ellama_jax.core.verb_process import keep_freed_memory, run_verb
 from ellama_jax.corpus.catalogue import generate_listings, split_products
 from ellama_jax.corpus.listings import listing_to_text_record
@@ -80,7 +81,8 @@ def main_demo(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     keep_freed_memory(["demo", *argv])
     command = shlex.join(["ellama", "demo", *argv])
-    Demo(args.model, args.workdir, args.seed, args.offline, command).run()
+    with owned(args.workdir, "ellama demo"):
+        Demo(args.model, args.workdir, args.seed, args.offline, command).run()
 
 
 class Demo:

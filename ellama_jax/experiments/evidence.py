@@ -10,6 +10,7 @@ import shlex
 from pathlib import Path
 
 from ellama_jax.config import configs_dir, load_config, load_values, split_arguments
+from ellama_jax.core.ownership import owned
 from ellama_jax.core.paths import write_whole
 from ellama_jax.core.verb_process import run_verb
 from ellama_jax.experiments.demo import MODELS
@@ -47,14 +48,15 @@ def main_evidence(argv: list[str]) -> None:
     seeds = [int(seed) for seed in values["seeds"]]
     if args.write is not None:
         _around_page(args.write)  # or hours would be for nothing
-    demos = [_run_demo(model, seed, args) for seed in seeds]
-    words = _sweep_words(argv, demos[0], args)
-    _prepare_held_out(demos[0], args.workdir / "heldout", _window_length(values))
-    run_verb(words)
-    command = shlex.join(["ellama", "evidence", *argv])
-    ablation = _read(args.workdir / "ablation" / FILE)
-    page = describe(demos, ablation, command)
-    write_whole(args.workdir / PAGE, page)
+    with owned(args.workdir, "ellama evidence"):
+        demos = [_run_demo(model, seed, args) for seed in seeds]
+        words = _sweep_words(argv, demos[0], args)
+        _prepare_held_out(demos[0], args.workdir / "heldout", _window_length(values))
+        run_verb(words)
+        command = shlex.join(["ellama", "evidence", *argv])
+        ablation = _read(args.workdir / "ablation" / FILE)
+        page = describe(demos, ablation, command)
+        write_whole(args.workdir / PAGE, page)
     print(page)
     if args.write is not None:
         before, after = _around_page(args.write)

@@ -6,18 +6,17 @@ they came to experiments/sweep_results.py's, how it looks experiments/sweep_show
 """
 
 import argparse
-import contextlib
 import dataclasses
-import fcntl
 import json
 import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ellama_jax.config import RunConfig, load_values
+from ellama_jax.core.ownership import owned
 from ellama_jax.core.paths import as_path, is_remote, remove_tree, write_whole
 from ellama_jax.core.verb_process import last_line, start_verb, stop_verbs
 from ellama_jax.experiments.sweep_commands import write_commands
@@ -25,7 +24,7 @@ from ellama_jax.experiments.sweep_grid import Sweep, Trial, plan_sweep
 from ellama_jax.experiments.sweep_results import FILE, judge, read_changes
 from ellama_jax.experiments.sweep_show import Board, draw_axes, print_settings
 
-LOG, LOCK = "sweep-log.txt", ".lock"
+LOG = "sweep-log.txt"
 _SECS_BETWEEN_LOOKS = 0.5
 _MOST_FAILURES = 2  # at the beginning: what is wrong is then wrong with all of them
 
@@ -64,7 +63,7 @@ def main_sweep(argv: list[str]) -> None:
     command = shlex.join(["ellama", "sweep", *argv])
     if not args.collect:
         workdir.mkdir(parents=True, exist_ok=True)
-        with _alone(workdir), Board(sweep, states, workdir) as board:
+        with owned(workdir, "ellama sweep"), Board(sweep, states, workdir) as board:
             _run(sweep, states, workdir, args.jobs, board, command)
     _close(sweep, states, results, command)
 
@@ -165,19 +164,6 @@ def _look(state: Standing, workdir: Path) -> None:
     changes = read_changes(directory, state.trial.config.train.steps)
     if changes is not None:
         state.status, state.changes = "done", changes
-
-
-@contextlib.contextmanager
-def _alone(workdir: Path) -> Iterator[None]:
-    """Refuses a second sweep in one directory at one time; the system lets go of what died."""
-    with (workdir / LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(
-                f"--workdir: must be used by one sweep at a time, got {workdir}, where one is at work."
-            ) from error
-        yield
 
 
 def _run(

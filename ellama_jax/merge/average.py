@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ellama_jax.core.ownership import owned
 from ellama_jax.core.tree import unflatten_paths
 from ellama_jax.merge.inputs import check_mergeable
 from ellama_jax.weights.checkpoint import (
@@ -154,12 +155,13 @@ def main_average(argv: list[str]) -> None:
         "--allow-unverified", action="store_true", help="take inputs that failed `ellama verify`"
     )
     args = parser.parse_args(argv)
-    info = average_checkpoints(
-        args.steps,
-        args.out,
-        args.weights,
-        overwrite=args.overwrite,
-        allow_unverified=args.allow_unverified,
-    )
+    with owned(args.out, "ellama average"):
+        info = average_checkpoints(
+            args.steps,
+            args.out,
+            args.weights,
+            overwrite=args.overwrite,
+            allow_unverified=args.allow_unverified,
+        )
     steps = ", ".join(str(source["step"]) for source in info.meta["provenance"]["sources"])
     print(f"Averaged {args.weights} of step {steps} into {info.path}")

@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ellama_jax.core.ownership import owned
 from ellama_jax.core.paths import as_path
 from ellama_jax.evaluate.card_text import say_comparison
 from ellama_jax.evaluate.retention import compare as compare_cards
@@ -148,25 +149,26 @@ def main_moved(argv: list[str]) -> None:
     check_writable(workdir / FILE)
     limits = Limits(args.max_gain_loss, args.max_accuracy_loss)
     questions = gather_splits(args) if args.tasks else None
-    found = compare(args.base, args.adapted)
-    content = {
-        "command": shlex.join(["ellama", "moved", *argv]),
-        "difference": difference_to_data(found),
-        "revert": None,
-    }
-    print(describe_difference(found, by_layer=True))
-    if questions is not None:
-        content["revert"] = study_models(
-            args.base, args.adapted, questions[0], workdir, test=questions[1], alpha=args.alpha,
-            layers_a_part=args.layers_a_part, limits=limits, extrapolate=args.extrapolate,
-            scoring=Scoring(
-                row_length=args.row_length, rows_per_batch=args.rows_per_batch, window=args.window,
-                compute_dtype=args.compute_dtype, mesh=mesh_of(args.mesh),
-            ),
-            allow_unverified=args.allow_unverified,
-        )  # fmt: skip
-        print(f"\n{say_study(content['revert'], args.base, args.adapted)}")
-    write_json(workdir / FILE, content)
+    with owned(workdir, "ellama moved"):
+        found = compare(args.base, args.adapted)
+        content = {
+            "command": shlex.join(["ellama", "moved", *argv]),
+            "difference": difference_to_data(found),
+            "revert": None,
+        }
+        print(describe_difference(found, by_layer=True))
+        if questions is not None:
+            content["revert"] = study_models(
+                args.base, args.adapted, questions[0], workdir, test=questions[1], alpha=args.alpha,
+                layers_a_part=args.layers_a_part, limits=limits, extrapolate=args.extrapolate,
+                scoring=Scoring(
+                    row_length=args.row_length, rows_per_batch=args.rows_per_batch, window=args.window,
+                    compute_dtype=args.compute_dtype, mesh=mesh_of(args.mesh),
+                ),
+                allow_unverified=args.allow_unverified,
+            )  # fmt: skip
+            print(f"\n{say_study(content['revert'], args.base, args.adapted)}")
+        write_json(workdir / FILE, content)
 
 
 def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:

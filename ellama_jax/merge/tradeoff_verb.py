@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ellama_jax.config import BEST_BY, GateConfig, SweepConfig, check_sweep, load_config
 from ellama_jax.core.distributed import leads
+from ellama_jax.core.ownership import owned
 from ellama_jax.core.paths import as_path, is_remote, write_whole
 from ellama_jax.core.sharding import make_mesh
 from ellama_jax.evaluate.scorecard import (
@@ -54,26 +55,27 @@ def main_merge_sweep(argv: list[str]) -> None:
     plan = _plan_of(args, defaults)
     adapted = _find_steps(args)
     questions, test = gather_splits(args)
-    found = sweep(
-        args.base,
-        adapted,
-        questions,
-        args.workdir,
-        plan,
-        test=test,
-        scoring=Scoring(
-            row_length=args.row_length,
-            rows_per_batch=args.rows_per_batch,
-            window=args.window,
-            compute_dtype=args.compute_dtype,
-            mesh=mesh_of(args.mesh),
-        ),
-        gate=gate,
-        command=shlex.join(["ellama", "merge-sweep", *given]),
-        write_merged=not args.no_checkpoint,
-        overwrite=args.overwrite,
-        allow_unverified=args.allow_unverified,
-    )
+    with owned(args.workdir, "ellama merge-sweep"):
+        found = sweep(
+            args.base,
+            adapted,
+            questions,
+            args.workdir,
+            plan,
+            test=test,
+            scoring=Scoring(
+                row_length=args.row_length,
+                rows_per_batch=args.rows_per_batch,
+                window=args.window,
+                compute_dtype=args.compute_dtype,
+                mesh=mesh_of(args.mesh),
+            ),
+            gate=gate,
+            command=shlex.join(["ellama", "merge-sweep", *given]),
+            write_merged=not args.no_checkpoint,
+            overwrite=args.overwrite,
+            allow_unverified=args.allow_unverified,
+        )
     if not leads():
         return
     write_words_and_plot(found, as_path(args.workdir))

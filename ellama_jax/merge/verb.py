@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from jax.sharding import Mesh
 
+from ellama_jax.core.ownership import owned
 from ellama_jax.core.paths import as_path, is_remote
 from ellama_jax.core.tree import flatten_paths, unflatten_paths
 from ellama_jax.merge import inputs
@@ -391,17 +392,18 @@ def _verification(models: Sequence[Model]) -> dict | None:
 def main_merge(argv: list[str]) -> None:
     """Runs `ellama merge --base A --adapted B --alpha 0.3 --out C`, or with any number of models."""
     recipe, models, args = parse_arguments(argv)
-    info = merge_models(
-        recipe,
-        models,
-        args.out,
-        base=args.base,
-        dtype=DTYPES.get(args.dtype),
-        format=args.format,
-        overwrite=args.overwrite,
-        allow_unverified=args.allow_unverified,
-        extrapolate=args.extrapolate,
-    )
+    with owned(args.out, "ellama merge"):
+        info = merge_models(
+            recipe,
+            models,
+            args.out,
+            base=args.base,
+            dtype=DTYPES.get(args.dtype),
+            format=args.format,
+            overwrite=args.overwrite,
+            allow_unverified=args.allow_unverified,
+            extrapolate=args.extrapolate,
+        )
     print(_sentence(info, [*([args.base] if args.base else []), *models]))
 
 

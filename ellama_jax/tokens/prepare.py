@@ -28,6 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ellama_jax.core.ownership import owned
 from ellama_jax.core.paths import (
     absolute,
     as_path,
@@ -556,20 +557,23 @@ def main_prepare(argv: list[str]) -> None:
         if args.workers:
             raise ValueError("--workers: must be absent where Beam's runner has its own, got both.")
         others = check_beam_options(others, parser._option_string_actions)
-    manifests = prepare(
-        documents=args.documents,
-        listings=args.listings,
-        corpora=_corpora(args),
-        tokenizer_dir=args.tokenizer,
-        window_length=args.window_length,
-        out=args.out,
-        seed=args.seed,
-        by_source=args.by_source,
-        overwrite=args.overwrite,
-        workers=args.workers,
-        beam_options=others,
-        command=shlex.join(["ellama", "prepare", *argv]),
-    )
+    # On a disk each run of other arguments has a lock of its own, see workdir.py.
+    alone = owned(args.out, "ellama prepare") if is_remote(args.out) else contextlib.nullcontext()
+    with alone:
+        manifests = prepare(
+            documents=args.documents,
+            listings=args.listings,
+            corpora=_corpora(args),
+            tokenizer_dir=args.tokenizer,
+            window_length=args.window_length,
+            out=args.out,
+            seed=args.seed,
+            by_source=args.by_source,
+            overwrite=args.overwrite,
+            workers=args.workers,
+            beam_options=others,
+            command=shlex.join(["ellama", "prepare", *argv]),
+        )
     for manifest in manifests:
         print(_describe(manifest))
 

@@ -19,6 +19,7 @@ from ellama_jax.config import load_config
 from ellama_jax.core.distributed import leads, on_leader, one_job
 from ellama_jax.core.ending import Steps, ends_as_one, sigterm_stops
 from ellama_jax.core.exits import EXIT_GATE
+from ellama_jax.core.ownership import owned
 from ellama_jax.core.progress import progress
 from ellama_jax.core.sharding import local_rows, make_mesh, place_batch
 from ellama_jax.train.goodput import STEP, Goodput, read_goodput
@@ -77,7 +78,8 @@ def main_train(argv: list[str]) -> None:
         config, others = load_config(argv, "train")
         args = parser.parse_args(others)
         unverified = args.allow_unverified
-        train(prepare_run(config, args.workdir, allow_unverified=unverified, began=began))
+        with owned(args.workdir, "ellama train"):
+            train(prepare_run(config, args.workdir, allow_unverified=unverified, began=began))
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from ellama_jax.core.ownership import owned
 from ellama_jax.core.paths import as_path, copy_file, file_bytes, is_remote, remove_tree
 from ellama_jax.core.progress import Progress, mebibytes, progress
 from ellama_jax.model.presets import LlamaConfig
@@ -365,15 +366,16 @@ def main_export(argv: list[str]) -> None:
     if args.shard_bytes < 1:
         raise ValueError(f"--shard-bytes: must be at least 1, got {args.shard_bytes}.")
     results = _read_markdown(args.results) if args.results else ""
-    dst = export_checkpoint(
-        args.checkpoint,
-        args.dst,
-        dtype=args.dtype,
-        shard_bytes=args.shard_bytes,
-        overwrite=args.overwrite,
-        allow_unverified=args.allow_unverified,
-        results=results,
-    )
+    with owned(args.dst, "ellama export"):
+        dst = export_checkpoint(
+            args.checkpoint,
+            args.dst,
+            dtype=args.dtype,
+            shard_bytes=args.shard_bytes,
+            overwrite=args.overwrite,
+            allow_unverified=args.allow_unverified,
+            results=results,
+        )
     files = sorted(dst.glob("*.safetensors"))
     size = mebibytes(sum(map(file_bytes, files)))
     count = "1 file" if len(files) == 1 else f"{len(files)} files"

@@ -22,6 +22,7 @@ import jax
 import tokenizers
 
 from ellama_jax.core.distributed import leads, on_leader, one_job
+from ellama_jax.core.ownership import owned
 from ellama_jax.core.paths import as_path, copy_file, is_remote
 from ellama_jax.core.sharding import make_mesh
 from ellama_jax.core.tree import flatten_paths
@@ -358,7 +359,7 @@ def main_import(argv: list[str]) -> None:
     parser.add_argument("--eos", metavar="TOKEN", help="ends a document; the source's by default")
     parser.add_argument("--overwrite", action="store_true", help="replace the checkpoint at DST")
     args = parser.parse_args(argv)
-    with one_job():
+    with one_job(), owned(args.dst, "ellama import"):
         info = import_weights(
             args.src,
             args.dst,

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from ellama_jax.core import verb_process
+from ellama_jax.core.ownership import owned
 from ellama_jax.experiments import sweep
 from ellama_jax.experiments.sweep_show import last_record
 from ellama_jax.report.verb import write_report
@@ -168,19 +169,18 @@ def test_a_sweep_that_is_stopped_lets_its_trials_save_and_goes_on_later(place, n
     time.sleep(0.5)  # its handler is set
     os.kill(process.pid, number)
     error = process.communicate(timeout=30)[1].decode()
-    assert process.returncode == 2 and error.endswith("ellama sweep: error: interrupted.\n")
+    assert process.returncode == 130 and "ellama sweep: error: interrupted" in error
     assert len(list((place / "out").glob("*/saved"))) == 1
     behave(place)
     run()
     assert len(begun(place)) == 7
 
 
-def test_two_sweeps_do_not_share_a_directory(place):
-    with (
-        sweep._alone(place),
-        pytest.raises(ValueError, match="one sweep at a time, got .*one is at"),
-    ):
-        run(workdir=place)
+def test_two_sweeps_do_not_share_a_directory(place, monkeypatch):
+    with owned(place, "ellama sweep"):
+        monkeypatch.delenv("ELLAMA_OWNED")  # as in a process that the owner did not start
+        with pytest.raises(ValueError, match="one writer at a time, got `ellama sweep`"):
+            run(workdir=place)
     run()
 
 
