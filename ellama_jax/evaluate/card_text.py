@@ -81,15 +81,24 @@ def say_gate(gate: Mapping) -> str:
     >>> say_gate({"passed": False, "fails_when": "certain", "checks": [broken]})
     'retention gate: FAILED: general de -10.0 % [-15.0, -5.0], limit -3.0 %.'
     """
-    if gate["passed"] is None:
+    if not gate["checks"]:
         return "retention gate: nothing general was scored, so nothing was checked."
+    if gate["passed"] is None:
+        open_ones = [check for check in gate["checks"] if check["passed"] is None]
+        return f"retention gate: CANNOT TELL: {'; '.join(map(_say_too_few, open_ones))}."
     if gate["passed"]:
         closest = min(gate["checks"], key=_margin)
         return (
             f"retention gate: passed, {len(gate['checks'])} rules; closest: {_say_check(closest)}."
         )
-    broken = [_say_check(check) for check in gate["checks"] if not check["passed"]]
+    broken = [_say_check(check) for check in gate["checks"] if check["passed"] is False]
     return f"retention gate: FAILED: {'; '.join(broken)}."
+
+
+def _say_too_few(check: Mapping) -> str:
+    found = f"{check['clusters'] or 0} products or questions"
+    wanted = f", about {check['needed']:,} needed" if check["needed"] else ""
+    return f"{_say_check(check)}: too few to decide ({found}{wanted})"
 
 
 def _margin(check: Mapping) -> float:
@@ -117,9 +126,8 @@ def format_markdown(
     if comparisons:
         level = f"{100 * comparisons[0]['level']:.0f} %"
         parts += [
-            f"Relative change against `{names[0]}`, with the {level} interval of a paired bootstrap"
-            f" ({comparisons[0]['draws']} draws). Means weigh every task and language alike; of bits"
-            " per byte, less is better.",
+            f"Relative change against `{names[0]}`, with its {level} interval by product or question."
+            " Means weigh every task and language alike; of bits per byte, less is better.",
             "",
         ]
         parts += _overall_table(names, comparisons)

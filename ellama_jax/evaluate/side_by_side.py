@@ -51,7 +51,7 @@ def lay_side_by_side(
 
 
 def leave_if_refused(verdicts: Sequence[dict], gate: GateConfig) -> None:
-    """Exits with status 3 where a gate that is to stop was not passed.
+    """Exits with status 3 where a gate that is to stop was not passed, or cannot tell.
 
     Raises:
         ValueError: if it could not check anything, which is no pass.
@@ -60,6 +60,11 @@ def leave_if_refused(verdicts: Sequence[dict], gate: GateConfig) -> None:
         return
     if any(verdict["passed"] is False for verdict in verdicts):
         print("ellama evaluate: stopped by the retention gate.", file=sys.stderr)
+        sys.exit(EXIT_GATE)
+    if any(verdict["passed"] is None and verdict["checks"] for verdict in verdicts):
+        print(
+            "ellama evaluate: the retention gate cannot tell: ask more questions.", file=sys.stderr
+        )
         sys.exit(EXIT_GATE)
     if not verdicts or any(verdict["passed"] is None for verdict in verdicts):
         raise ValueError(

@@ -24,9 +24,8 @@ def _retention_section(files: RunFiles) -> dict | None:
     gate = _gate_of(files)
     first = comparisons[0]
     paragraphs = [
-        f"Change relative to {first['base']}, with the {100 * first['level']:.0f} % interval of a "
-        f"paired bootstrap over products and questions ({first['draws']} draws). Means weigh every "
-        "task and language alike. Of bits per byte less is better: a rise is forgetting. Dashed: "
+        f"Change relative to {first['base']}, with the {100 * first['level']:.0f} % interval over "
+        "products and questions. Means weigh every task and language alike. Of bits per byte less is better: a rise is forgetting. Dashed: "
         "what the retention gate allows."
     ]
     bullets = []

@@ -181,22 +181,13 @@ def price_card(model, values, language="en"):
 
 
 @pytest.mark.parametrize("count", [40, 41])
-def test_a_change_of_medians_is_scipys_paired_bootstrap(count):
+def test_a_change_of_medians_has_no_interval(count):
     rng = np.random.default_rng(1)
     before, after = rng.exponential(2, count), rng.exponential(1, count).round(1)
-    compared = retention.compare(
-        price_card("base", before), price_card("other", after), draws=300, seed=7
-    )
-
-    def change(a, b, axis):
-        return np.median(b, axis=axis) / np.median(a, axis=axis) - 1
-
-    expected = stats.bootstrap(
-        (before, after), change, paired=True, n_resamples=300, method="percentile",
-        confidence_level=0.95, random_state=np.random.default_rng(7), vectorized=True,
-    ).confidence_interval  # fmt: skip
+    compared = retention.compare(price_card("base", before), price_card("other", after))
     (cell,) = compared["cells"]
-    assert [cell["low"], cell["high"]] == pytest.approx([expected.low, expected.high])
+    assert cell["change"] == pytest.approx(np.median(after) / np.median(before) - 1)
+    assert cell["low"] is cell["high"] is None
     assert cell["value"] == pytest.approx(np.median(after))
     assert not compared["overall"]  # an error is no part of a mean of which more is better
     table = comparison.format_table([price_card("base", before), price_card("other", after)])

@@ -220,6 +220,7 @@ def test_two_processes_score_as_one_does(tiny_arguments, tmp_path):
     keys = {
         "tasks": "bits_per_byte", "texts_path": texts, "row_length": 64, "every_steps": 2,
         "gate.action": "stop", "gate.bits_per_byte": 0.0, "gate.fails_when": "likely",
+        "texts_per_source": 4,
     }  # fmt: skip
     arguments = [f"--config.evaluate.{key}={value}" for key, value in keys.items()]
     workdirs = tmp_path / "one", tmp_path / "two"

@@ -21,6 +21,7 @@ from ellama_jax.train.scoring import RunScores
 
 # What is trained on are words of lamps and tables: of the letters below a model unlearns.
 FORGOTTEN = ["QXQXZZ 0817 KJKJ", "WVWV 9931 ZZQ", "XYXY 7755 QQ JJ", "ZKZK 3090 VVW"]
+KNOWN = ["rote Lampe Eiche", "Tisch Preis rote", "Lampe rote Tisch", "Eiche Preis Lampe"]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def questions(tmp_path_factory):
     (folder / "items.jsonl").write_text("".join(lines))
     texts = [
         {"text": text, "domain": "general", "language": language}
-        for language, parts in (("en", FORGOTTEN), ("de", ["rote Lampe Eiche", "Tisch Preis rote"]))
+        for language, parts in (("en", FORGOTTEN), ("de", KNOWN))
         for text in parts
     ]
     (folder / "texts.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
@@ -80,7 +81,7 @@ def test_a_scored_run_ends_with_the_bits_of_one_that_is_not(tiny_config, scored,
     records = read_metrics(run)
     assert without_evaluation(records) == steady(read_metrics(plain))
     assert [r["step"] for r in records if "eval_score/ecommerce" in r] == [0, 2, 4, 6]
-    assert "every 2 steps the scores of 12 questions and 6 texts; retention gate: warn" in said
+    assert "every 2 steps the scores of 12 questions and 8 texts; retention gate: warn" in said
     assert "step 6 against base, relative change" in said and "retention gate: passed" in said
     assert summarize(read_goodput(run))["evaluation"] > 0
     assert records[0].get("eval_gate") is None and records[-1]["eval_gate"] == 1.0
@@ -200,7 +201,7 @@ def test_the_verb_exits_with_the_gates_status(tiny_arguments, questions, tmp_pat
         "mesh.fsdp": 8, "evaluate.tasks": "bits_per_byte", "evaluate.every_steps": 2,
         "evaluate.texts_path": questions / "texts.jsonl", "evaluate.gate.action": "stop",
         "evaluate.gate.bits_per_byte": 0.0, "evaluate.row_length": 64,
-        "evaluate.gate.fails_when": "likely",
+        "evaluate.gate.fails_when": "likely", "evaluate.texts_per_source": 4,
     }  # fmt: skip
     arguments = [f"--config.{key}={value}" for key, value in keys.items()]
     with pytest.raises(SystemExit) as left:
