@@ -43,7 +43,6 @@ def test_without_test_questions_the_sentence_admits_who_chose():
 
 def test_too_few_general_questions_to_see_the_loss_allowed_are_said():
     sweep = make_sweep()
-    assert say_caution(sweep) is None  # the chosen model answered as the base did
     change = sweep["alphas"][1]["changes"]["general"]
     change.update(low=-0.2, high=0.192)
     said = (

@@ -168,7 +168,7 @@ def test_a_sweep_that_is_stopped_lets_its_trials_save_and_goes_on_later(place, n
         time.sleep(0.05)
     time.sleep(0.5)  # its handler is set
     os.kill(process.pid, number)
-    error = process.communicate(timeout=30)[1].decode()
+    error = process.communicate(timeout=120)[1].decode()
     assert process.returncode == 130 and "ellama sweep: error: interrupted" in error
     assert len(list((place / "out").glob("*/saved"))) == 1
     behave(place)
