@@ -235,7 +235,7 @@ def say_last_words(words: str) -> None:
     ctypes.CDLL(None).signal(signal.SIGABRT, leave)
 
 
-# --- SIGTERM and Ctrl-C -------------------------------------------------------------------------------------
+# --- SIGTERM and Ctrl-C --------------------------------------------------------------------------
 
 
 class Steps:

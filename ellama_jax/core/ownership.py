@@ -9,6 +9,7 @@ import datetime
 import fcntl
 import json
 import os
+import re
 import socket
 import sys
 import threading
@@ -29,7 +30,8 @@ from ellama_jax.core.paths import (
 # A lease that nobody has renewed for so long is of somebody who is gone.
 LEASE_SECS = 60.0
 _SECS_BETWEEN_LOOKS = 1.0
-_LEFT_OVER_SECS = 600.0
+# What this project names what it has not finished by: the number of a process, or 32 random digits.
+_LEFT_OVER, _LEFT_OVER_SECS = re.compile(r"\.partial-(\d+|[0-9a-f]{32})$"), 600.0
 # What this process and those that started it own, for the processes it starts.
 _OWNED = "ELLAMA_OWNED"
 _locks: list[int] = []
@@ -139,7 +141,7 @@ def _open_locked(path: Path, directory: Path) -> int:
 def _remove_left_overs(directory: Path) -> None:
     places = [directory.parent.glob(f".{directory.name}.partial-*")]
     places += [directory.glob(".*.partial-*")]
-    for path in (path for found in places for path in found):
+    for path in (path for found in places for path in found if _LEFT_OVER.search(path.name)):
         with contextlib.suppress(OSError):
             if time.time() - path.lstat().st_mtime < _LEFT_OVER_SECS:
                 continue

@@ -156,6 +156,7 @@ def _train(run: Run) -> Path:
             with goodput.span("restore"):
                 state, so_far = start_or_resume(run, program, manager)
             first = int(state.step)
+            idle = first >= config.train.steps  # a damaged newest step may have been passed over
             lost = [record for record in read_metrics(run.workdir) if record["step"] > first]
             goodput.resume_after(first, lost)
             on_leader(lambda: write_config(asked, files))

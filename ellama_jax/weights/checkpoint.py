@@ -549,7 +549,8 @@ def restore_training(
             info = find_checkpoint(root / str(candidate))
             found = _read_training(info, abstract_params, abstract_opt_state, check)
         except DamagedCheckpoint as error:
-            damaged[candidate] = error
+            # Without the error's frames, which hold what was restored so far.
+            damaged[candidate] = DamagedCheckpoint(error.what)
             log.warning("%s.", error.what)
         # Each process reads its own part of a step: whole is what is whole in all of them.
         if all(word == b"+" for word in exchange(b"+" if found else b"-")()):

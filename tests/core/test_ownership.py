@@ -85,14 +85,15 @@ def test_an_owner_removes_what_dead_ones_left_half_written(tmp_path):
     run = tmp_path / "run"
     (tmp_path / ".run.partial-123" / "0").mkdir(parents=True)
     run.mkdir()
-    old, new = run / ".a.json.partial-0f", run / ".b.json.partial-0f"
-    for path in (old, new, tmp_path / ".run.partial-123"):
+    old, new = (run / f".{name}.json.partial-{'0f' * 16}" for name in "ab")
+    foreign = run / ".notes.partial-draft"  # of whoever made the directory
+    for path in (old, new, foreign, tmp_path / ".run.partial-123"):
         path.touch()
-    for path in (old, tmp_path / ".run.partial-123"):
+    for path in (old, foreign, tmp_path / ".run.partial-123"):
         os.utime(path, (0, 0))
     with owned(run, "ellama test"):
         assert sorted(p.name for p in tmp_path.iterdir()) == [".run.lock", "run"]
-        assert list(run.iterdir()) == [new]  # perhaps at work at this moment
+        assert set(run.iterdir()) == {new, foreign}  # the new one perhaps at work at this moment
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux tells a child that its parent died")
