@@ -172,13 +172,15 @@ def _leased(directory: Path, owner: bytes) -> Iterator[None]:
 
 def _take(path: Path, directory: Path, owner: bytes) -> str:
     """Returns the version of the lease taken; one whose owner may be gone is watched for a while."""
-    content, seen = read_version(path)
-    ends = time.monotonic() + LEASE_SECS
+    _, seen = read_version(path)
+    renewed, ends = 0, time.monotonic() + LEASE_SECS
     while seen is not None and time.monotonic() < ends:
         time.sleep(_SECS_BETWEEN_LOOKS)
         content, now = read_version(path)
         if now not in (seen, None):
-            raise _refusal(directory, content)
+            renewed, ends = renewed + 1, time.monotonic() + LEASE_SECS
+            if renewed > 1:  # what the dead had sent may arrive once
+                raise _refusal(directory, content)
         seen = now
     taken = write_if(path, owner, seen)
     if taken is None:

@@ -474,6 +474,18 @@ def test_one_flipped_byte_is_never_restored_and_the_step_before_is(
     assert passed_over >= {"params", "opt_state", "data", "meta"}
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b'{"loss": 0.1}'])
+def test_damaged_metrics_are_set_aside_and_the_step_stays(
+    tmp_path, training, tokenizer_dir, content
+):
+    root = tmp_path / "run"
+    save_steps(root, tokenizer_dir, training, [10])
+    (root / "10" / "metrics" / "metrics").write_bytes(content)
+    assert read_run(root, tokenizer_dir, training)[0] == 10
+    assert (root / "10" / "metrics.damaged" / "metrics").read_bytes() == content
+    assert not (root / "10" / "metrics").exists()
+
+
 def test_a_zeroed_page_of_weights_is_named_by_its_leaf(tmp_path, training, tokenizer_dir):
     root = tmp_path / "run"
     save_steps(root, tokenizer_dir, training, [10])
