@@ -10,6 +10,7 @@ import functools
 import logging
 import math
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -297,9 +298,18 @@ def write_checkpoint(
         on_leader(lambda: _finish_root(partial, dst, meta, finish_meta))
     except BaseException:
         if leads():
-            remove_tree(partial)
+            _remove_unfinished(partial)
         raise
     return find_checkpoint(dst)
+
+
+def _remove_unfinished(partial: Path) -> None:
+    # TensorStore's threads may still be writing what they were given when one of them failed.
+    ends = time.monotonic() + 5.0
+    remove_tree(partial)
+    while partial.exists() and time.monotonic() < ends:
+        time.sleep(0.1)
+        remove_tree(partial)
 
 
 def _begin_root(partial: Path, tokenizer_dir: Path) -> None:
