@@ -5,7 +5,9 @@ What a verb does lives in its module; here is only how it is found and how its e
 
 import importlib
 import os
+import signal
 import sys
+import threading
 
 from ellama_jax.core.exits import EXIT_MISTAKE, describe_error
 
@@ -43,6 +45,7 @@ def main(argv: list[str] | None = None) -> None:
         print(usage())
         return
     verb = argv.pop(0)
+    sys.unraisablehook = _interrupt_again
     if verb not in VERBS:
         sys.exit(_fail("", f"{verb} is no verb; {_nearest(verb)}"))
     module, _ = VERBS[verb]
@@ -61,6 +64,16 @@ def main(argv: list[str] | None = None) -> None:
         status, line = describe_error(error)
         _fail(verb, line)
         sys.exit(status)
+
+
+def _interrupt_again(unraisable) -> None:
+    """Hears a Ctrl-C that came where Python drops errors: a `__del__`, or a callback of its collector."""
+    if isinstance(unraisable.exc_value, KeyboardInterrupt):
+        # Not from here, where it would be dropped again.
+        main_thread = threading.main_thread().ident
+        threading.Timer(0.05, signal.pthread_kill, (main_thread, signal.SIGINT)).start()
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def usage() -> str:

@@ -83,3 +83,28 @@ def test_a_traceback_can_be_asked_for(monkeypatch):
     monkeypatch.setenv("ELLAMA_TRACEBACK", "1")
     with pytest.raises(ValueError):
         cli.main(["inspect", "/no/such/place"])
+
+
+def test_a_ctrl_c_that_python_drops_is_heard_again():
+    """In a `__del__`, or a callback of the garbage collector as JAX has one, errors go nowhere."""
+    program = """
+import signal, sys, time, types
+from ellama_jax import cli
+
+class Dropped:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+def main_inspect(argv):
+    Dropped()
+    time.sleep(60)
+
+sys.modules["verb"] = types.SimpleNamespace(main_inspect=main_inspect)
+cli.VERBS["inspect"] = ("verb", "")
+cli.main(["inspect"])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=50
+    )
+    assert done.returncode == 130
+    assert len(done.stderr.splitlines()) == 1 and "interrupted" in done.stderr

@@ -40,6 +40,13 @@ _CLOSING_SECS, _HEARING_SECS, _AGREEING_SECS = 20.0, 10.0, 60.0
 # A process that sees another one gone gives the cause so long to arrive.
 _CAUSE_SECS = 5.0
 _DAY_MS = 24 * 3600 * 1000
+# How the runtime says that it lost the others. RESOURCE_EXHAUSTED and INVALID_ARGUMENT are no such
+# thing: a batch that does not fit will not fit the next time either.
+_LOST = tuple(
+    f"{status}: "
+    for status in "UNKNOWN INTERNAL UNAVAILABLE ABORTED CANCELLED DEADLINE_EXCEEDED NOT_FOUND "
+    "FAILED_PRECONDITION DATA_LOSS".split()
+)
 AGAIN = (
     f"another process of the job died or cannot be reached; this one ends with status {EXIT_AGAIN}. Start "
     "the same command again, on as many processes as there are: a run resumes from its newest checkpoint."
@@ -132,7 +139,10 @@ def _is_of_others(error: BaseException) -> bool:
     """Says whether an error is how the loss of another process shows in this one."""
     # Orbax says by a TimeoutError that the service failed it.
     failed = error.__cause__ if isinstance(error, TimeoutError) else error
-    return isinstance(failed, jax.errors.JaxRuntimeError)
+    # jaxlib raises some of the runtime's errors as a ValueError: they begin with their status all the same.
+    if not isinstance(failed, (jax.errors.JaxRuntimeError, ValueError)):
+        return False
+    return str(failed).startswith(_LOST)
 
 
 def _tell(status: int, line: str) -> None:

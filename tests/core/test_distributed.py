@@ -3,6 +3,7 @@
 import jax
 import pytest
 
+from ellama_jax.core import ending
 from ellama_jax.core.distributed import exchange, leads, on_leader, one_job
 
 
@@ -40,3 +41,20 @@ def test_one_process_leads_and_its_errors_are_its_own():
 
 def _fail():
     raise OSError("no room")
+
+
+@pytest.mark.parametrize(
+    ("error", "of_others"),
+    [
+        (jax.errors.JaxRuntimeError("UNKNOWN: Gloo AllReduce failed: connection reset"), True),
+        # jaxlib raises this one where it reads an array.
+        (ValueError("UNKNOWN: Gloo AllGather failed: Read error: connection reset by peer"), True),
+        (ValueError("UNAVAILABLE: notified of an error"), True),
+        (ValueError("data.windows_dir: must exist, got nothing."), False),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory in HBM"), False),
+        (jax.errors.JaxRuntimeError("INVALID_ARGUMENT: no such device"), False),
+        (OSError(5, "Input/output error"), False),
+    ],
+)
+def test_the_loss_of_another_process_is_told_from_an_error_of_ones_own(error, of_others):
+    assert ending._is_of_others(error) is of_others
