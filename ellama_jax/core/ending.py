@@ -42,10 +42,16 @@ _CAUSE_SECS = 5.0
 _DAY_MS = 24 * 3600 * 1000
 # How the runtime says that it lost the others. RESOURCE_EXHAUSTED and INVALID_ARGUMENT are no such
 # thing: a batch that does not fit will not fit the next time either.
-_LOST = tuple(
-    f"{status}: "
-    for status in "UNKNOWN INTERNAL UNAVAILABLE ABORTED CANCELLED DEADLINE_EXCEEDED NOT_FOUND "
-    "FAILED_PRECONDITION DATA_LOSS".split()
+_LOST = (
+    "UNKNOWN: ",
+    "INTERNAL: ",
+    "UNAVAILABLE: ",
+    "ABORTED: ",
+    "CANCELLED: ",
+    "DEADLINE_EXCEEDED: ",
+    "NOT_FOUND: ",
+    "FAILED_PRECONDITION: ",
+    "DATA_LOSS: ",
 )
 AGAIN = (
     f"another process of the job died or cannot be reached; this one ends with status {EXIT_AGAIN}. Start "
