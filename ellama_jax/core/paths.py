@@ -18,10 +18,11 @@ import logging
 import os
 import random
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 _SCHEME = "gs://"
@@ -104,6 +105,56 @@ def local_path(path: str | os.PathLike, name: str) -> Path:
 def absolute(path: Path) -> Path:
     """Returns a path that does not depend on the working directory; in a bucket all are such."""
     return path if is_remote(path) else path.absolute()
+
+
+def name_inside(directory: Path, name: str, file: str) -> str:
+    """Returns a name that a file gives for something in its directory, which it must not lead out of.
+
+    Args:
+        directory: that the name is of.
+        name: as `file` has it; parts are separated by `/`.
+        file: which gives the name; what is to be mended.
+
+    Raises:
+        ValueError: if it is absolute, climbs by `..`, or is no name at all.
+    """
+    if isinstance(name, str):
+        parts = PurePosixPath(name).parts
+        if parts and parts[0] != "/" and ".." not in parts and not {"\\", "\0"} & set(name):
+            return name
+    raise ValueError(f"{directory / file}: must name files inside {directory}, got {name!r}.")
+
+
+def check_links(directory: Path) -> None:
+    """Refuses a directory from elsewhere whose links would have other files read, or published.
+
+    A link may lead to a file of the directory itself. The Hugging Face hub's cache links a snapshot's
+    files to the blobs beside it; these are the model's own.
+
+    Raises:
+        ValueError: if a link leads elsewhere, or an entry is neither file nor directory.
+    """
+    if is_remote(directory):
+        return  # a bucket has no links
+    root = directory.resolve()
+    homes = [root]
+    if (snapshots := next((p for p in root.parents if p.name == "snapshots"), None)) is not None:
+        homes.append(snapshots.parent / "blobs")
+    for folder, folders, files in os.walk(root):
+        for path in (Path(folder) / name for name in (*folders, *files)):
+            kind = path.lstat().st_mode
+            if stat.S_ISLNK(kind):
+                target = path.resolve()
+                if not any(target.is_relative_to(home) for home in homes):
+                    raise ValueError(
+                        f"{directory / path.relative_to(root)}: must be no link out of its directory, "
+                        f"got one to {target}; put a copy there if it belongs to the model."
+                    )
+            elif not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
+                raise ValueError(
+                    f"{directory / path.relative_to(root)}: must be a file or a directory, got "
+                    "something else; remove it."
+                )
 
 
 @functools.cache

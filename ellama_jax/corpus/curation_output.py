@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ellama_jax.core.paths import as_path, file_bytes, open_whole
+from ellama_jax.core.paths import as_path, file_bytes, name_inside, open_whole
 
 REPORT_FILE = "curation.json"  # written last: a directory without it was never finished
 
@@ -69,14 +69,18 @@ def read_report(directory: Path) -> dict:
     """Reads curation.json.
 
     Raises:
-        ValueError: if there is none, for then the curation was never finished.
+        ValueError: if there is none, for then the curation was never finished, or it names files
+            outside the directory.
     """
     if not is_curated(directory):
         raise ValueError(
             f"{directory}: must hold {REPORT_FILE}, got none; a curation without it was never "
             "finished: curate again."
         )
-    return json.loads((directory / REPORT_FILE).read_text(encoding="utf-8"))
+    report = json.loads((directory / REPORT_FILE).read_text(encoding="utf-8"))
+    for file in report["files"]:
+        name_inside(directory, file["name"], REPORT_FILE)
+    return report
 
 
 def curated_files(directory: Path, kind: str, split: str) -> list[Path]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
-from ellama_jax.core.paths import as_path
+from ellama_jax.core.paths import as_path, check_links
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
@@ -114,7 +114,8 @@ def load_tokenizer(tokenizer_dir: str | os.PathLike) -> Tokenizer:
             special_tokens_map.json, generation_config.json or config.json (in this order).
 
     Raises:
-        ValueError: if a file is missing or broken, or no file names the token that ends a text.
+        ValueError: if a file is missing or broken, no file names the token that ends a text, or a
+            link leads out of the directory.
     """
     directory = as_path(tokenizer_dir)
     path = directory / TOKENIZER_FILE
@@ -123,6 +124,7 @@ def load_tokenizer(tokenizer_dir: str | os.PathLike) -> Tokenizer:
             f"tokenizer {directory}: must hold {TOKENIZER_FILE}, got {_listing(directory)}; pass "
             "the tokenizer directory of a checkpoint or of a Hugging Face model."
         )
+    check_links(directory)
     try:
         content = _read_text(path)
         names = _parse_tokenizer(content, set())

@@ -26,6 +26,7 @@ from ellama_jax.core.paths import (
     as_path,
     file_sizes,
     is_remote,
+    name_inside,
     open_whole,
     read_if_there,
     read_range,
@@ -490,6 +491,8 @@ def read_manifest(windows_dir: str | os.PathLike) -> Manifest:
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: must be a window set's manifest, got {error}.") from error
     _check_counts(path, manifest)
+    for shard in manifest.shards:
+        name_inside(directory, shard["name"], MANIFEST_FILE)
     return manifest
 
 

@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 from jax.sharding import Mesh
 
-from ellama_jax.core.paths import absolute, as_path, file_bytes, is_remote, read_range
+from ellama_jax.core.paths import absolute, as_path, file_bytes, is_remote, name_inside, read_range
 from ellama_jax.core.tree import flatten_paths, unflatten_paths
 from ellama_jax.model.llama import abstract_params
 from ellama_jax.model.presets import LlamaConfig, RopeScaling
@@ -213,7 +213,8 @@ def _find_files(directory: Path) -> dict[Path, set[str] | None]:
         index = read_json(directory / INDEX_FILE)
         files: dict[Path, set[str] | None] = {}
         for name, file in index.get("weight_map", {}).items():
-            files.setdefault(directory / file, set()).add(name)
+            path = directory / name_inside(directory, file, INDEX_FILE)
+            files.setdefault(path, set()).add(name)
         if missing := sorted(path.name for path in files if not path.is_file()):
             raise ValueError(
                 f"{directory}: must hold {some_of(missing)} of {INDEX_FILE}, got none."

@@ -23,7 +23,7 @@ import tokenizers
 
 from ellama_jax.core.distributed import leads, on_leader, one_job
 from ellama_jax.core.ownership import owned
-from ellama_jax.core.paths import as_path, copy_file, is_remote
+from ellama_jax.core.paths import as_path, check_links, copy_file, is_remote
 from ellama_jax.core.sharding import make_mesh
 from ellama_jax.core.tree import flatten_paths
 from ellama_jax.model.llama import abstract_params
@@ -168,6 +168,7 @@ def _look_at(src: Path) -> str:
         raise ValueError(f"{src}: must be a GGUF file or a directory, got another kind of file.")
     if not src.is_dir():
         raise ValueError(f"{src}: must exist, got no such file or directory.")
+    check_links(src)
     names = {entry.name for entry in src.iterdir()}
     if huggingface.CONFIG_FILE in names:
         return "huggingface"

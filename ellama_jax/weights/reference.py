@@ -254,6 +254,7 @@ def _load_huggingface(src: Path) -> Source:
         attn_implementation="eager",
         use_safetensors=True,
         local_files_only=True,
+        trust_remote_code=False,
     )
     return _transformers_source("huggingface", model, _load_tokenizer(src))
 
@@ -262,7 +263,7 @@ def _load_gguf(src: Path) -> Source:
     import torch
     from transformers import AutoTokenizer, LlamaForCausalLM
 
-    place = {"gguf_file": src.name, "local_files_only": True}
+    place = {"gguf_file": src.name, "local_files_only": True, "trust_remote_code": False}
     tokenizer = AutoTokenizer.from_pretrained(src.parent, **place)
     model = LlamaForCausalLM.from_pretrained(
         src.parent, dtype=torch.float32, attn_implementation="eager", **place
@@ -275,7 +276,9 @@ def _load_tokenizer(src: Path) -> Tokens:
     from transformers import PreTrainedTokenizerFast
 
     # This class takes tokenizer.json as it is; others rebuild parts of it by their own rules.
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(src, local_files_only=True)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(
+        src, local_files_only=True, trust_remote_code=False
+    )
     named = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id}
     return _wrap(tokenizer, *(_document_id(src, kind, found) for kind, found in named.items()))
 

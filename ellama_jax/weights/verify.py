@@ -19,10 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ellama_jax.core.paths import as_path, local_path, write_whole
+from ellama_jax.core.paths import as_path, check_links, local_path, write_whole
 from ellama_jax.core.progress import progress
 from ellama_jax.model.llama import rope_frequencies
 from ellama_jax.tokens.tokenizer import Tokenizer, load_tokenizer
+from ellama_jax.weights import huggingface
 from ellama_jax.weights.checkpoint import find_damage
 from ellama_jax.weights.diagnosis import find_faults
 from ellama_jax.weights.forward import Answer, ask
@@ -205,8 +206,13 @@ def write_reference(
     Raises:
         ValueError: with its one line, if it fails.
     """
-    if not local_path(source, "SRC").exists():
+    src = local_path(source, "SRC")
+    if not src.exists():
         raise ValueError(f"{source}: must exist, got no such file or directory.")
+    if src.is_dir():
+        check_links(src)
+        if (src / huggingface.INDEX_FILE).is_file():
+            huggingface.weight_files(src)  # transformers would follow whatever the index names
     command = [sys.executable, "-P", "-m", "ellama_jax.weights.reference", str(source), str(dst)]
     command += [] if top_k is None else ["--top-k", str(top_k)]
     house = str(Path(__file__).resolve().parents[2])
