@@ -48,7 +48,7 @@ $(VENV)/references: $(VENV)/installed tools/bucket-tests.txt tools/dask-tests.tx
 	touch $@
 
 lock:
-	uv pip compile --universal --python-version 3.11 --no-emit-index-url --no-annotate --quiet \
+	uv pip compile --universal --python-version 3.11 --no-emit-index-url --no-annotate --generate-hashes --quiet \
 	  --override tools/lock-overrides.txt --extra dev --output-file requirements.lock setup.py \
 	  tools/lock-extra.txt
 

@@ -10,6 +10,7 @@ import sys
 import threading
 
 from ellama_jax.core.exits import EXIT_MISTAKE, describe_error
+from ellama_jax.core.terminal import only_shown, printable
 
 VERBS = {
     "demo": ("ellama_jax.experiments.demo", "the whole job on this machine, from base model to report"),
@@ -52,8 +53,9 @@ def main(argv: list[str] | None = None) -> None:
     try:
         if "ELLAMA_PARENT" in os.environ:  # started by another verb
             importlib.import_module("ellama_jax.core.verb_process").end_with_parent()
-        getattr(importlib.import_module(module), f"main_{verb.replace('-', '_')}")(argv)
-        sys.stdout.flush()
+        with only_shown():
+            getattr(importlib.import_module(module), f"main_{verb.replace('-', '_')}")(argv)
+            sys.stdout.flush()
     except BrokenPipeError:
         # Who read our output, as `| head`, has had enough. Nothing is left to flush at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -92,7 +94,7 @@ def _nearest(verb: str) -> str:
 
 
 def _fail(verb: str, message: str) -> int:
-    print(f"ellama{' ' if verb else ''}{verb}: error: {message}", file=sys.stderr)
+    print(printable(f"ellama{' ' if verb else ''}{verb}: error: {message}"), file=sys.stderr)
     return EXIT_MISTAKE
 
 

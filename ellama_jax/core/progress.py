@@ -10,6 +10,8 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
+from ellama_jax.core.terminal import obeyed, printable
+
 SECS_BETWEEN_LINES = 10.0
 
 
@@ -22,7 +24,11 @@ class Progress:
         self._started = self._last_line = time.monotonic()
         self._shown = shown
         terminal = shown and sys.stderr.isatty()
-        self._bar = tqdm(total=total, desc=title, unit=f" {unit}", leave=True) if terminal else None
+        self._bar = None
+        if terminal:
+            self._bar = tqdm(
+                total=total, desc=printable(title), unit=f" {unit}", file=obeyed(sys.stderr)
+            )
 
     def update(self, count: int = 1) -> None:
         """Counts `count` more units as done."""

@@ -151,7 +151,7 @@ def _overall_table(names: Sequence[str], comparisons: Sequence[Mapping]) -> list
         if known := [row for row in found if row is not None]:
             cells = [_say_value(row, name) if row else "–" for row in found]
             rows.append([label, write_value(known[0]["base"], name), *cells])
-    return _markdown_table(rows)
+    return markdown_table(rows)
 
 
 def _language_table(comparisons: Sequence[Mapping]) -> list[str]:
@@ -168,7 +168,7 @@ def _language_table(comparisons: Sequence[Mapping]) -> list[str]:
                      if (r["domain"], r["metric"], r["language"]) == (domain, metric, language)]  # fmt: skip
             cells.append(say_change(found[0]) if found else "–")
         rows.append([domain, metric.replace("_", " "), language, *cells])
-    return _markdown_table(rows)
+    return markdown_table(rows)
 
 
 def _say_value(row: Mapping, name: str) -> str:
@@ -180,7 +180,8 @@ def write_value(value: float, name: str) -> str:
     return f"{100 * value:.1f} %" if is_share(name) else f"{value:.3f}"
 
 
-def _markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
+def markdown_table(rows: Sequence[Sequence]) -> list[str]:
+    """Returns the lines of a table, the first row its header, and an empty one after it."""
+    lines = [f"| {' | '.join(str(cell).replace('|', '/') for cell in row)} |" for row in rows]
     lines.insert(1, f"|{' --- |' * len(rows[0])}")
     return [*lines, ""]

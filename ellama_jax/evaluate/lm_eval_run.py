@@ -9,10 +9,11 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from ellama_jax.core.paths import as_path, is_remote, write_whole
+from ellama_jax.evaluate.card_text import markdown_table
 from ellama_jax.weights.layout import check_file
 
 _NEAREST = 3
@@ -220,11 +221,23 @@ def _write(path: Path, results: dict, samples: dict | None) -> None:
 
 
 def _print_tables(results: dict) -> None:
-    from lm_eval.utils import make_table
+    """Prints tasks, then groups, as Markdown; lm-eval's own printer needs chardet, which is LGPL."""
+    for column in ("results", "groups"):
+        if column in results:
+            header = (column, "version", "filter", "shots", "metric", "value", "stderr")
+            print("\n".join(markdown_table([header, *_rows_of(results, column)])))
 
-    print(make_table(results))
-    if "groups" in results:
-        print(make_table(results, "groups"))
+
+def _rows_of(results: dict, column: str) -> Iterator[tuple]:
+    for task, scores in results[column].items():
+        about = (scores.get("alias", task), results["versions"].get(task, ""))
+        shots = results["n-shot"].get(task, "")
+        for key, value in scores.items():
+            metric, _, filtered = key.partition(",")
+            if filtered and not metric.endswith("_stderr"):
+                error = scores.get(f"{metric}_stderr,{filtered}")
+                numbers = (f"{x:.4f}" if isinstance(x, float) else x or "" for x in (value, error))
+                yield (*about, filtered, shots, metric, *numbers)
 
 
 def _first_line(error: BaseException) -> str:

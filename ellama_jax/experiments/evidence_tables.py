@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ellama_jax.evaluate.card_text import HEADLINES, say_change
+from ellama_jax.evaluate.card_text import HEADLINES, markdown_table, say_change
 from ellama_jax.evaluate.retention import compare
 from ellama_jax.experiments.sweep_results import axis_rows, say_part
 
@@ -109,7 +109,7 @@ def _claims(changes: Mapping[str, Mapping]) -> str:
         "Intervals are 95 %, a bootstrap over products and questions of all seeds; bits per byte: "
         "less is better."
     )
-    return f"{_markdown(rows)}\n{words}\n"
+    return "\n".join([*markdown_table(rows), words]) + "\n"
 
 
 def verdict(change: Mapping, paper: float) -> str:
@@ -153,7 +153,7 @@ def _curves(demos: Sequence[Path]) -> str:
         f"- {demo.name}: {_read(demo / 'sweep.json')['sentence']}" for demo in demos
     )
     title = "The merge, (1 - alpha) base + alpha adapted, on validation questions:"
-    return f"{title}\n\n{_markdown(rows)}\nOn test questions:\n\n{sentences}\n"
+    return "\n".join([title, "", *markdown_table(rows), "On test questions:", "", sentences]) + "\n"
 
 
 def _change_cell(change: Mapping | None) -> str:
@@ -172,7 +172,7 @@ def _axis(ablation: Mapping, key: str) -> str:
     title = (
         f"Ablation of `{key}`, improvement over the base on held-out text (less loss is better):"
     )
-    return f"{title}\n\n{_markdown(rows)}"
+    return "\n".join([title, "", *markdown_table(rows)])
 
 
 def _limits(ablation: Mapping) -> str:
@@ -182,11 +182,6 @@ def _limits(ablation: Mapping) -> str:
         f"{done} of {len(trials)} trials of {trials[0]['steps']} steps; intervals are 95 %, from the "
         f"spread over seeds pooled over settings. {ablation['rule']['says']} {ablation['sentence']}\n"
     )
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]) + "\n"
 
 
 def _read(path: Path) -> dict:

@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 
 from ellama_jax.core.paths import write_whole
+from ellama_jax.core.terminal import one_line
 from ellama_jax.experiments.sweep_grid import Sweep, Trial
 
 _SET_BY_TRIAL = ("NAME", "WORKDIR", "CONFIG")
@@ -31,7 +32,7 @@ def write_commands(
     """
     lines = [
         "#!/usr/bin/env bash",
-        f"# {sweep.title}: {len(sweep.trials)} trials. Judge what is done with:",
+        f"# {one_line(sweep.title)}: {len(sweep.trials)} trials. Judge what is done with:",
         f"#   ellama sweep --config ... --workdir {shlex.quote(workdir)} --collect",
         "set -euo pipefail",
     ]
@@ -70,6 +71,8 @@ def _read_env(path: Path) -> list[str]:
 def _trial_env(base: list[str], trial: Trial, workdir: str) -> str:
     """Returns the lines of `base` with the trial's name, directory, configuration and arguments."""
     config, *arguments = trial.arguments
+    if broken := [word for word in trial.arguments if len(word.splitlines()) > 1]:
+        raise ValueError(f"{trial.name}: an env file takes values of one line, got {broken[0]!r}.")
     name = next(line for line in base if line.startswith("NAME=")).partition("=")[2]
     values = {
         "NAME": f"{re.sub('[^a-z0-9-]', '-', name.lower())[:24].rstrip('-')}-{trial.identity[:8]}",

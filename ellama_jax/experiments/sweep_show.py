@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ellama_jax.core.terminal import obeyed, printable
 from ellama_jax.experiments.sweep_grid import Sweep
 from ellama_jax.experiments.sweep_results import (
     axis_rows,
@@ -44,7 +45,7 @@ class Board:
         if sys.stdout.isatty():
             from rich.live import Live
 
-            self._live = Live(self._table(), auto_refresh=False)
+            self._live = Live(self._table(), console=_console(), auto_refresh=False)
             self._live.__enter__()
         return self
 
@@ -81,7 +82,7 @@ class Board:
             step = f"{record.get('step', 0)}/{state.trial.config.train.steps}"
             loss = f"{record['loss']:.3f}" if "loss" in record else ""
             status = Text(state.status, style=_COLOURS.get(state.status, ""))
-            table.add_row(state.trial.name, status, step, loss, self._words(state))
+            table.add_row(state.trial.name, status, step, loss, printable(self._words(state)))
         return table
 
     def _shown(self) -> Sequence:
@@ -117,11 +118,16 @@ def last_record(directory: Path) -> dict | None:
 
 def print_settings(found: Mapping) -> None:
     """Prints the settings, best first, and the choice."""
-    from rich.console import Console
-
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = _console()
     console.print(_settings_table(found))
     console.print(f"{found['sentence']}\n", highlight=False, soft_wrap=True)
+
+
+def _console():
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else 120
+    return Console(file=obeyed(sys.stdout), width=width, markup=False)
 
 
 def _settings_table(found: Mapping):
@@ -129,11 +135,11 @@ def _settings_table(found: Mapping):
     from rich.table import Table
 
     rule = found["rule"]
-    table = Table(title=found["title"], caption=f"{rule['says']}", box=box.SIMPLE_HEAD)
+    table = Table(title=printable(found["title"]), caption=f"{rule['says']}", box=box.SIMPLE_HEAD)
     for name in ("setting", "seeds", rule["gain"], rule["keep"], ""):
         table.add_column(name, justify="left" if name in ("setting", "") else "right")
     for row in settings_rows(found):
-        table.add_row(*row)
+        table.add_row(*map(printable, row))
     return table
 
 

@@ -5,7 +5,7 @@ It reads what tradeoff.py found.
 
 from collections.abc import Mapping, Sequence
 
-from ellama_jax.evaluate.card_text import say_change, say_gate, write_value
+from ellama_jax.evaluate.card_text import markdown_table, say_change, say_gate, write_value
 from ellama_jax.merge.loss_line import say_line
 from ellama_jax.merge.tradeoff_profiles import PROFILES, UNIFORM
 from ellama_jax.merge.tradeoff_rule import standard_error
@@ -148,8 +148,8 @@ def format_sweep(found: Mapping) -> str:
 def format_sweep_markdown(found: Mapping) -> str:
     """Writes a sweep as Markdown, for a model card."""
     lines = ["## Trade-off between base and adapted", "", found["sentence"], ""]
-    lines += [*_markdown(curve_rows(found)), "### By language", ""]
-    lines += _markdown(language_rows(found["alphas"]))
+    lines += [*markdown_table(curve_rows(found)), "### By language", ""]
+    lines += markdown_table(language_rows(found["alphas"]))
     lines += [line for said in _closing(found)[:-1] for line in (said, "")]
     return "\n".join(lines)
 
@@ -163,9 +163,3 @@ def _closing(found: Mapping) -> list[str]:
     if found["test"]:
         said.append(f"On test questions the {say_gate(found['test']['gate'])}")
     return [*said, found["sentence"]]
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    lines.insert(1, f"|{' --- |' * len(rows[0])}")
-    return [*lines, ""]

@@ -10,13 +10,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from ellama_jax.core.terminal import one_line, printable
 from ellama_jax.report.audit_text import (
     FERTILITY_FROM,
     batch_words,
     bin_name,
-    one_line,
     piece_title,
-    printable,
     special_runs,
     stage_name,
     vocabulary_notes,

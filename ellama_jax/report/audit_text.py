@@ -3,11 +3,11 @@
 The figures are tokens/audit.py's and tokens/vocabulary.py's, the page report/audit_html.py's.
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from ellama_jax.core.terminal import one_line, printable
 from ellama_jax.tokens.audit import Piece, cut_window
 from ellama_jax.tokens.packing import PADDING
 from ellama_jax.tokens.tokenizer import Tokenizer
@@ -19,7 +19,6 @@ _BOLD, _DIM, _CYAN, _RED, _PLAIN = "\033[1m", "\033[2m", "\033[36m", "\033[31m",
 FERTILITY_FROM = {"manifest": "of the whole set, as prepare counted it",
                   "sample": "of the windows read, decoded"}  # fmt: skip
 # What a document may hold and a terminal would obey.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def describe_set(audit: Mapping) -> str:
@@ -229,7 +228,8 @@ def describe_stream(stream: Mapping) -> str:
 def describe_problems(problems: Sequence[Mapping], colour: bool = False) -> str:
     """Lists the problems, one a line."""
     on, off = (_RED, _PLAIN) if colour else ("", "")
-    return "\n".join(f"{on}problem:{off} {problem['set']}: {problem['text']}"
+    return "\n".join(f"{on}problem:{off} {printable(problem['set'])}: "
+                     f"{printable(problem['text'])}"
                      for problem in problems)  # fmt: skip
 
 
@@ -301,28 +301,13 @@ def special_runs(tokens: np.ndarray, tokenizer: Tokenizer) -> Iterator[tuple[boo
             yield bool(special[run[0]]), tokens[run]
 
 
-def printable(text: str) -> str:
-    r"""Writes control characters out, but for tabs and line ends.
-
-    >>> printable("a\tb\x1b[2Jc\n")
-    'a\tb\\x1b[2Jc\n'
-    """
-    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
-
-
-def one_line(text: str, most: int) -> str:
-    """Cuts a text down to one line of at most `most` characters."""
-    line = " ".join(printable(text).split())
-    return line if len(line) <= most else line[: most - 1] + "…"
-
-
 def make_ruler(mark: str, title: str, colour: bool, strong: bool = False) -> str:
     """Draws a line with a title in it, before a piece of text."""
     return _ruler(mark, title, colour, _BOLD if strong else _CYAN)
 
 
 def _ruler(mark: str, title: str, colour: bool, tone: str) -> str:
-    line = f"{mark * 2} {title} "
+    line = f"{mark * 2} {printable(title)} "
     line += mark * max(2, _RULER - len(line))
     return f"{tone}{line}{_PLAIN}" if colour else line
 

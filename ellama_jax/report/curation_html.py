@@ -5,6 +5,7 @@ The figures are corpus/curation_audit.py's; the frame and the looks are the audi
 
 from collections.abc import Mapping
 
+from ellama_jax.core.terminal import printable
 from ellama_jax.corpus.curation_audit import sum_sets
 from ellama_jax.report.audit_html import (
     STYLE,
@@ -16,7 +17,6 @@ from ellama_jax.report.audit_html import (
     problem_section,
     short_number,
 )
-from ellama_jax.report.audit_text import printable
 from ellama_jax.report.curation_text import (
     FATES,
     example_text,

@@ -5,8 +5,9 @@ The figures are corpus/curation_audit.py's, the page report/curation_html.py's.
 
 from collections.abc import Iterator, Mapping
 
+from ellama_jax.core.terminal import one_line, printable
 from ellama_jax.corpus.curation_audit import sum_sets
-from ellama_jax.report.audit_text import make_ruler, one_line, printable, table_text
+from ellama_jax.report.audit_text import make_ruler, table_text
 
 _MOST_ITEMS = 10  # of the evaluation sets
 _MOST_CHARACTERS = 600  # of one example

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ellama_jax.core.paths import as_path
+from ellama_jax.core.terminal import obeyed
 from ellama_jax.corpus.curation_output import REPORT_FILE, is_curated
 from ellama_jax.report.audit_text import (
     describe_languages,
@@ -209,7 +210,7 @@ def _inspect_curation(path: Path, args, overrides: list[str]) -> None:
     audit = audit_curation(path, args.show)
     print(describe_curation_whole(audit))
     if args.show:
-        print(show_examples(audit, _has_colour()))
+        _print_coloured(show_examples(audit, _has_colour()))
     _write_json(args.json, audit)
     if args.html is not None:
         from ellama_jax.report.curation_html import render_curation
@@ -269,9 +270,13 @@ def _write_page(path: str, page: str) -> None:
 def _end_with(problems: list, args) -> None:
     """Lists the problems last; with --strict they are an exit status."""
     if problems:
-        print(describe_problems(problems, _has_colour()))
+        _print_coloured(describe_problems(problems, _has_colour()))
         if args.strict:
             sys.exit(1)
+
+
+def _print_coloured(text: str) -> None:
+    print(text, file=obeyed(sys.stdout))
 
 
 def _has_colour() -> bool:
@@ -307,7 +312,7 @@ def _show_windows(sets: list[WindowSet], args, tokenizer: Tokenizer | None) -> N
             if len(sets) > 1:
                 print(windows.path)
             tokens = windows[index]
-            print(show_window(tokens, index, windows.manifest, tokenizer, _has_colour()))
+            _print_coloured(show_window(tokens, index, windows.manifest, tokenizer, _has_colour()))
 
 
 def _find_tokenizer(windows_dir: Path, tokenizer_dir: str | None) -> Tokenizer | None:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.live import Live
 
 from ellama_jax.core.paths import as_path
+from ellama_jax.core.terminal import obeyed
 from ellama_jax.report.watch_log import METRICS_FILE, Watched
 from ellama_jax.report.watch_screen import page
 
@@ -37,7 +38,10 @@ def main_watch(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     if not (math.isfinite(args.every) and args.every >= 0.1):
         raise ValueError(f"--every: must be at least 0.1 seconds, got {args.every:g}.")
-    run, console = Watched(_find_run(args.workdir)), Console(highlight=False)
+    run, console = (
+        Watched(_find_run(args.workdir)),
+        Console(file=obeyed(sys.stdout), highlight=False, markup=False),
+    )
     if args.once or not sys.stdout.isatty() or console.is_dumb_terminal:
         console.print(page(run, console))
     else:

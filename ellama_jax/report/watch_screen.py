@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ellama_jax.core.progress import duration
+from ellama_jax.core.terminal import printable
 from ellama_jax.report.watch_log import MEAN_OF, Curve, Watched, domain_of
 
 _CURVES = re.compile(r"(eval_)?loss(/.*)?|eval_(score|change)/[^/]+|eval_gate")
@@ -37,7 +38,12 @@ _BLOCKS, _ASCII_BLOCKS = "▁▂▃▄▅▆▇█", "_.-=+*#"
 def page(run: Watched, console: Console) -> RenderableType:
     """Returns the page of a run as it is known now, to be printed on `console`."""
     # What matters most stands first: a low terminal shows only that.
-    head = [Text(_title(run), style="bold"), _progress(run, console), *_status(run), *_saved(run)]
+    head = [
+        Text(printable(_title(run)), style="bold"),
+        _progress(run, console),
+        *_status(run),
+        *_saved(run),
+    ]
     if run.step is None:
         return Group(*head)
     numbers = [_speed(run), *([Text(), _mixture(run)] if run.tokens else [])]
@@ -101,7 +107,7 @@ def _losses(run: Watched, console: Console, width: int) -> Table:
         cells = [_number(curve.last), f"step {curve.step}" if rare else _number(curve.mean)]
         if room >= _LEAST_TREND:
             cells.append(sparkline(curve, room, console.options.ascii_only))
-        table.add_row(name, *cells)
+        table.add_row(printable(name), *cells)
     return table
 
 
@@ -138,7 +144,7 @@ def _mixture(run: Watched) -> Table:
         share = f"{wanted[key]:.1%}" if key in wanted else "-"
         together = " together" if keys.count(key) > 1 and key in wanted else ""
         row = f"{count:,}", f"{count / total:.1%}", share + together
-        table.add_row(f"tokens_consumed/{name}", *row)
+        table.add_row(printable(f"tokens_consumed/{name}"), *row)
     return table
 
 

@@ -3,6 +3,7 @@
 Owns the page, README.md; the words for provenance and verification are origin.py's.
 """
 
+import re
 from pathlib import Path
 
 from ellama_jax.model.llama import count_params
@@ -18,6 +19,8 @@ _TITLES = {
     "average": "Averaged Llama model",
 }
 _ALL_DIGITS = 64
+# A directory of this machine or of a bucket, with what lies in it: /home/me/runs/de/checkpoints/9.
+_PLACE = re.compile(r"(?:(?<![\w.:/~-])~?/|gs://)[^\s,;:'\"`()]+")
 
 
 def make_card(info: CheckpointInfo, results: str = "") -> str:
@@ -27,7 +30,7 @@ def make_card(info: CheckpointInfo, results: str = "") -> str:
         info: the checkpoint.
         results: Markdown, as `ellama evaluate --markdown` writes it; empty for none.
     """
-    config, meta = info.config, info.meta
+    config, meta = info.config, _published(info.meta)
     # Only trained steps have a data item.
     data = read_json_item(info.path, "data") if (info.path / "data").is_dir() else None
     checked = {**meta, "path": info.root.name}
@@ -38,7 +41,7 @@ def make_card(info: CheckpointInfo, results: str = "") -> str:
         f"{count_params(config):,} parameters, {config.num_layers} layers, vocabulary "
         f"{config.vocab_size:,}, context {config.max_seq_len:,}. {_say_writing(info)}; the licence of "
         "the base model applies.", "",
-        *(["## Results", "", results.strip(), ""] if results.strip() else []),
+        *(["## Results", "", _published(results.strip()), ""] if results.strip() else []),
         "## Provenance", "", "```",
         *describe_provenance(meta["provenance"], data, _ALL_DIGITS), "```", "",
         "## Conversion against the source", "", "```", *describe_verification(checked), "```", "",
@@ -47,6 +50,19 @@ def make_card(info: CheckpointInfo, results: str = "") -> str:
         f"- commit {meta['commit'] or 'unknown'}",
         f"- tokenizer fingerprint {meta['tokenizer_fingerprint']}", "",
     ])  # fmt: skip
+
+
+def _published(value):
+    """Leaves the last two names of every path, for a card is read by others."""
+    if isinstance(value, dict):
+        return {key: _published(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_published(part) for part in value]
+    if not isinstance(value, str):
+        return value
+    if Path(value).is_absolute():  # with spaces too
+        return "/".join(Path(value).parts[-2:])
+    return _PLACE.sub(lambda found: "/".join(found[0].rstrip("/").split("/")[-2:]), value)
 
 
 def _say_writing(info: CheckpointInfo) -> str:

@@ -3,8 +3,12 @@
 A case spoils a copy of good input, as somebody would who publishes a model or a catalogue.
 """
 
+import dataclasses
 import json
 import os
+import re
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -104,3 +108,55 @@ def test_a_name_that_leads_out_of_its_directory_is_refused(refused, place, give,
     give(place)
     line = refused(*verb)
     assert "must name files inside" in line and named in line
+
+
+# --- words into shells and terminals -------------------------------------------------------------
+
+ESCAPES = "\x1b]0;title\x07\x1b[2Jname\x9b31m\u202e"
+
+
+def test_the_escapes_of_an_error_are_written_out(refused):
+    line = refused("inspect", f"nowhere{ESCAPES}")
+    assert line.isprintable() and r"\x1b]0;title\x07\x1b[2Jname\x9b31m\u202e" in line
+
+
+def test_the_escapes_of_a_window_set_are_written_out(place, monkeypatch, capfd):
+    monkeypatch.chdir(place)
+    source = {"name": f"shop{ESCAPES}", "kind": "documents", "sha256": "0" * 64, "documents": 1}
+    edit(place, "windows/general-en/manifest.json",
+         lambda manifest: manifest.update(sources=[source], command=f"prepare {ESCAPES}"))  # fmt: skip
+    cli.main(["inspect", "windows/general-en", "--show=1", "--tokenizer=base/tokenizer"])
+    cli.main(["inspect", "windows/general-en"])
+    said = capfd.readouterr().out
+    assert r"shop\x1b]0;title" in said
+    assert all(character.isprintable() or character in "\n\t" for character in said)
+
+
+def test_a_title_of_several_lines_is_no_command(place, monkeypatch):
+    from ellama_jax.experiments.sweep_commands import write_commands
+    from ellama_jax.experiments.sweep_grid import Rule, Sweep, Trial
+
+    monkeypatch.chdir(place)
+    trial = Trial("a", None, ("--config=x.py", "--config.run=a b;touch made"), None, "0" * 16)
+    sweep = Sweep("Rates\ntouch made\r$(touch made)", (trial,), (), {}, Rule(), False)
+    (place / "bin").mkdir()
+    (place / "bin" / "ellama").write_text("#!/bin/sh\n")
+    (place / "bin" / "ellama").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{place / 'bin'}:{os.environ['PATH']}")
+    write_commands(sweep, "runs; touch made", place / "go.sh")
+    subprocess.run(["bash", "go.sh"], check=True)
+    assert not (place / "made").exists()
+    (place / "slice.env").write_text("NAME=x\nWORKDIR=gs://b/x\nCONFIG=x\n")
+    trial = dataclasses.replace(trial, arguments=("--config=x", "--config.run=a\nNAME=other"))
+    sweep = dataclasses.replace(sweep, trials=(trial,))
+    with pytest.raises(ValueError, match="values of one line"):
+        write_commands(sweep, "gs://b/runs", place / "go.sh", env=place / "slice.env")
+
+
+def test_every_locked_package_is_held_by_its_hashes():
+    lock = (Path(__file__).parents[2] / "requirements.lock").read_text()
+    pins = re.findall(r"^\S+==.*?(?=^\S|\Z)", lock, re.MULTILINE | re.DOTALL)
+    assert len(pins) > 200
+    assert [pin.split()[0] for pin in pins if "--hash=sha256:" not in pin] == []
+    installed = [pin.split("==")[0] for pin in pins if "sys_platform == 'never'" not in pin]
+    assert "chardet" not in installed  # LGPL

@@ -30,6 +30,7 @@ from ellama_jax.weights.export import export_checkpoint, main_export, make_confi
 from ellama_jax.weights.huggingface import open_safetensors, read_config
 from ellama_jax.weights.importer import import_weights
 from ellama_jax.weights.lazy import PIECE_BYTES, LazyArray, from_array, split
+from ellama_jax.weights.model_card import make_card
 from ellama_jax.weights.tensors import open_tensors
 
 SCALING = RopeScaling(8.0, 1.0, 4.0, 8192)
@@ -361,3 +362,24 @@ def test_parameters_are_written_from_lazy_arrays(tmp_path, tiny, draw_params, to
     write_checkpoint(tmp_path / "c", lazy, config=tiny, meta=meta, tokenizer_dir=tokenizer_dir)
     for path, leaf in flatten_paths(restore_params(tmp_path / "c")).items():
         assert np.asarray(leaf).tobytes() == flatten_paths(params)[path].tobytes(), path
+
+
+def test_the_card_names_no_place_on_a_machine(tmp_path, tiny, make_checkpoint):
+    make_checkpoint(tmp_path / "c", tiny)
+    info = layout.find_checkpoint(tmp_path / "c")
+    base = {"kind": "import", "source": "/srv/my models/Llama-3.1-8B"}
+    provenance = {
+        "kind": "train",
+        "step": 3,
+        "base": "/home/me/runs/base/0",
+        "base_provenance": base,
+    }
+    verification = {"status": "passed", "summary": "as /home/me/hf/model.safetensors; all logits 1/2",
+                    "source": {"name": "~/models/hf"}, "inherited_from": ["gs://shop/a/base/0"]}  # fmt: skip
+    meta = {**info.meta, "provenance": provenance, "verification": verification}
+    card = make_card(dataclasses.replace(info, meta=meta), "| /home/me/runs/de | and/or |")
+    for place in ("/home", "/srv", "gs://", "~", str(tmp_path)):
+        assert place not in card
+    for fact in ("from base/0, which was", "made of my models/Llama-3.1-8B", "against models/hf",
+                 "as hf/model.safetensors", "all logits 1/2", "| runs/de | and/or |"):  # fmt: skip
+        assert fact in card, fact
