@@ -355,8 +355,12 @@ def _in_one_line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def open_whole(path: Path) -> Iterator[BinaryIO]:
-    """Yields a file to write; it is at `path` whole, in place of what was there, or not at all."""
+def open_whole(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
+    """Yields a file to write; it is at `path` whole, in place of what was there, or not at all.
+
+    Args:
+        private: nobody else on this machine may read it. A bucket has its own rights.
+    """
     if is_remote(path):
         # Sent at once: gcsfs's own files come to be there as far as they were written.
         with io.BytesIO() as file:
@@ -367,6 +371,8 @@ def open_whole(path: Path) -> Iterator[BinaryIO]:
     partial = path.with_name(f".{path.name}.partial-{uuid.uuid4().hex}")
     try:
         with partial.open("wb") as file:
+            if private:
+                os.fchmod(file.fileno(), 0o600)
             yield file
         os.replace(partial, path)
     finally:

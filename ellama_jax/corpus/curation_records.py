@@ -15,14 +15,14 @@ from typing import NamedTuple
 
 from ellama_jax.corpus.classifier import load_classifier
 from ellama_jax.corpus.language import identify_language, keep_language
-from ellama_jax.corpus.listings import clean_listing, normalise_listing
+from ellama_jax.corpus.listings import SELLER_FIELDS, clean_listing, normalise_listing
 from ellama_jax.corpus.mapping import map_fields, missing_paths, parse_mapping
-from ellama_jax.corpus.privacy import mask_private
+from ellama_jax.corpus.privacy import mask_private, mask_raw, public_id
 from ellama_jax.corpus.quality import judge_quality, page_text
 from ellama_jax.corpus.readers import Part, read_part
 from ellama_jax.corpus.recipe import DOMAINS, Recipe
 from ellama_jax.corpus.records import BadRecord, Record
-from ellama_jax.corpus.reviews import normalise_review
+from ellama_jax.corpus.reviews import REVIEWER_FIELDS, normalise_review
 from ellama_jax.corpus.splits import identifiers
 from ellama_jax.corpus.variants import product_of
 
@@ -117,8 +117,10 @@ class SourceReader:
             fields = map_fields(record.fields, self._mapping) if self._mapping else record.fields
             return self._handle(record.place.removeprefix(self._root), fields)
         except (ValueError, RecursionError) as error:
-            raw = json.dumps(record.fields, ensure_ascii=True, default=str)[:_RAW_CHARS]
-            return BadRecord(record.place, str(error), raw)
+            raw = json.dumps(record.fields, ensure_ascii=False, default=str)[: 4 * _RAW_CHARS]
+            names = [record.fields.get(name) for name in (*SELLER_FIELDS, *REVIEWER_FIELDS)]
+            reason, raw = mask_raw(str(error), names), mask_raw(raw, names)
+            return BadRecord(record.place, reason, raw[:_RAW_CHARS])
 
     def _listing(self, place: str, fields: Mapping) -> Item | Dropped:
         language = self._language(fields, ("title", "description"))
@@ -174,7 +176,7 @@ class SourceReader:
         if domain not in DOMAINS:
             raise ValueError(f"domain: must be one of {', '.join(DOMAINS)}, got {domain!r}.")
         item = self._text(place, language, text, domain)
-        product = self._product({"product_id": fields.get("product_id")})
+        product = self._product({"product_id": public_id(str(fields.get("product_id") or ""))})
         return item._replace(product=product)
 
     def _text(self, place: str, language: str, text: str, domain: str) -> Item:
@@ -249,7 +251,8 @@ def sentence_key(source: str, sentence: str) -> bytes:
 
 
 def _foreign(place: str, language: str, text: object) -> Dropped:
-    return Dropped(place, language, "language", str(text)[:_EXAMPLE_CHARS])
+    shown, _ = mask_private(str(text)[: 4 * _EXAMPLE_CHARS], language)
+    return Dropped(place, language, "language", shown[:_EXAMPLE_CHARS])
 
 
 def _text_of(fields: Mapping) -> str:

@@ -4,20 +4,21 @@ Owns what a document is, finding input files, and reading them whole or in parts
 nothing; SeqIO's view of the same files is tokens/tasks.py's.
 """
 
-import gzip
 import hashlib
 import io
 import json
 import os
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
+from ellama_jax.core.limits import RECORD_BYTES
 from ellama_jax.core.paths import as_path, is_remote
 from ellama_jax.corpus.curation_output import curated_files
 from ellama_jax.corpus.listings import listing_to_document, load_listings
+from ellama_jax.corpus.readers import Decompressed
+from ellama_jax.corpus.records import Damaged
 from ellama_jax.tokens.windows import window_set_name
 
 DOMAINS = ("ecommerce", "general")
@@ -25,7 +26,7 @@ DOMAINS = ("ecommerce", "general")
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 _BLOCK_BYTES = 2**20
 # What gzip, zlib and pyarrow raise where compressed bytes are damaged or end too early.
-_DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error)
+_COMPRESSIONS = {".gz": "gz", ".zst": "zstd"}
 
 
 def find_files(patterns: Iterable[str | os.PathLike], option: str) -> list[str]:
@@ -199,27 +200,21 @@ def _read_lines(path: str, start: int, stop: int | None) -> Iterator[tuple[int, 
                 lines.seek(start - 1)
                 offset += len(lines.readline()) - 1  # a line that began before is another part's
             while stop is None or offset < stop:
-                line = lines.readline()
+                line = lines.readline(RECORD_BYTES)
                 if not line:
                     return
+                if len(line) == RECORD_BYTES:
+                    raise Damaged(f"must have lines shorter than {RECORD_BYTES:,} bytes")
                 yield offset, line
                 offset += len(line)
-        except _DAMAGE as error:
-            raise ValueError(f"{path}: must be a whole compressed file, got {error}.") from error
-        except OSError as error:
-            if error.errno is None:  # pyarrow's
-                raise ValueError(f"{path}: must be a whole compressed file: {error}.") from error
-            raise
+        except Damaged as error:
+            raise ValueError(f"{path}: {error}.") from error
 
 
 def _decompressed(path: str, raw: IO[bytes]) -> IO[bytes]:
-    if path.endswith(".gz"):
-        return io.BufferedReader(gzip.GzipFile(fileobj=raw), _BLOCK_BYTES)
-    if path.endswith(".zst"):
-        # zstandard's own reader takes a file that was cut off for one that ended.
-        import pyarrow
-
-        return io.BufferedReader(pyarrow.CompressedInputStream(raw, "zstd"), _BLOCK_BYTES)
+    for suffix, compression in _COMPRESSIONS.items():
+        if path.endswith(suffix):
+            return io.BufferedReader(Decompressed(raw, compression), _BLOCK_BYTES)
     return raw
 
 

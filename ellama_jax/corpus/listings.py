@@ -24,7 +24,7 @@ from ellama_jax.corpus.prices import (
     number_text,
     parse_price,
 )
-from ellama_jax.corpus.privacy import mask_name, mask_private
+from ellama_jax.corpus.privacy import mask_name, mask_private, public_id
 from ellama_jax.corpus.templates import (
     CATEGORY_SEPARATOR,
     TEMPLATES,
@@ -171,7 +171,7 @@ def normalise_listing(record: Mapping, *, source: str, language: str | None = No
         "currency": currency,
         "description": text_lines(_optional_text(record, "description")),
         "language": language,
-        "product_id": None if product_id is None else str(product_id),
+        "product_id": None if product_id is None else public_id(str(product_id)),
         "source": one_line(_optional_text(record, "source")) or source,
     }
     seller = _first_of(record, *SELLER_FIELDS)

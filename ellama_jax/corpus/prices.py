@@ -11,6 +11,7 @@ from decimal import ROUND_HALF_UP, Decimal
 from functools import cache, lru_cache
 from typing import NamedTuple
 
+from ellama_jax.core.limits import PRICE_CHARACTERS
 from ellama_jax.corpus.wording import LABELS, NO_PRICE, check_language
 
 
@@ -130,6 +131,7 @@ def parse_price(text: str, language: str) -> tuple[float, str | None]:
     """
     language = check_language(language)
     style = number_style(language)
+    _check_length(text)
     number = _AROUND_A_NUMBER.fullmatch(text.strip())
     mark = (number[1] or number[3]).strip() if number else ""
     codes = {symbol: code for code, symbol in _symbols(language).items()}
@@ -208,7 +210,16 @@ _MARK_BEFORE = re.compile(rf"({_MARK})\W{{0,2}}$")
 _MARK_AFTER = re.compile(rf"\W{{0,2}}?({_MARK})")
 
 
+def _check_length(text: str) -> None:
+    if len(text) > PRICE_CHARACTERS:
+        raise ValueError(
+            f"price: must have at most {PRICE_CHARACTERS} characters, got {len(text):,}, beginning "
+            f"{text[:40]!r}."
+        )
+
+
 def _read_text(text: str, currency: object, language: str) -> tuple[float | None, str | None]:
+    _check_length(text)
     spaced = _SPACES.sub(" ", text).strip()
     if _NO_PRICE.fullmatch(spaced):
         return None, None

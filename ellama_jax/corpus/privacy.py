@@ -6,10 +6,12 @@ phone numbers a library's rules, and addresses need street, house number and pos
 Names of people are found only where a record says them (`mask_name`).
 """
 
+import hashlib
 import ipaddress
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache, lru_cache
 
 from ellama_jax.corpus.prices import home_territory
@@ -67,6 +69,7 @@ _ARTICLE = re.compile(
     re.IGNORECASE,
 )
 _PHONE_LIKE = re.compile(r"(?<![\w.,/#$€£-])(?:\+|\()?\d[\d\s()./-]{6,22}\d(?![\w$€£%]|[.,]\d)")
+_BEFORE_PHONE = 32  # characters before a number that say what it is
 # Words before a number that make it one to call; our own masks are among them, so that the second
 # number of two is found as well.
 _CALL = re.compile(
@@ -112,7 +115,10 @@ def mask_private(text: str, language: str) -> tuple[str, Counter]:
     'EAN 4006381333931, 10.5 x 20 cm, model 800-1234'
     """
     total: Counter = Counter()
-    while _SUSPECT.search(text):
+    original, text = text, plain_signs(text)
+    for _ in range(_MOST_PASSES):
+        if not _SUSPECT.search(text):
+            break
         found: Counter = Counter()
         if "@" in text or "/" in text or _AT.search(text):
             text = _mask_web(text, language, found)
@@ -120,10 +126,60 @@ def mask_private(text: str, language: str) -> tuple[str, Counter]:
             text = _mask_numbers(text, language, found)
         if not found:
             break
-        total += found  # and once more: a number behind a masked one may be one to call, too
-    return text, total
+        total += found  # and once more: what stood between two masks may be private now
+    return (text if total else original), total
 
 
+# What hides a sign from a pattern and not from a reader: signs of another width, size or face, and
+# such without width. The latter only between letters and signs of ASCII: emoji and scripts need them.
+_OTHER_FACE = re.compile("[\ufe50-\ufe6b\uff01-\uff5e\U0001d400-\U0001d7ff]")
+_NO_WIDTH = re.compile(r"(?<=[!-~])[\u00ad\u180e\u200b-\u200f\u2060-\u2064\ufeff]+(?=[!-~])")
+
+
+def plain_signs(text: str) -> str:
+    r"""Returns a text with letters, digits and signs of ASCII in the place of those that look so.
+
+    >>> plain_signs("joe\uff20shop.\u200bexample"), plain_signs("\uff14\uff10\uff10"), plain_signs("m²")
+    ('joe@shop.example', '400', 'm²')
+    """
+    text = _OTHER_FACE.sub(lambda sign: unicodedata.normalize("NFKC", sign[0]), text)
+    return _NO_WIDTH.sub("", text)
+
+
+def public_id(identifier: str) -> str:
+    """Returns a product's id, or a hash where it names a person: some shops have it begin with an e-mail.
+
+    >>> public_id(" B0\uff11\u200b7X"), public_id("joe@shop.example/7")[:3]
+    ('B017X', 'id-')
+    """
+    plain = plain_signs(identifier).strip()
+    if mask_private(plain, "en")[1].keys() & {"email", "url", "handle"}:
+        return f"id-{hashlib.blake2b(plain.encode(), digest_size=8).hexdigest()}"
+    return plain
+
+
+def mask_raw(raw: str, names: Iterable[object] = ()) -> str:
+    r"""Masks private data in what could not be read as a record, for people who look for the reason.
+
+    Args:
+        raw: as it was in the file; escapes of JSON are undone.
+        names: of sellers and reviewers, where they are known.
+
+    >>> mask_raw('{"mail": "joe\\u0040shop.example", "by": "Jo Doe"', ["Jo Doe"])
+    '{"mail": "[e-mail]", "by": "[user name]"'
+    """
+    text = _ESCAPE.sub(lambda escape: chr(int(escape[1], 16)), raw)
+    for name in filter(None, names):
+        if isinstance(name, str):
+            text, _ = mask_name(text, name, "handle", "en")
+    return mask_private(text, "en")[0]
+
+
+_ESCAPE = re.compile(r"\\u(00[2-7][0-9a-fA-F]|[fF][fFeE][0-9a-fA-F]{2}|20[0-6][0-9a-fA-F])")
+
+# Ordinary text needs two, the second to see that nothing is left; a text of nothing but addresses and
+# numbers may not have as many as it has numbers.
+_MOST_PASSES = 8
 _SUSPECT = re.compile(r"[@\d/]|[\[(]\s?[aä]t\s?[\])]", re.IGNORECASE)
 _AT = re.compile(r"[\[(]\s?[aä]t\s?[\])]", re.IGNORECASE)
 _HAS_PROFILE = re.compile(r"://|\.(?:com|me|am)/|/(?:usr|str)/", re.IGNORECASE)
@@ -153,8 +209,7 @@ def _mask_numbers(text: str, language: str, found: Counter) -> str:
     if digits >= 5 and _POSTCODE.search(text):
         text = _replace(_address(), "address", text, language, found)
     if digits >= 7:
-        text = _replace(_PHONE_LIKE, "phone", text, language, found,
-                        lambda m: _is_phone(m, language))  # fmt: skip
+        text = _mask_phones(text, language, found)
     if text.count(".") >= 3:
         text = _replace(_IPV4, "ip", text, language, found, _is_public_ip)
     if text.count(":") >= 3:
@@ -179,6 +234,21 @@ def _replace(
         return mask_word(kind, language)
 
     return pattern.sub(mask, text)
+
+
+def _mask_phones(text: str, language: str, found: Counter) -> str:
+    """Masks phone numbers from left to right: one behind a masked one is one to call, too."""
+    parts, end, before = [], 0, ""
+    for match in _PHONE_LIKE.finditer(text):
+        between = text[end : match.start()]
+        before = (before + between)[-_BEFORE_PHONE:]
+        word = match[0]
+        if _is_phone(word, before, language):
+            word = mask_word("phone", language)
+            found["phone"] += 1
+        parts += (between, word)
+        before, end = before + word, match.end()
+    return "".join([*parts, text[end:]])
 
 
 def _mask_iban(span: str, language: str, found: Counter) -> str:
@@ -218,10 +288,8 @@ def _address() -> re.Pattern:
     return re.compile(r"(?<!\w)(?:" + "|".join(ADDRESSES.values()) + ")")
 
 
-def _is_phone(match: re.Match, language: str) -> bool:
+def _is_phone(span: str, before: str, language: str) -> bool:
     """Accepts a valid number that looks like one: with a country code, called one, or grouped."""
-    span = match[0]
-    before = match.string[max(0, match.start() - 32) : match.start()]
     if not 7 <= sum(map(str.isdigit, span)) <= 15 or _ARTICLE.search(before):
         return False
     # Digits alone behind "00" are a GTIN filled up with zeros.

@@ -347,6 +347,7 @@ _SKIPPED = [
 # A list is a menu if it has some links and hardly any text outside them.
 _MIN_MENU_LINKS = 3
 _MENU_LINK_FRAC = 0.8
+_WATCHED = ("header", "ul", "ol", "a")
 
 
 def page_text(page: str) -> str:
@@ -380,17 +381,55 @@ def page_text(page: str) -> str:
     return _tidy(extract_plain_text(tree, alt_texts=False, skip_elements=_SKIPPED))
 
 
+class _Seen:
+    """What lies in a list, a header or a link: signs that are no space, of links and of all."""
+
+    def __init__(self, node):
+        self.node, self.has_title = node, False
+        self.letters, self.num_links, self.link_letters = 0, 0, 0
+
+
 def _hide_menus(body) -> None:
-    """Marks lists of links, and headers that hold no title, as to be skipped."""
-    for header in body.query_selector_all("header"):
-        if header.query_selector("h1") is None:
-            header["data-skipped"] = ""
-    for menu in body.query_selector_all("ul, ol"):
-        links = [len(link.text.strip()) for link in menu.query_selector_all("a")]
-        if len(links) >= _MIN_MENU_LINKS and sum(links) >= _MENU_LINK_FRAC * len(
-            "".join(menu.text.split())
-        ):
-            menu["data-skipped"] = ""
+    """Marks lists of links, and headers that hold no title, as to be skipped.
+
+    In one walk: asked of each list by itself, a thousand of them in each other are read a thousand times.
+    """
+    from resiliparse.parse.html import traverse_dom
+
+    if body.query_selector("header, ul, ol") is None:
+        return
+    open_ones, hidden = [_Seen(body)], []
+
+    def enter(context) -> None:
+        node = context.node
+        tag = node.tag
+        if tag in _WATCHED:
+            open_ones.append(_Seen(node))
+        elif tag == "h1":
+            open_ones[-1].has_title = True
+        elif tag == "#text":
+            open_ones[-1].letters += len("".join(node.value.split()))
+
+    def leave(context) -> None:
+        tag = context.node.tag
+        if tag not in _WATCHED:
+            return
+        seen = open_ones.pop()
+        if tag == "header" and not seen.has_title or tag in ("ul", "ol") and _is_menu(seen):
+            hidden.append(seen.node)
+        around = open_ones[-1]
+        around.has_title |= seen.has_title
+        around.letters += seen.letters
+        around.num_links += seen.num_links + (tag == "a")
+        around.link_letters += seen.letters if tag == "a" else seen.link_letters
+
+    traverse_dom(body, enter, leave)
+    for node in hidden:
+        node["data-skipped"] = ""
+
+
+def _is_menu(seen: _Seen) -> bool:
+    return seen.num_links >= _MIN_MENU_LINKS and seen.link_letters >= _MENU_LINK_FRAC * seen.letters
 
 
 def _tidy(text: str) -> str:

@@ -33,6 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ellama_jax.core.limits import EXPANDED_BLOCK_BYTES, EXPANDED_BYTES, EXPANDED_TIMES
 from ellama_jax.core.paths import as_path, file_bytes, is_remote
 from ellama_jax.corpus.records import (
     BadRecord,
@@ -50,8 +51,8 @@ FORMATS = ("jsonl", "json", "csv", "tsv", "parquet", "tfrecord", "tfds")
 PART_BYTES = 2**26
 _BATCH_BYTES = 2**23
 _BLOCK_BYTES = 2**16
-# What is decompressed at once can be a thousand times as long.
-_PACKED_BYTES = 2**14
+# zstd says at once what it has expanded, 128 KiB of as little as 4 bytes.
+_PACKED_BYTES = {"zstd": 2**11}
 _SUFFIXES = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv",
     ".parquet": "parquet", ".tfrecord": "tfrecord", ".tfrecords": "tfrecord",
@@ -288,37 +289,59 @@ def _open(part: Part) -> Iterator[io.BufferedReader]:
     """Opens a file to be read as what was compressed; only what is read is fetched."""
     with as_path(part.path).open("rb") as file:
         if part.compression != "none":
-            yield io.BufferedReader(_Decompressed(file, part.compression), 2**20)
+            yield io.BufferedReader(Decompressed(file, part.compression), 2**20)
         else:
             yield io.BufferedReader(file, 2**20) if is_remote(part.path) else file
 
 
-class _Decompressed(io.RawIOBase):
+class Decompressed(io.RawIOBase):
     """The bytes that were compressed, of one or several streams laid end to end.
 
     Python's own readers differ in what they make of a file that ends early: one of them ends too.
+    A file that expands to more than people's do is damaged (core/limits.py).
     """
 
     def __init__(self, file: io.BufferedIOBase, compression: str):
         self._file, self._make = file, _decompressor(compression)
         self._name, self._stream = compression, None
+        self._most = () if compression == "zstd" else (EXPANDED_BLOCK_BYTES,)
         self._rest, self._ready = b"", memoryview(b"")
+        self._packed, self._expanded = 0, 0
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, target: memoryview) -> int:
         while not self._ready:
-            block = self._rest or self._file.read(_PACKED_BYTES)
-            if not block:
+            held = self._holds_back()
+            block = b"" if held else self._rest or self._read()
+            self._ready = memoryview(self._decompress(block))
+            self._check_growth()
+            if not (block or held or self._ready):
                 if self._stream is not None:
                     raise Damaged(f"must be whole, got a {self._name} stream that ends early")
                 return 0
-            self._ready = memoryview(self._decompress(block))
         count = min(len(target), len(self._ready))
         target[:count] = self._ready[:count]
         self._ready = self._ready[count:]
         return count
+
+    def _read(self) -> bytes:
+        block = self._file.read(_PACKED_BYTES.get(self._name, 2**14))
+        self._packed += len(block)
+        return block
+
+    def _holds_back(self) -> bool:
+        """Says whether the stream has more to give of what it was given."""
+        return self._stream is not None and not getattr(self._stream, "needs_input", True)
+
+    def _check_growth(self) -> None:
+        self._expanded += len(self._ready)
+        if self._expanded > max(EXPANDED_BYTES, EXPANDED_TIMES * self._packed):
+            raise Damaged(
+                f"must expand to at most {EXPANDED_TIMES} times its size, got {self._expanded:,} bytes "
+                f"of {self._packed:,} packed ones"
+            )
 
     def _decompress(self, block: bytes) -> bytes:
         self._rest = b""
@@ -328,11 +351,13 @@ class _Decompressed(io.RawIOBase):
                 return b""
             self._stream = self._make()
         try:
-            data = self._stream.decompress(block)
+            data = self._stream.decompress(block, *self._most)
         except Exception as error:  # each library has its own
             raise Damaged(f"must be {self._name}, got damage: {error}") from error
         if self._stream.eof:
             self._rest, self._stream = self._stream.unused_data, None
+        elif hasattr(self._stream, "unconsumed_tail"):
+            self._rest = self._stream.unconsumed_tail  # zlib's way of holding back
         return data
 
 

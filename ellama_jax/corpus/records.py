@@ -15,10 +15,10 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from ellama_jax.core.limits import CELL_CHARACTERS, RECORD_BYTES
+from ellama_jax.corpus.privacy import mask_raw
+
 _RAW_CHARACTERS = 2_000
-# A line or a cell that is longer is no record but a file of another kind, or a quote left open.
-_MAX_RECORD_BYTES = 2**26
-_MAX_CELL_CHARACTERS = 2**24
 _BLOCK_BYTES = 2**16
 _SEPARATORS = re.compile(r"[\s,]*")
 
@@ -31,7 +31,8 @@ class Record(NamedTuple):
 
 
 class BadRecord(NamedTuple):
-    """What could not be read: where it lies, why, and how it begins (2,000 characters at most)."""
+    """What could not be read: where it lies, why, and how it begins (2,000 characters at most),
+    without private data."""
 
     place: str
     reason: str
@@ -39,13 +40,14 @@ class BadRecord(NamedTuple):
 
 
 class Damaged(Exception):
-    """The rest of a file cannot be read; the text says why. It never leaves corpus/readers.py."""
+    """The rest of a file cannot be read; the text says why. Who reads files for users makes a ValueError of it."""
 
 
 def bad_record(place: str, reason: object, raw: bytes) -> BadRecord:
     # A character has up to four bytes; what is no UTF-8 is shown as \xff.
     text = raw[: 4 * _RAW_CHARACTERS].decode("utf-8", "backslashreplace")
-    return BadRecord(place, str(reason), text[:_RAW_CHARACTERS])
+    # Masked before it is cut: half an address is one, too.
+    return BadRecord(place, mask_raw(str(reason)), mask_raw(text)[:_RAW_CHARACTERS])
 
 
 def plain_value(value: Any) -> Any:
@@ -104,8 +106,8 @@ def read_json_lines(
     for at, line in _lines(file, start, stop):
         place = f"{path}@byte {at}"
         try:
-            if len(line) >= _MAX_RECORD_BYTES:
-                raise ValueError(f"must be shorter than {_MAX_RECORD_BYTES:,} bytes")
+            if len(line) >= RECORD_BYTES:
+                raise ValueError(f"must be shorter than {RECORD_BYTES:,} bytes")
             fields = decode(line.decode("utf-8"))
             _check_fields(fields, line, constants)
         except (ValueError, RecursionError) as error:
@@ -126,13 +128,13 @@ def _lines(file: io.BufferedReader, start: int, stop: int | None) -> Iterator[tu
         refuse_wide(file)
     at = _skip_to(file, start, stop)
     while stop is None or at < stop:
-        line = file.readline(_MAX_RECORD_BYTES)
+        line = file.readline(RECORD_BYTES)
         if not line:
             return
         if not line.isspace():
             yield at, line if at else line.removeprefix(codecs.BOM_UTF8)
         at += len(line)
-        if len(line) == _MAX_RECORD_BYTES and not line.endswith(b"\n"):
+        if len(line) == RECORD_BYTES and not line.endswith(b"\n"):
             at += _skip_line(file)
 
 
@@ -228,8 +230,8 @@ def _elements(read: Callable[[int], str], constants: list[str]) -> Iterator[tupl
                 yield fields, text[at:end]
                 at = end
                 continue
-            if len(text) - at > _MAX_RECORD_BYTES:
-                raise Damaged(f"must have elements shorter than {_MAX_RECORD_BYTES:,} characters")
+            if len(text) - at > RECORD_BYTES:
+                raise Damaged(f"must have elements shorter than {RECORD_BYTES:,} characters")
             text, at = text[at:] + more, 0
 
 
@@ -268,7 +270,7 @@ def read_csv(
     Raises:
         Damaged: if the first row is no header.
     """
-    csv.field_size_limit(max(csv.field_size_limit(), _MAX_CELL_CHARACTERS))
+    csv.field_size_limit(max(csv.field_size_limit(), CELL_CHARACTERS))
     refuse_wide(file)
     lines = _CsvLines(file)
     rows = _csv_rows(lines, delimiter or lines.guess_delimiter())
@@ -312,7 +314,7 @@ class _CsvLines:
         return self
 
     def __next__(self) -> str:
-        line = self._back.popleft() if self._back else self._file.readline(_MAX_RECORD_BYTES)
+        line = self._back.popleft() if self._back else self._file.readline(RECORD_BYTES)
         if not line:
             raise StopIteration
         if self.number == 0:
@@ -333,7 +335,7 @@ class _CsvLines:
 
     def guess_delimiter(self) -> str:
         """Returns which of , ; tab | stands most often in the first line; it must be the first call."""
-        line = self._file.readline(_MAX_RECORD_BYTES)
+        line = self._file.readline(RECORD_BYTES)
         self._back.append(line)
         return max(",;\t|", key=lambda mark: line.count(mark.encode()))
 

@@ -13,7 +13,7 @@ from functools import cache
 
 from ellama_jax.corpus.markup import strip_markup
 from ellama_jax.corpus.prices import number_style, number_text
-from ellama_jax.corpus.privacy import mask_name, mask_private
+from ellama_jax.corpus.privacy import mask_name, mask_private, public_id
 from ellama_jax.corpus.templates import text_lines
 from ellama_jax.corpus.wording import (
     REVIEW_WORDS,
@@ -73,7 +73,7 @@ def normalise_review(record: Mapping, *, source: str, language: str | None = Non
         "scale": scale,
         "title": title,
         "text": text,
-        "product_id": None if product_id is None else str(product_id),
+        "product_id": None if product_id is None else public_id(str(product_id)),
         "product_title": one_line(_clean_text(record, ("product_title",), reviewer, language)),
         "language": language,
         "source": _first_of(record, "source") or source,

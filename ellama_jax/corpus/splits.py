@@ -15,6 +15,8 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 
+from ellama_jax.corpus.privacy import plain_signs
+
 # An identifier of more products is no identifier: a placeholder, a brand's catch-all number.
 MAX_PRODUCTS_PER_IDENTIFIER = 50
 # A parent is named on purpose, and a shirt may have hundreds of sizes and colors.
@@ -163,7 +165,7 @@ def normalise_gtin(text: str) -> str | None:
     >>> normalise_gtin("4006381333932"), normalise_gtin("0000000000000")
     (None, None)
     """
-    digits = re.sub(r"[\s-]", "", text)
+    digits = re.sub(r"[\s-]", "", plain_signs(text))
     if not (digits.isascii() and digits.isdigit() and len(digits) in (8, 12, 13, 14)):
         return None
     if len(set(digits)) == 1:

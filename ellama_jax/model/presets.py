@@ -10,6 +10,8 @@ import difflib
 import math
 from dataclasses import dataclass
 
+from ellama_jax.core.limits import MODEL_SIZES
+
 
 @dataclass(frozen=True)
 class RopeScaling:
@@ -45,6 +47,9 @@ class LlamaConfig:
     base_peak_learning_rate: float | None
 
     def __post_init__(self):
+        for name, most in MODEL_SIZES.items():
+            if not 1 <= (value := getattr(self, name)) <= most:
+                raise ValueError(f"{name}: must be from 1 to {most:,}, got {value:,}.")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_heads: must be a multiple of num_kv_heads ({self.num_kv_heads}), "

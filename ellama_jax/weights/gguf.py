@@ -6,6 +6,7 @@ tensors.py, which makes the leaves.
 """
 
 import os
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,10 +137,11 @@ def _open(path: Path):
     if magic != MAGIC:
         raise ValueError(f"{path}: must be a GGUF file, got one that begins with {magic!r}.")
     try:
+        _check_counts(path)
         reader = gguf.GGUFReader(path)
         # Reading past the end of the map gives short arrays, which fail to reshape; be sure.
         end = max((int(t.data_offset + t.n_bytes) for t in reader.tensors), default=0)
-    except (ValueError, IndexError, KeyError, OverflowError, UnicodeDecodeError) as error:
+    except (ValueError, IndexError, KeyError, OverflowError, struct.error) as error:
         raise ValueError(
             f"{path}: must be a whole GGUF file, got a truncated or broken one ({error}); "
             "fetch it again."
@@ -150,6 +152,52 @@ def _open(path: Path):
             f"{path}: must be a whole GGUF file of {end} bytes, got {size}; fetch it again."
         )
     return reader
+
+
+# Bytes of a value, by the number of its type in the format's table; 8 is a string, 9 an array.
+_VALUE_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+_STRING, _ARRAY = 8, 9
+_TENSOR_BYTES = 32  # that the description of a tensor has at least
+
+
+def _check_counts(path: Path) -> None:
+    """Raises a ValueError where a file counts more than it can hold: the library would go on counting.
+
+    The format: ggml's docs/gguf.md, version 2 and 3.
+    """
+    with path.open("rb") as file:
+        size = path.stat().st_size
+
+        def number(form: str) -> int:
+            return struct.unpack(f"<{form}", file.read(struct.calcsize(form)))[0]
+
+        def skip(count: int, each: int) -> None:
+            if count * each > size - file.tell():
+                raise ValueError(f"{count:,} values that would not fit into the file")
+            file.seek(count * each, os.SEEK_CUR)
+
+        def skip_value(kind: int) -> None:
+            if kind == _STRING:
+                skip(number("Q"), 1)
+            elif kind != _ARRAY:
+                skip(1, _VALUE_BYTES[kind])
+            elif (inner := number("I")) in _VALUE_BYTES:
+                skip(number("Q"), _VALUE_BYTES[inner])
+            elif inner != _STRING:
+                raise ValueError("an array of arrays")
+            else:
+                for _ in range(number("Q")):
+                    skip(number("Q"), 1)
+
+        file.seek(4)
+        version, tensors, pairs = number("I"), number("Q"), number("Q")
+        if version not in (2, 3):
+            raise ValueError(f"version {version}, which is neither 2 nor 3")
+        for _ in range(pairs):
+            skip(number("Q"), 1)
+            skip_value(number("I"))
+        if tensors * _TENSOR_BYTES > size - file.tell():
+            raise ValueError(f"{tensors:,} tensors that would not fit into the file")
 
 
 def _required(reader, path: Path, key: str):

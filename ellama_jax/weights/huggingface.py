@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 from jax.sharding import Mesh
 
+from ellama_jax.core.limits import MODEL_JSON_BYTES
 from ellama_jax.core.paths import absolute, as_path, file_bytes, is_remote, name_inside, read_range
 from ellama_jax.core.tree import flatten_paths, unflatten_paths
 from ellama_jax.model.llama import abstract_params
@@ -131,10 +132,12 @@ def _read_rope(path: Path, raw: dict) -> tuple[float, RopeScaling | None]:
 def read_json(path: Path) -> dict:
     """Reads a JSON object; a ValueError names a file that is missing or none."""
     try:
+        if file_bytes(path) > MODEL_JSON_BYTES:
+            raise ValueError(f"more than {MODEL_JSON_BYTES:,} bytes")
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ValueError(f"{path}: must exist, got no such file.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: must be JSON, got {error}.") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: must be a JSON object, got {type(content).__name__}.")

@@ -59,10 +59,11 @@ def _read_directory(path: Path) -> dict[int, int]:
     _check_ends(path)
     try:
         with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+            located = dict(_locate(file, info) for info in archive.infolist())  # none is compressed
             order = [info for info in archive.infolist() if info.filename.endswith("/byteorder")]
             if order and archive.read(order[0]) != b"little":
                 raise ValueError("numbers are big-endian")
-            return dict(_locate(file, info) for info in archive.infolist())
+            return located
     except (OSError, ValueError, struct.error, zipfile.BadZipFile, NotImplementedError) as error:
         raise ValueError(_broken(path, str(error))) from error
 

@@ -156,7 +156,7 @@ def test_long_lines_are_fine_until_they_are_no_records(tmp_path, monkeypatch):
     long = {"text": "é" * 2_000_000}
     path = write(tmp_path / "f.jsonl", json.dumps(long, ensure_ascii=False) + '\n{"a": 1}')
     assert fields(read(path, part_bytes=100_000)) == [long, {"a": 1}]
-    monkeypatch.setattr("ellama_jax.corpus.records._MAX_RECORD_BYTES", 1000)
+    monkeypatch.setattr("ellama_jax.corpus.records.RECORD_BYTES", 1000)
     for size in (2**26, 50_000):
         bad, good = read(path, part_bytes=size)
         assert bad.reason == "must be shorter than 1,000 bytes" and good.fields == {"a": 1}
