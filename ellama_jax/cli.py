@@ -3,11 +3,14 @@
 What a verb does lives in its module; here is only how it is found and how its errors are said.
 """
 
+import contextlib
+import functools
 import importlib
 import os
 import signal
 import sys
 import threading
+from collections.abc import Callable, Iterator
 
 from ellama_jax.core.exits import EXIT_MISTAKE, describe_error
 from ellama_jax.core.terminal import only_shown, printable
@@ -46,14 +49,13 @@ def main(argv: list[str] | None = None) -> None:
         print(usage())
         return
     verb = argv.pop(0)
-    sys.unraisablehook = _interrupt_again
     if verb not in VERBS:
         sys.exit(_fail("", f"{verb} is no verb; {_nearest(verb)}"))
     module, _ = VERBS[verb]
     try:
         if "ELLAMA_PARENT" in os.environ:  # started by another verb
             importlib.import_module("ellama_jax.core.verb_process").end_with_parent()
-        with only_shown():
+        with only_shown(), _dropped_interrupts_are_heard():
             getattr(importlib.import_module(module), f"main_{verb.replace('-', '_')}")(argv)
             sys.stdout.flush()
     except BrokenPipeError:
@@ -68,14 +70,24 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(status)
 
 
-def _interrupt_again(unraisable) -> None:
+@contextlib.contextmanager
+def _dropped_interrupts_are_heard() -> Iterator[None]:
+    before = sys.unraisablehook
+    sys.unraisablehook = functools.partial(_interrupt_again, before)
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
+def _interrupt_again(otherwise: Callable, unraisable) -> None:
     """Hears a Ctrl-C that came where Python drops errors: a `__del__`, or a callback of its collector."""
     if isinstance(unraisable.exc_value, KeyboardInterrupt):
         # Not from here, where it would be dropped again.
         main_thread = threading.main_thread().ident
         threading.Timer(0.05, signal.pthread_kill, (main_thread, signal.SIGINT)).start()
     else:
-        sys.__unraisablehook__(unraisable)
+        otherwise(unraisable)
 
 
 def usage() -> str:

@@ -1,6 +1,6 @@
 """Real text in five languages, fetched by the package clients of this machine (npm, apt-get).
 
-What: a product taxonomy and sample listings (e-commerce), the Debian reference (general); a few
+What: a product taxonomy (e-commerce), the Debian reference (general); a few
 MiB, for trying everything on text that nobody made up. docs/GUIDE.md names the packages.
 Command: ellama curate --config configs/data/samples.py --out curated
 Hardware: one CPU core, a network. Time and result: docs/RESULTS.md.
@@ -13,9 +13,6 @@ def get_config():
     """Returns the configuration of all real sample sources."""
     config = base.get_config()
     config.sources.taxonomy = base.source(paths=("package:shopify-taxonomy",), licence="MIT")
-    config.sources.commercetools = base.source(
-        kind="listings", paths=("package:commercetools",), licence="MIT"
-    )
     config.sources.debian = base.source(
         paths=("package:debian-reference",), licence="GPL-2.0-or-later"
     )

@@ -4,6 +4,9 @@ What people have lies far below each; what lies above is damage, or meant to do 
 a line that names the limit. Whoever really has more changes the number here.
 """
 
+import json
+from typing import Any
+
 # --- the text of a record ------------------------------------------------------------------------
 
 # A price, a rating or a measure is a few words. Longer ones are refused before they are looked at.
@@ -37,3 +40,11 @@ MODEL_SIZES = {
 }
 # Of a tokenizer.json or another JSON file beside the weights; Llama 3.1's has 17 MB.
 MODEL_JSON_BYTES = 2**28
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Returns what a JSON text says, as `json.loads` does; one nested without end is a ValueError, too."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("brackets in a thousand others") from error

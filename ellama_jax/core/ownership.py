@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ellama_jax.core.exits import EXIT_AGAIN
+from ellama_jax.core.limits import parse_json
 from ellama_jax.core.paths import (
     as_path,
     delete_if,
@@ -53,7 +54,7 @@ def owned(directory: str | os.PathLike, command: str) -> Iterator[None]:
     """
     directory = as_path(directory)
     directory = directory if is_remote(directory) else directory.resolve()
-    mine = json.loads(os.environ.get(_OWNED, "[]"))
+    mine = parse_json(os.environ.get(_OWNED, "[]"))
     if not _leads() or os.fspath(directory) in mine:
         yield
         return
@@ -84,7 +85,7 @@ def _describe(command: str) -> bytes:
 
 def _refusal(directory: Path, found: bytes) -> ValueError:
     try:
-        owner = json.loads(found)
+        owner = parse_json(found)
         who = "`{command}` (process {process} on {host}) since {since}".format_map(owner)
     except (ValueError, KeyError, TypeError):
         who = "another one"

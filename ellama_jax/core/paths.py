@@ -27,6 +27,8 @@ from typing import BinaryIO
 
 _SCHEME = "gs://"
 _BLOCK_BYTES = 2**22
+# Of what another directory takes the place of, before the number of the process.
+_ASIDE = ".ellama-old-"
 
 # Of reads from a bucket: how many wait for their answers at once; when an answer is late and when it
 # is lost, beside what its bytes take on a slow line; and for how long the bucket may be out of reach.
@@ -388,15 +390,33 @@ def write_whole(path: Path, text: str) -> None:
 def remove_left_over(dst: Path) -> None:
     """Removes what killed processes of this machine were writing beside `dst`, to be renamed to it.
 
-    They are named `.NAME.partial-PID`; those of processes that live stay.
+    They are named `.NAME.partial-PID`; those of processes that live stay. What one of them had set aside,
+    and had nothing to put in its place yet, comes back.
     """
     if is_remote(dst) or not dst.parent.is_dir():
         return
-    start = f".{dst.name}.partial-"
-    for path in dst.parent.iterdir():
-        number = path.name.removeprefix(start)
-        if path.name.startswith(start) and number.isdecimal() and not _is_alive(int(number)):
-            remove_tree(path)
+    for path in sorted(dst.parent.iterdir()):
+        for start in (f".{dst.name}.partial-", f".{dst.name}{_ASIDE}"):
+            number = path.name.removeprefix(start)
+            if path.name.startswith(start) and number.isdecimal() and not _is_alive(int(number)):
+                if start.endswith(_ASIDE) and not dst.exists():
+                    os.replace(path, dst)
+                else:
+                    remove_tree(path)
+
+
+def replace_directory(src: Path, dst: Path) -> None:
+    """Moves `src` to `dst`, in place of what is there, which goes only when the new one stands."""
+    aside = dst.with_name(f".{dst.name}{_ASIDE}{os.getpid()}")
+    if dst.exists() or dst.is_symlink():
+        os.replace(dst, aside)
+    try:
+        os.replace(src, dst)
+    except OSError:
+        if aside.exists():
+            os.replace(aside, dst)
+        raise
+    remove_tree(aside)
 
 
 def _is_alive(process: int) -> bool:
@@ -433,6 +453,8 @@ def move_tree(src: Path, dst: Path) -> None:
 def remove_tree(path: Path) -> None:
     """Removes a directory, as far as it is there and can be removed."""
     if not is_remote(path):
+        if path.is_symlink():
+            path.unlink()  # and what it leads to is not ours
         shutil.rmtree(path, ignore_errors=True)
     elif path.exists():
         path.rmtree(missing_ok=True)

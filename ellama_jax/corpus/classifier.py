@@ -26,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ellama_jax.core.limits import parse_json
 from ellama_jax.core.ownership import owned
 from ellama_jax.corpus.classifier_seeds import (
     LABELS,
@@ -378,7 +379,7 @@ def load_classifier(path: str | Path) -> Classifier:
     path = Path(path)
     text, packed = (path / "model.json").read_text("utf-8"), path / "weights.npz"
     try:
-        content = json.loads(text)
+        content = parse_json(text)
         if content["format"] != _FORMAT:
             raise ValueError(f"format {content['format']}")
         if hashlib.sha256(packed.read_bytes()).hexdigest() != content["weights_sha256"]:

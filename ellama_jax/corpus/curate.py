@@ -11,7 +11,6 @@ import itertools
 import json
 import os
 import shlex
-import shutil
 import sys
 import threading
 from collections.abc import Iterator
@@ -21,7 +20,14 @@ import ellama_jax
 from ellama_jax.config import load_values
 from ellama_jax.core.beam_runner import LOCAL_RUNNER, check_beam_options
 from ellama_jax.core.ownership import owned
-from ellama_jax.core.paths import as_path, is_remote, remove_tree, write_whole
+from ellama_jax.core.paths import (
+    as_path,
+    is_remote,
+    remove_left_over,
+    remove_tree,
+    replace_directory,
+    write_whole,
+)
 from ellama_jax.core.progress import progress
 from ellama_jax.corpus.curation_audit import measure_curation
 from ellama_jax.corpus.curation_output import REPORT_FILE, read_shard, remove_partial
@@ -98,6 +104,7 @@ def curate(
     """
     options = check_beam_options(beam_options or [], ("--config", "--out", "--overwrite"))
     out = as_path(out)
+    remove_left_over(out)
     _check_absent(out, overwrite)
     cache_dir = Path(recipe.cache_dir) if recipe.cache_dir else _default_cache(out)
     recipe, notes = _resolve_origins(recipe, cache_dir)
@@ -107,8 +114,8 @@ def curate(
     _try_first_records(recipe, parts)
     texts = _read_evaluation_texts(recipe)
     stage = out if is_remote(out) else out.with_name(f".{out.name}.partial")
+    _start(stage, command)
     with _removed_if_interrupted(stage):
-        _start(stage, command)
         index_path = _write_index(recipe, texts, stage / "tallies")
         _run(recipe, parts, stage, index_path, options)
         report = _report(recipe, parts, stage, notes, command)
@@ -142,6 +149,8 @@ def _check_absent(out: Path, overwrite: bool) -> None:
 
 def _start(stage: Path, command: str) -> None:
     """Makes an empty directory that is known for ours, at every moment, until it is finished."""
+    if not is_remote(stage):
+        _check_left_over(stage)
     stage.mkdir(parents=True, exist_ok=True)
     write_whole(stage / _STARTED_FILE, command + "\n")
     (stage / REPORT_FILE).unlink(missing_ok=True)
@@ -150,6 +159,16 @@ def _start(stage: Path, command: str) -> None:
             remove_tree(entry)
         elif entry.name != _STARTED_FILE:
             entry.unlink()
+
+
+def _check_left_over(stage: Path) -> None:
+    """Refuses a place of work that another one made, or that leads to another one's."""
+    marked = (stage / _STARTED_FILE).is_file()
+    if stage.is_symlink() or (stage.exists() and not marked and list(stage.iterdir())):
+        raise ValueError(
+            f"{stage}: must not exist, or be left over from ellama curate, got something else; move it "
+            "away."
+        )
 
 
 @contextlib.contextmanager
@@ -319,9 +338,4 @@ def _publish(stage: Path, out: Path) -> None:
     if stage == out:
         return
     remove_partial(stage)
-    old = out.with_name(f".{out.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        os.replace(out, old)
-    os.replace(stage, out)
-    shutil.rmtree(old, ignore_errors=True)
+    replace_directory(stage, out)

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from ellama_jax.core.limits import parse_json
 from ellama_jax.core.paths import as_path, file_bytes, name_inside, open_whole
 
 REPORT_FILE = "curation.json"  # written last: a directory without it was never finished
@@ -58,7 +59,7 @@ def remove_partial(directory: Path) -> None:
 
 def read_shard(path: Path) -> list[dict]:
     """Returns the records of a file that `write_shard` wrote."""
-    return [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+    return [parse_json(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
 
 
 def is_curated(directory: Path) -> bool:
@@ -78,7 +79,7 @@ def read_report(directory: Path) -> dict:
             f"{directory}: must hold {REPORT_FILE}, got none; a curation without it was never "
             "finished: curate again."
         )
-    report = json.loads((directory / REPORT_FILE).read_text(encoding="utf-8"))
+    report = parse_json((directory / REPORT_FILE).read_text(encoding="utf-8"))
     for file in report["files"]:
         name_inside(directory, file["name"], REPORT_FILE)
     return report

@@ -171,8 +171,8 @@ def mask_raw(raw: str, names: Iterable[object] = ()) -> str:
     text = _ESCAPE.sub(lambda escape: chr(int(escape[1], 16)), raw)
     for name in filter(None, names):
         if isinstance(name, str):
-            text, _ = mask_name(text, name, "handle", "en")
-    return mask_private(text, "en")[0]
+            text, _ = mask_name(text, name, "handle", "und")
+    return mask_private(text, "und")[0]
 
 
 _ESCAPE = re.compile(r"\\u(00[2-7][0-9a-fA-F]|[fF][fFeE][0-9a-fA-F]{2}|20[0-6][0-9a-fA-F])")
@@ -309,7 +309,14 @@ _GROUPED = re.compile(
 
 @cache
 def _regions(language: str) -> tuple[str | None, ...]:
-    return PHONE_REGIONS.get(language, (home_territory(language),))
+    if language in PHONE_REGIONS:
+        return PHONE_REGIONS[language]
+    home = None if language == "und" else home_territory(language)
+    return (
+        (home,)
+        if home
+        else tuple(region for regions in PHONE_REGIONS.values() for region in regions)
+    )
 
 
 def _is_valid_phone(span: str, region: str | None) -> bool:

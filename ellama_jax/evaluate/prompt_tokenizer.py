@@ -13,6 +13,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken
 
+from ellama_jax.core.limits import parse_json
 from ellama_jax.core.paths import as_path
 from ellama_jax.tokens.tokenizer import CONFIG_FILE, TOKENIZER_FILE, load_tokenizer
 
@@ -114,7 +115,7 @@ class PromptTokenizer:
 
 
 def _read_json(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return parse_json(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _read_template(directory: Path, config: dict) -> str | dict | None:

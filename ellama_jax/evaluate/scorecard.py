@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ellama_jax.core.limits import parse_json
 from ellama_jax.core.paths import as_path, write_whole
 from ellama_jax.corpus.curation_output import curated_files, read_shard
 from ellama_jax.evaluate import (
@@ -301,7 +302,7 @@ def read_texts(path: str | Path) -> list[dict]:
     with path.open("rb") as lines:  # what is no UTF-8 is then the error of one line
         for number, line in enumerate(lines, start=1):
             try:
-                record = json.loads(line)
+                record = parse_json(line)
                 texts.append({key: str(record[key]) for key in ("text", "domain", "language")})
             except (ValueError, LookupError, TypeError) as error:
                 raise ValueError(
@@ -328,7 +329,7 @@ def limit_each(records: Sequence[dict], limit: int | None, keys: Sequence[str]) 
 def read_scorecard(path: str | Path) -> dict:
     """Reads a scorecard, or says that the file is none."""
     try:
-        card = json.loads(as_path(path).read_text(encoding="utf-8"))
+        card = parse_json(as_path(path).read_text(encoding="utf-8"))
         card["model"], card["results"], card["made_with"]
     except (ValueError, LookupError, TypeError) as error:
         raise ValueError(

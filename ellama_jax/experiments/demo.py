@@ -26,7 +26,6 @@ from ellama_jax.corpus.listings import listing_to_text_record
 from ellama_jax.corpus.sources import (
     SourceReport,
     gather_sources,
-    load_commercetools_listings,
     load_debian_documents,
     load_taxonomy_documents,
 )
@@ -322,19 +321,17 @@ def build_corpus(cache_dir: Path, seed: int, offline: bool) -> Corpus:
     reports = [dataclasses.asdict(report) for report in _synthetic_reports(catalogue)]
     real = [] if offline else gather_sources(cache_dir)
     reports += [dataclasses.asdict(report) for report in real]
-    shop = [] if offline else load_commercetools_listings(cache_dir)
     taxonomy = [] if offline else load_taxonomy_documents(cache_dir)
     prose = [] if offline else load_debian_documents(cache_dir)
 
     train_listings, heldout_listings = split_products(catalogue, HELDOUT_FRAC, seed)
-    more_train, more_heldout = split_products(shop, HELDOUT_FRAC, seed)
     general = list(generate_general_documents(seed, SYNTHETIC_GENERAL_DOCUMENTS))
     general_train, general_heldout = _split_documents(prose or general, seed)
     if prose:
         # Real prose stands for general text; the synthetic kind then only adds to training.
         general_train += general
-    records = [listing_to_text_record(l, seed=seed) for l in [*train_listings, *more_train]]
-    heldout = [listing_to_text_record(l, seed=seed) for l in [*heldout_listings, *more_heldout]]
+    records = [listing_to_text_record(l, seed=seed) for l in train_listings]
+    heldout = [listing_to_text_record(l, seed=seed) for l in heldout_listings]
     return Corpus(
         train=[*records, *_draw(taxonomy, TAXONOMY_DOCUMENTS, seed), *general_train],
         heldout_texts=[*heldout, *general_heldout],

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ellama_jax import __version__
 from ellama_jax.core.distributed import leads
+from ellama_jax.core.limits import parse_json
 from ellama_jax.evaluate.scorecard import Scoring, fingerprint, write_json
 from ellama_jax.merge.blend import Source
 from ellama_jax.weights.alphas import Alphas
@@ -48,7 +49,7 @@ class PointStore:
     def get(self, key: dict) -> dict | None:
         """Returns a scorecard that was put; None where there is none, or its file is broken."""
         try:
-            held = json.loads(self._path(key).read_text(encoding="utf-8"))
+            held = parse_json(self._path(key).read_text(encoding="utf-8"))
             return held["scorecard"] if held["key"] == key else None
         except (OSError, ValueError, LookupError, TypeError):
             return None

@@ -17,6 +17,7 @@ import jax
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from ellama_jax.config import RunConfig, batch_sizes, config_from_mapping
+from ellama_jax.core.limits import parse_json
 from ellama_jax.core.sharding import make_mesh, rows_by_process
 from ellama_jax.core.topology import get_devices, hardware_of, parse_topology
 from ellama_jax.model.attention import resolve_attention
@@ -225,7 +226,7 @@ def main(argv: list[str]) -> None:
     logging.getLogger("jax").setLevel(logging.ERROR)
     request_path, answer_path = map(Path, argv)
     try:
-        request = json.loads(request_path.read_text())
+        request = parse_json(request_path.read_text())
         devices = target_devices(request["target"])
         answer = {"outcome": "described", **describe_devices(devices)}
         if "config" in request:

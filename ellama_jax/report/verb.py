@@ -5,11 +5,11 @@ It reads the files and writes the page; what the sections say is report/sections
 
 import argparse
 import dataclasses
-import json
 import os
 import tempfile
 from pathlib import Path
 
+from ellama_jax.core.limits import parse_json
 from ellama_jax.core.paths import local_path
 from ellama_jax.report.evaluation import EVALUATION_SECTIONS
 from ellama_jax.report.moved import MOVED_SECTIONS
@@ -121,7 +121,7 @@ def _read_json(path: Path) -> dict | None:
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: must be JSON, got {error}.") from error
 
@@ -135,7 +135,7 @@ def _read_metrics(path: Path) -> list[dict]:
     lines = path.read_bytes().split(b"\n")[:-1]
     for number, line in enumerate(lines, start=1):
         try:
-            records.append(json.loads(line))
+            records.append(parse_json(line))
         except ValueError as error:
             raise ValueError(f"{path}: line {number} must be JSON, got {error}.") from error
     return records

@@ -5,7 +5,6 @@ report/watch_screen.py's.
 """
 
 import collections
-import json
 import math
 import re
 import statistics
@@ -14,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ellama_jax.config import DataConfig, stage_sections
+from ellama_jax.core.limits import parse_json
 from ellama_jax.core.paths import file_bytes, is_remote, read_range
 from ellama_jax.core.settings import build_dataclass
 from ellama_jax.tokens.mixture import language_shares
@@ -73,7 +73,7 @@ def _read(path: Path, start: int, stop: int) -> bytes:
 
 def _parse(line: bytes) -> dict | None:
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except ValueError:
         return None
     return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
@@ -241,7 +241,7 @@ def domain_of(source: str) -> tuple[str, str]:
 
 def _read_json(path: Path) -> dict | None:
     try:
-        return json.loads(path.read_text())
+        return parse_json(path.read_text())
     except FileNotFoundError:
         return None
     except ValueError as error:

@@ -15,6 +15,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
+from ellama_jax.core.limits import parse_json
 from ellama_jax.core.paths import as_path, check_links
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -154,7 +155,7 @@ def save_tokenizer(
     special_ids = [i for i in (bos_id, eos_id) if i is not None]
     written = tokenizers.Tokenizer.from_str(tokenizer.to_str())
     _mark_special(written, special_ids)
-    content = json.dumps(json.loads(written.to_str()), ensure_ascii=False, indent=1)
+    content = json.dumps(parse_json(written.to_str()), ensure_ascii=False, indent=1)
     Tokenizer(content, bos_id, eos_id)  # refuses what could not be loaded again
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -241,7 +242,7 @@ def _mark_special(tokenizer: tokenizers.Tokenizer, ids: Sequence[int]) -> None:
 
 
 def _fingerprint(content: str, bos_id: int | None, eos_id: int) -> str:
-    tokenizer = json.loads(content)
+    tokenizer = parse_json(content)
     # These two never reach our ids (see _parse_tokenizer).
     tokenizer.pop("truncation", None)
     tokenizer.pop("padding", None)
@@ -299,7 +300,7 @@ def _read_json(path: Path) -> dict:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path.name} must be JSON, got {error}.") from error
     if not isinstance(content, dict):
@@ -308,8 +309,7 @@ def _read_json(path: Path) -> dict:
 
 
 def _write_directory(dst: Path, files: dict[str, str]) -> None:
-    partial = dst.with_name(f".{dst.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = dst.with_name(f".{dst.name}.partial-{os.getpid()}")
     partial.mkdir(parents=True)
     try:
         for name, content in files.items():

@@ -13,7 +13,6 @@ import itertools
 import json
 import os
 import re
-import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 import ellama_jax
+from ellama_jax.core.limits import parse_json
 from ellama_jax.core.paths import (
     as_path,
     file_sizes,
@@ -31,7 +31,9 @@ from ellama_jax.core.paths import (
     read_if_there,
     read_range,
     read_ranges,
+    remove_left_over,
     remove_tree,
+    replace_directory,
     write_whole,
 )
 from ellama_jax.tokens.features import segments as segments
@@ -268,7 +270,7 @@ def write_windows(
     window_set_name(domain, language, source)
     tokens, lengths = frame_documents(list(documents), tokenizer)
     plan = plan_windows(lengths, window_length, seed)
-    partial = dst if is_remote(dst) else dst.with_name(f".{dst.name}.partial")
+    partial = dst if is_remote(dst) else dst.with_name(f".{dst.name}.partial-{os.getpid()}")
     remove_set(partial)
     partial.mkdir(parents=True, exist_ok=True)
     try:
@@ -487,7 +489,7 @@ def read_manifest(windows_dir: str | os.PathLike) -> Manifest:
             "finished: prepare it again."
         )
     try:
-        manifest = Manifest(**json.loads(content))
+        manifest = Manifest(**parse_json(content))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: must be a window set's manifest, got {error}.") from error
     _check_counts(path, manifest)
@@ -575,12 +577,6 @@ def move_into_place(partial: Path, dst: Path) -> None:
     if is_remote(dst):
         assert partial == dst, f"{partial} cannot be renamed to {dst}"
         return
-    # A directory with files cannot be replaced in one step; the old set goes aside first, so at
-    # no time does a mixture of both exist.
-    old = dst.with_name(f".{dst.name}.old")
     if partial.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        if (dst / MANIFEST_FILE).is_file():
-            os.replace(dst, old)
-        os.replace(partial, dst)
-    shutil.rmtree(old, ignore_errors=True)
+        replace_directory(partial, dst)
+    remove_left_over(dst)

@@ -59,6 +59,10 @@ class WorkDir:
     def __enter__(self) -> "WorkDir":
         if is_remote(self.path):
             return self
+        if self.path.is_symlink():
+            raise ValueError(
+                f"{self.path}: must be a directory of this run, got a link; remove it."
+            )
         self.path.mkdir(exist_ok=True)
         self._lock = _try_lock(self.path)
         if self._lock is None:
@@ -115,7 +119,7 @@ class WorkDir:
 
     def _remove_strangers(self) -> None:
         for path in sorted(self.out.glob(f"{self._prefix}*")):
-            if path == self.path or not path.is_dir():
+            if path == self.path or path.is_symlink() or not (path / _LOCK).is_file():
                 continue
             lock = _try_lock(path)
             if lock is None:

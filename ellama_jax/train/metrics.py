@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ellama_jax.core.limits import parse_json
 from ellama_jax.core.paths import copy_file, copy_tree, is_remote, remove_tree
 from ellama_jax.train.kept import Kept, append_whole, may_fail
 from ellama_jax.train.step import Metrics
@@ -221,7 +222,7 @@ def read_metrics(workdir: Path) -> list[dict]:
     path = workdir / METRICS_FILE
     if not path.exists():
         return []
-    records = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+    records = [parse_json(line) for line in path.read_text().split("\n")[:-1]]
     if not all(isinstance(record, dict) and "step" in record for record in records):
         raise ValueError(f"{path}: every line must be the record of a step.")
     return records

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ellama_jax.config import RunConfig, config_to_mapping
+from ellama_jax.core.limits import parse_json
 from ellama_jax.core.paths import as_path, copy_file, is_remote
 from ellama_jax.core.tree import flatten_paths
 from ellama_jax.evaluate.scorecard import check_tasks, gather_questions, limit_each
@@ -188,7 +189,7 @@ def set_aside_unreadable(workdir: Path) -> None:
     readers = {
         METRICS_FILE: lambda: read_metrics(workdir),
         GOODPUT_FILE: lambda: read_goodput(workdir),
-        "config.json": lambda: flatten_paths(json.loads((workdir / "config.json").read_text())),
+        "config.json": lambda: flatten_paths(parse_json((workdir / "config.json").read_text())),
     }
     for name, read in readers.items():
         path = workdir / name
@@ -207,9 +208,9 @@ def set_aside_unreadable(workdir: Path) -> None:
 def write_config(run: Run, files: RunFiles) -> None:
     """Writes config.json; for a resumed run whose configuration changed, names the keys."""
     path = run.workdir / "config.json"
-    now = json.loads(json.dumps(config_to_mapping(run.config)))
+    now = parse_json(json.dumps(config_to_mapping(run.config)))
     if path.exists():
-        before, after = flatten_paths(json.loads(path.read_text())), flatten_paths(now)
+        before, after = flatten_paths(parse_json(path.read_text())), flatten_paths(now)
         for key in sorted(set(before) | set(after)):
             if before.get(key) != after.get(key):
                 name = key.replace("/", ".")

@@ -24,7 +24,14 @@ from jax.sharding import Mesh
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 from ellama_jax.core.distributed import exchange, leads, on_leader
-from ellama_jax.core.paths import absolute, as_path, copy_tree, is_remote, remove_tree
+from ellama_jax.core.paths import (
+    absolute,
+    as_path,
+    copy_tree,
+    is_remote,
+    remove_tree,
+    replace_directory,
+)
 from ellama_jax.core.progress import mebibytes, progress
 from ellama_jax.core.tree import flatten_paths, unflatten_paths
 from ellama_jax.model.llama import abstract_params
@@ -43,7 +50,6 @@ from ellama_jax.weights.layout import (
     metric_value,
     prepare_root,
     read_json_item,
-    replace_directory,
     set_aside_damaged,
     write_json_item,
 )

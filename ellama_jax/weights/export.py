@@ -18,7 +18,14 @@ import ml_dtypes
 import numpy as np
 
 from ellama_jax.core.ownership import owned
-from ellama_jax.core.paths import as_path, copy_file, file_bytes, is_remote, remove_tree
+from ellama_jax.core.paths import (
+    as_path,
+    copy_file,
+    file_bytes,
+    is_remote,
+    remove_tree,
+    replace_directory,
+)
 from ellama_jax.core.progress import Progress, mebibytes, progress
 from ellama_jax.model.presets import LlamaConfig
 from ellama_jax.tokens.tokenizer import Tokenizer, load_tokenizer
@@ -34,7 +41,6 @@ from ellama_jax.weights.layout import (
     check_destination,
     check_disk_space,
     check_fingerprint,
-    replace_directory,
 )
 from ellama_jax.weights.lazy import Box, LazyArray, as_bits, read_ahead
 from ellama_jax.weights.model_card import CARD_FILE, write_card

@@ -4,7 +4,6 @@ Owns the files of such a directory; names and layouts of tensors are in tensors.
 about Orbax, nor about tokenizers; importer.py puts the parts together.
 """
 
-import json
 import math
 import os
 import struct
@@ -14,7 +13,7 @@ import ml_dtypes
 import numpy as np
 from jax.sharding import Mesh
 
-from ellama_jax.core.limits import MODEL_JSON_BYTES
+from ellama_jax.core.limits import MODEL_JSON_BYTES, parse_json
 from ellama_jax.core.paths import absolute, as_path, file_bytes, is_remote, name_inside, read_range
 from ellama_jax.core.tree import flatten_paths, unflatten_paths
 from ellama_jax.model.llama import abstract_params
@@ -134,10 +133,10 @@ def read_json(path: Path) -> dict:
     try:
         if file_bytes(path) > MODEL_JSON_BYTES:
             raise ValueError(f"more than {MODEL_JSON_BYTES:,} bytes")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ValueError(f"{path}: must exist, got no such file.") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f"{path}: must be JSON, got {error}.") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: must be a JSON object, got {type(content).__name__}.")
@@ -249,7 +248,7 @@ def _data_starts(path: Path) -> dict[str, int]:
     """Returns where each tensor begins in the file, which the library does not tell."""
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
+        header = parse_json(file.read(length))
     header.pop("__metadata__", None)
     return {name: 8 + length + entry["data_offsets"][0] for name, entry in header.items()}
 
@@ -288,7 +287,7 @@ def _open_remote(path: Path) -> dict[str, LazyArray]:
         (length,) = struct.unpack("<Q", read_range(path, 0, 8))
         if length > size - 8:
             raise ValueError(f"a header of {length} bytes in a file of {size}")
-        header = json.loads(read_range(path, 8, 8 + length))
+        header = parse_json(read_range(path, 8, 8 + length))
         header.pop("__metadata__", None)
         _check_layout(header, size - 8 - length)
     except (ValueError, LookupError, TypeError, AttributeError, struct.error) as error:

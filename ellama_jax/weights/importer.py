@@ -22,6 +22,7 @@ import jax
 import tokenizers
 
 from ellama_jax.core.distributed import leads, on_leader, one_job
+from ellama_jax.core.limits import parse_json
 from ellama_jax.core.ownership import owned
 from ellama_jax.core.paths import as_path, check_links, copy_file, is_remote
 from ellama_jax.core.sharding import make_mesh
@@ -271,7 +272,7 @@ def _name_document_tokens(directory: Path, names: dict[str, str | None]) -> None
         if tokenizer.token_to_id(token) is None:
             raise ValueError(f"{key}: must be a token of the vocabulary, got {token!r}.")
     path = directory / CONFIG_FILE
-    config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    config = parse_json(path.read_text(encoding="utf-8")) if path.exists() else {}
     path.write_text(json.dumps({**config, **names}, indent=1), encoding="utf-8")
 
 

@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ellama_jax.core.limits import parse_json
 from ellama_jax.core.paths import (
     as_path,
     copy_tree,
@@ -151,7 +152,7 @@ def read_metrics(step_dir: Path) -> dict[str, float]:
 
 def _stored_metrics(step_dir: Path) -> dict[str, float] | None:
     try:
-        return unseal(json.loads((step_dir / "metrics" / "metrics").read_text()))
+        return unseal(parse_json((step_dir / "metrics" / "metrics").read_text()))
     except (OSError, ValueError):
         return None
 
@@ -247,7 +248,7 @@ def _find_problem(directory: Path) -> str | None:
     if directory.name.endswith(_TEMPORARY):
         return "incomplete (being written, or interrupted)"
     try:
-        committed = json.loads((directory / "_CHECKPOINT_METADATA").read_text())
+        committed = parse_json((directory / "_CHECKPOINT_METADATA").read_text())
     except (OSError, ValueError):
         return "incomplete (not committed)"
     if not isinstance(committed, dict) or not committed.get("commit_timestamp_nsecs"):
@@ -310,7 +311,7 @@ def list_steps(root: str | os.PathLike) -> list[StepEntry]:
 
 def _commit_time(directory: Path) -> datetime.datetime | None:
     try:
-        committed = json.loads((directory / "_CHECKPOINT_METADATA").read_text())
+        committed = parse_json((directory / "_CHECKPOINT_METADATA").read_text())
         nanoseconds = committed["commit_timestamp_nsecs"]
         return datetime.datetime.fromtimestamp(nanoseconds / 1e9, datetime.UTC)
     except (OSError, ValueError, TypeError, KeyError):
@@ -328,7 +329,7 @@ def weights_identity(step_dir: Path) -> str:
     """
     file = step_dir / "params" / CHECKSUMS
     try:
-        sums = unseal(json.loads(file.read_text()))
+        sums = unseal(parse_json(file.read_text()))
     except (OSError, ValueError) as error:
         raise DamagedCheckpoint(f"checkpoint {step_dir}: {file.name} {error}") from error
     return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()[:16]
@@ -341,7 +342,7 @@ def read_json_item(path: Path, item: str) -> dict:
         DamagedCheckpoint: if it is missing or not as it was written.
     """
     try:
-        return unseal(json.loads((path / item / "metadata").read_text()))
+        return unseal(parse_json((path / item / "metadata").read_text()))
     except (OSError, ValueError) as error:
         raise DamagedCheckpoint(
             f"checkpoint {path}: {item} must be readable, got {error}"
@@ -483,21 +484,6 @@ def _is_root(directory: Path) -> bool:
     names = [entry.name for entry in directory.iterdir()] if directory.is_dir() else []
     steps = [name for name in names if _bare(name).isdigit()]
     return bool(steps) and set(names) <= {*steps, TOKENIZER_DIR}
-
-
-def replace_directory(src: Path, dst: Path) -> None:
-    """Moves `src` to `dst`, in place of what is there."""
-    # Two renames, not a deletion and a rename: until the new root stands, the old one exists.
-    old = dst.with_name(f".{dst.name}.old-{os.getpid()}")
-    if dst.exists():
-        os.replace(dst, old)
-    try:
-        os.replace(src, dst)
-    except OSError:
-        if old.exists():
-            os.replace(old, dst)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def check_meta(meta: dict) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ellama_jax.core.limits import parse_json
 from ellama_jax.core.paths import as_path, check_links, local_path, write_whole
 from ellama_jax.core.progress import progress
 from ellama_jax.model.llama import rope_frequencies
@@ -183,7 +184,7 @@ def read_reference(path: Path) -> Reference:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        header = json.loads(arrays.pop("header").tobytes())
+        header = parse_json(arrays.pop("header").tobytes())
         answers = {"logits"} if header["top_k"] is None else {"top_ids", "top_logits", "rest"}
         wanted = {"tokens", "positions", "lengths", "frequencies", "residual_rms", *answers}
         if header["format"] != REFERENCE_FORMAT or arrays.keys() != wanted:

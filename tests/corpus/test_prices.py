@@ -178,3 +178,14 @@ def test_numbers_as_the_language_writes_them():
     assert [number_text(value, "de") for value in (27.5, 4.0, 2018, 1e-7, 12345)] == [
         "27,5", "4", "2018", "1e-07", "12345",
     ]  # fmt: skip
+
+
+def test_a_long_text_is_no_price_and_is_refused_before_it_is_looked_at():
+    for read in (
+        lambda text: normalise_price(text, None, "en"),
+        lambda text: parse_price(text, "en"),
+    ):
+        with pytest.raises(
+            ValueError, match="at most 500 characters, got 1,000,000, beginning '1/1/"
+        ):
+            read("1/" * 500_000)

@@ -143,3 +143,34 @@ def test_nothing_in_5252_real_listings_and_500_reviews_is_taken_for_private(lang
             values += [str(value) for value in (record.get("aspects") or {}).values()]
             found += mask_private("\n".join(filter(None, values)), language)[1]
     assert not found
+
+
+def test_every_number_behind_a_masked_one_is_masked_in_one_pass(monkeypatch):
+    """Each is one to call only because the one before it was; a pass for each was quadratic."""
+    passes = []
+    count = privacy._mask_numbers
+    monkeypatch.setattr(
+        privacy, "_mask_numbers", lambda *given: passes.append(given) or count(*given)
+    )
+    text, found = mask_private("Tel. " + "0301234567, " * 2000, "de")
+    assert found == {"phone": 2000} and "030" not in text
+    assert len(passes) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("joe\uff20shop.example", "[e-mail]"),
+        ("joe\u200b@shop.exa\u2060mple", "[e-mail]"),
+        ("joe\ufe6bshop\uff0eexample", "[e-mail]"),
+        ("call \uff12\uff11\uff12-736-5000", "call [phone number]"),
+        ("\U0001d423oe@shop.example", "[e-mail]"),
+    ],
+)
+def test_signs_of_another_face_or_without_width_hide_nothing(text, masked):
+    assert mask_private(text, "en")[0] == masked
+
+
+def test_a_text_with_nothing_private_keeps_its_faces():
+    text = "\uff11\uff12 ㎡, x\u200by, \U0001d400, 👩\u200d👩\u200d👧"
+    assert mask_private(text, "en") == (text, Counter())

@@ -200,3 +200,10 @@ def test_repeated_grams_are_those_of_counting_one_by_one():
                     (f"top_{count}_gram", top) if count < 5 else (f"duplicate_{count}_grams", again)
                 )
                 assert figures[name] == chars / total, (words, count)
+
+
+def test_lists_and_headers_in_each_other_are_read_once():
+    """Read for each of them anew, they would take hours."""
+    page = "<main><h1>Lampe</h1>" + "<ul><li>a" * 50_000
+    assert page_text(page).count("• a") == 50_000
+    assert page_text("<main><h1>Lampe</h1>" + "<header><a>b</a>" * 50_000) == "Lampe"

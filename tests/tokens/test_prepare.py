@@ -305,7 +305,7 @@ def test_compressed_files_are_read_whole_or_refused(tokenizer_dir, tokenizer, tm
     main_prepare(prepare_argv(tokenizer_dir, tmp_path / "w", *argv))
     assert rejoined(tmp_path / "w" / "ecommerce-de", tokenizer) == sorted(texts)
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(ValueError, match=f"d.jsonl{suffix}: must be a whole compressed file"):
+    with pytest.raises(ValueError, match=f"d.jsonl{suffix}: must be whole, got a"):
         main_prepare(prepare_argv(tokenizer_dir, tmp_path / "v", *argv))
     assert not (tmp_path / "v").exists()
 

@@ -382,7 +382,7 @@ def test_names_that_are_no_directory_names_are_refused():
 
 
 def test_leftovers_of_a_killed_write_do_not_reach_the_next_set(tmp_path):
-    leftover = tmp_path / ".set.partial"
+    leftover = tmp_path / ".set.partial-999999999"  # of no process that lives
     leftover.mkdir()
     (leftover / "windows-00007-of-00009.npy").write_bytes(b"half a shard")
     write(tmp_path / "set", [[1, 2, 3]])

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from ellama_jax.core import paths
 from ellama_jax.model.presets import get_preset
 from ellama_jax.weights import layout
 from ellama_jax.weights.checkpoint import restore_leaf, write_checkpoint
@@ -231,6 +232,6 @@ def test_the_old_root_comes_back_if_the_new_one_cannot_be_moved(tmp_path):
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "weights").write_text("kept")
     with pytest.raises(OSError):
-        layout.replace_directory(tmp_path / "nowhere", tmp_path / "old")
+        paths.replace_directory(tmp_path / "nowhere", tmp_path / "old")
     assert (tmp_path / "old" / "weights").read_text() == "kept"
     assert [path.name for path in tmp_path.iterdir()] == ["old"]

@@ -31,7 +31,7 @@ from ellama_jax.experiments.general_text import generate_general_documents
 # compares two kinds that the model never saw; what two packages of one project say alike is one.
 FOLDS = (
     ("taxonomy", "libreoffice-help"),
-    ("commercetools", "dummyjson", "debian-reference", "installation-guide"),
+    ("dummyjson", "debian-reference", "installation-guide"),
     ("ae-110k", "oa-mine", "mgsm"),
     ("magento", "magento-reviews", "udhr", "xcopa", "mmlu"),
 )

@@ -90,25 +90,7 @@ def _shop_records(cache_dir: Path) -> list[dict]:
             _record(f"{path}\n{children}", one["language"], "taxonomy", "ecommerce",
                     f"{one['product_id'].split('-')[1]} {top if not one['product_id'] else ''}")
         )  # fmt: skip
-    for one in sources.load_commercetools_listings(cache_dir):
-        records.append(_listing_record(one, "commercetools"))
     return records
-
-
-def _listing_record(listing: dict, source: str) -> dict:
-    """Writes title, description, aspects and price as bare lines; `fields` keeps the listing."""
-    language = listing["language"]
-    aspects = [f"{name}: {value}" for name, value in listing["aspects"].items()]
-    price = listing["price"]
-    lines = [
-        listing["title"],
-        listing["description"],
-        *aspects,
-        "" if price is None else format_price(price, listing["currency"], language),
-    ]
-    text = "\n".join(line for line in lines if line)
-    record = _record(text, language, source, "ecommerce", str(listing["product_id"]))
-    return {**record, "title": listing["title"], "description": listing["description"]}
 
 
 def _local_shop_records(folder: Path) -> list[dict]:
