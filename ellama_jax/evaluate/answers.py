@@ -128,7 +128,7 @@ def normalise_value(text: str) -> str:
 
 
 def _parts(text: str) -> list[str]:
-    found = (normalise_value(part) for part in _SEPARATORS.split(text))
+    found = (normalise_value(part) for part in _SEPARATORS.split(" ".join(text.split())))
     return sorted(part for part in found if part)
 
 
