@@ -25,6 +25,7 @@ _SUBCATEGORIES = {
     "es": ("Categoría:", "Subcategorías:"),
 }
 
+
 def read_taxonomy(path: Path, language: str) -> list[dict]:
     """Makes one text record per category that has subcategories: its path and their names.
 

@@ -247,7 +247,9 @@ def _fetch_taxonomy(folder: Path, timeout_secs: float) -> list[dict]:
     for language, name in names.items():
         path = folder / "node_modules" / name / "dist" / f"{language}.json"
         if not _is_published(_require_file(path), files[language]):
-            raise _Unavailable(f"{name} is not what was published as {npm_catalogues.TAXONOMY_VERSION}")
+            raise _Unavailable(
+                f"{name} is not what was published as {npm_catalogues.TAXONOMY_VERSION}"
+            )
         records += npm_catalogues.read_taxonomy(path, language)
     return records
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import yaml
 
 from ellama_jax.corpus import sources
-from ellama_jax.corpus.listings import format_price
 from ellama_jax.corpus.quality import page_text
 
 LANGUAGES = ("en", "de", "fr", "it", "es")
