@@ -5,8 +5,9 @@ The numbers are those of `retention` and `comparison`.
 
 from collections.abc import Mapping, Sequence
 
-from ellama_jax.evaluate.comparison import format_table, is_share
+from ellama_jax.evaluate.comparison import gain_of, is_share
 from ellama_jax.evaluate.long_context import format_long_context
+from ellama_jax.evaluate.score_table import format_table
 
 HEADLINES = {
     "ecommerce_en": "e-commerce, English",
@@ -33,20 +34,28 @@ _EVIDENCE = {
 def say_comparison(comparison: Mapping) -> str:
     """Says the overall changes of a model in lines.
 
-    >>> change = {"base": 0.4, "value": 0.5, "n": 80, "change": 0.25, "low": 0.1, "high": 0.4}
+    >>> change = {"base": 0.4, "value": 0.5, "n": 80, "difference": 0.1, "difference_low": 0.04,
+    ...           "difference_high": 0.16}
     >>> print(say_comparison({"base": "base", "model": "a", "level": 0.95, "overall": {"general": change}}))
-    a against base, relative change with its 95 % interval:
-      general questions, all languages  +25.0 % [+10.0, +40.0]  (80)
+    a against base, gain with its 95 % interval (up is better):
+      general questions, all languages  40.0 % -> 50.0 %  +10.0 points [+4.0, +16.0]  (80)
     """
     overall = comparison["overall"]
     width = max(len(HEADLINES[name]) for name in overall)
     lines = [
-        f"{comparison['model']} against {comparison['base']}, relative change with its "
-        f"{100 * comparison['level']:.0f} % interval:"
+        f"{comparison['model']} against {comparison['base']}, gain with its "
+        f"{100 * comparison['level']:.0f} % interval (up is better):"
     ]
     for name, row in overall.items():
-        lines.append(f"  {HEADLINES[name]:<{width}}  {say_change(row)}  ({row['n']})")
+        went = f"{write_value(row['base'], name)} -> {write_value(row['value'], name)}"
+        lines.append(f"  {HEADLINES[name]:<{width}}  {went}  {say_gain(row, name)}  ({row['n']})")
     return "\n".join(lines)
+
+
+def say_gain(row: Mapping | None, name: str) -> str:
+    """Writes a gain with its interval, or a dash."""
+    gain = gain_of(row, name)
+    return "–" if gain is None else str(gain)
 
 
 def say_change(row: Mapping) -> str:
@@ -126,8 +135,9 @@ def format_markdown(
     if comparisons:
         level = f"{100 * comparisons[0]['level']:.0f} %"
         parts += [
-            f"Relative change against `{names[0]}`, with its {level} interval by product or question."
-            " Means weigh every task and language alike; of bits per byte, less is better.",
+            f"Gain over `{names[0]}`, with its {level} interval by product or question: points of the share "
+            "of right answers, and of bits per byte the part that went. Up is better. Means weigh every "
+            "task and language alike.",
             "",
         ]
         parts += _overall_table(names, comparisons)
@@ -166,13 +176,13 @@ def _language_table(comparisons: Sequence[Mapping]) -> list[str]:
         for comparison in comparisons:
             found = [r for r in comparison["by_language"]
                      if (r["domain"], r["metric"], r["language"]) == (domain, metric, language)]  # fmt: skip
-            cells.append(say_change(found[0]) if found else "–")
+            cells.append(say_gain(found[0], metric) if found else "–")
         rows.append([domain, metric.replace("_", " "), language, *cells])
     return markdown_table(rows)
 
 
 def _say_value(row: Mapping, name: str) -> str:
-    return f"{write_value(row['value'], name)}, {say_change(row)}"
+    return f"{write_value(row['value'], name)}, {say_gain(row, name)}"
 
 
 def write_value(value: float, name: str) -> str:

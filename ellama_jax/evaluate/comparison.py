@@ -1,15 +1,14 @@
-"""Owns comparisons: averages of a scorecard, differences of two, several as one table.
+"""Owns comparisons: averages of a scorecard, differences of two, and what is a gain.
 
 It reads scorecards (see `scorecard`) and runs no model.
 """
 
+import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-_MOST_WITH_GAINS = 3
-_ENGLISH, _OTHERS = "English", "other languages"
 # Overall means: domain, metrics, and whether a language belongs to it. A generated task whose answers
 # are better or worse has just one of the three metrics; its answers are no part of any accuracy.
 OVERALL = {
@@ -110,39 +109,6 @@ def shared_questions(ours: dict, theirs: dict) -> list[str]:
     return [name for name, printed in pairs if asked.get(name) == printed]
 
 
-def print_table(scorecards: Sequence[dict]) -> None:
-    """Prints scorecards side by side; see `format_table`."""
-    print(format_table(scorecards))
-
-
-def format_table(scorecards: Sequence[dict]) -> str:
-    """Lays models side by side: a row a task for English, and one for all other languages.
-
-    Accuracies are in percent, each with its standard error. Up to three models also get their gains
-    relative to the first; more would not fit a terminal.
-    Rows of several languages are plain means over them, averages over tasks and languages alike.
-    """
-    rows = [_header(scorecards)]
-    for (task, domain, metric), languages in table_groups(scorecards[0]).items():
-        name = f"{task} ({domain})" if metric == "bits_per_byte" else task_label(task, metric)
-        for label, members in _language_groups(languages):
-            cells = [_pick_cells(card, task, domain, metric, members) for card in scorecards]
-            rows.append(_table_row(name, label, cells))
-            name = ""
-    for label, members in _language_groups({"en", *_languages(scorecards[0], "ecommerce")}):
-        cells = [
-            [r for r in card["results"] if _is_headline(r) and r["language"] in members]
-            for card in scorecards
-        ]
-        if all(cells):
-            rows.append(_table_row("e-commerce average", label, cells))
-    text = _align(rows)
-    lines = [text, "accuracies in % with standard error; bits per byte: lower is better"]
-    if any(task_label("", metric) for _, _, metric in table_groups(scorecards[0])):
-        lines.append("credit and generated answers in % too; median abs log error: lower is better")
-    return "\n".join(lines)
-
-
 def is_share(name: str) -> bool:
     """Tells whether a metric, or a mean of it, is told in percent, and more of it is better.
 
@@ -181,64 +147,47 @@ def relative_gain(value: float | None, base: float | None) -> float | None:
     return None if not base or value is None else value / base - 1
 
 
-def _is_headline(row: dict) -> bool:
-    return row["domain"] == "ecommerce" and row["metric"] == "accuracy"
+@dataclasses.dataclass(frozen=True)
+class Gain:
+    """How much better a model is than its base: up is better, whatever the metric.
+
+    Attributes:
+        value: points, of shares of right answers in %; for losses the part of the base's that went, in %.
+        low, high: ends of the 95 % interval, None where it is not known.
+        unit: "points" or "%".
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    unit: str
+
+    @property
+    def certain(self) -> bool:
+        """Whether the interval leaves no doubt that it is better, or worse."""
+        return self.low is not None and (self.low > 0 or self.high < 0)
+
+    def __str__(self) -> str:
+        interval = "" if self.low is None else f" [{self.low:+.1f}, {self.high:+.1f}]"
+        return f"{self.value:+.1f} {self.unit}{interval}"
 
 
-def _languages(scorecard: dict, domain: str) -> set[str]:
-    return {row["language"] for row in scorecard["results"] if row["domain"] == domain}
+def gain_of(row: Mapping | None, name: str) -> Gain | None:
+    """Returns the gain that a change of `retention.compare` is; None where there is none.
 
-
-def _language_groups(languages: Iterable[str]) -> list[tuple[str, set[str]]]:
-    languages = set(languages)
-    groups = [(_ENGLISH, languages & {"en"}), (_OTHERS, languages - {"en"})]
-    return [(label, members) for label, members in groups if members]
-
-
-def _pick_cells(scorecard, task, domain, metric, languages) -> list[dict]:
-    return [
-        row
-        for row in scorecard["results"]
-        if (row["task"], row["domain"], row["metric"]) == (task, domain, metric)
-        and row["language"] in languages
-    ]
-
-
-def _header(scorecards: Sequence[dict]) -> list[str]:
-    names = [card["model"] for card in scorecards]
-    gains = [f"{name} gain" for name in names[1:]] if len(names) <= _MOST_WITH_GAINS else []
-    return ["task", "languages", "n", "chance", *names, *gains]
-
-
-def _table_row(name: str, label: str, cells: Sequence[list[dict]]) -> list[str]:
-    """Writes one line from each model's results, one list a model."""
-    percent = is_share(cells[0][0]["metric"])
-    means = [mean_of_cells(model) for model in cells]
-    chances = [row["chance"] for row in cells[0]]
-    line = [name, label, str(sum(row["n"] for row in cells[0]))]
-    line.append("" if None in chances else f"{100 * np.mean(chances):.0f}")
-    line += [_write_value(value, stderr, percent) for value, stderr in means]
-    if len(means) > _MOST_WITH_GAINS:
-        return line
-    gains = [relative_gain(value, means[0][0]) for value, _ in means[1:]]
-    line += ["" if gain is None else f"{100 * gain:+.1f} %" for gain in gains]
-    return line
-
-
-def _write_value(value: float | None, stderr: float | None, percent: bool) -> str:
-    if value is None:
-        return "-"
-    scale, digits = (100, 1) if percent else (1, 3)
-    error = "" if stderr is None else f" ±{scale * stderr:.{digits}f}"
-    return f"{scale * value:.{digits}f}{error}"
-
-
-def _align(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    align: list[Callable] = [str.ljust, str.ljust] + [str.rjust] * (len(widths) - 2)
-    lines = [
-        "  ".join(put(cell, width) for put, cell, width in zip(align, row, widths, strict=True))
-        for row in rows
-    ]
-    lines.insert(1, "-" * len(lines[0]))
-    return "\n".join(line.rstrip() for line in lines)
+    >>> share = {"difference": 0.1, "difference_low": 0.02, "difference_high": 0.18, "change": 0.25}
+    >>> print(gain_of(share, "accuracy"))
+    +10.0 points [+2.0, +18.0]
+    >>> loss = {"change": -0.28, "low": -0.3, "high": -0.26}
+    >>> print(gain_of(loss, "bits_per_byte"), gain_of(loss, "bits_per_byte").certain)
+    +28.0 % [+26.0, +30.0] True
+    """
+    if row is None:
+        return None
+    if is_share(name):
+        found = [row[key] for key in ("difference", "difference_low", "difference_high")]
+        return Gain(*(None if x is None else 100 * x for x in found), "points")
+    if row["change"] is None:
+        return None
+    ends = (None, None) if row["low"] is None else (0.0 - 100 * row["high"], 0.0 - 100 * row["low"])
+    return Gain(0.0 - 100 * row["change"], *ends, "%")

@@ -55,7 +55,8 @@ def main_lm_eval(argv: list[str], own_tasks: Collection[str]) -> None:
         check_file(args.json, "--json")
     # What stands in the way of a task shows before any weight is read.
     manager = _open_tasks(args.include_path)
-    results = run(args, load_tasks(find_tasks(names, manager), manager), manager)
+    tasks = load_tasks(find_tasks(names, manager), manager, args.num_fewshot)
+    results = run(args, tasks, manager)
     samples = results.pop("samples", None)
     if args.json:
         _write(as_path(args.json), results, samples if args.log_samples else None)
@@ -92,15 +93,18 @@ def find_tasks(names: list[str], manager) -> list[str | dict]:
     return chosen
 
 
-def load_tasks(chosen: list[str | dict], manager) -> list:
+def load_tasks(chosen: list[str | dict], manager, num_fewshot: int | None = None) -> list:
     """Loads tasks and their data.
+
+    Args:
+        num_fewshot: worked examples that each task must have.
 
     Returns:
         lm-eval's tasks and groups of tasks.
 
     Raises:
         ValueError: for a task whose data must be downloaded and cannot be, whose code needs a
-            package that is not installed, or that is broken.
+            package that is not installed, that is broken, or has too few worked examples.
     """
     loaded = []
     for task in chosen:
@@ -121,9 +125,25 @@ def load_tasks(chosen: list[str | dict], manager) -> list:
                 f"--tasks {name}: needs a download that failed, got {_first_line(error)}; run once "
                 "where the Hugging Face hub can be reached, then HF_HOME holds the data."
             ) from error
+        for title, one in found["tasks"].items():
+            _check_examples(title, one, num_fewshot or 0)
         group = found["groups"].get(name)
         loaded += found["tasks"].values() if group is None else [group]
     return loaded
+
+
+def _check_examples(name: str, task, wanted: int) -> None:
+    if not wanted or not hasattr(task, "fewshot_docs"):
+        return
+    # A question is not its own example: lm-eval draws one more where both are of one split.
+    config = task.config
+    own = config.fewshot_split in (None, config.test_split or config.validation_split)
+    there = len(list(task.fewshot_docs() or ())) - own
+    if wanted > there:
+        raise ValueError(
+            f"--num-fewshot: must be at most {max(there, 0)} for the task {name}, which has no more worked "
+            f"examples, got {wanted}."
+        )
 
 
 def _is_unreachable(error: BaseException | None) -> bool:

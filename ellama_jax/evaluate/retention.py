@@ -85,6 +85,28 @@ def compare(base: dict, model: dict) -> dict:
     }
 
 
+def changes_between(base: dict, model: dict):
+    """Returns a function (domain, metric, task, languages) -> change, or None where nothing is shared.
+
+    `task` None is the mean over all.
+    """
+    ours, theirs = (_rows(card) for card in (base, model))
+    shared = [key for key in ours if key in theirs]
+    cells = [cell for key in shared if (cell := _pair(key, ours[key], theirs[key])) is not None]
+
+    def change(domain: str, metric: str, task: str | None, languages) -> dict | None:
+        chosen = [
+            number
+            for number, cell in enumerate(cells)
+            if (cell.domain, cell.metric) == (domain, metric)
+            and cell.language in languages
+            and task in (None, cell.task)
+        ]
+        return _Changes(cells).over(chosen) if chosen else None
+
+    return change
+
+
 def _rows(card: dict) -> dict[tuple, dict]:
     """Returns results by (task, domain, language, metric), one way to choose an answer only."""
     return {

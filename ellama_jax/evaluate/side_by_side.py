@@ -17,8 +17,8 @@ from ellama_jax.core.exits import EXIT_GATE
 from ellama_jax.core.paths import as_path, write_whole
 from ellama_jax.evaluate import retention
 from ellama_jax.evaluate.card_text import format_markdown, say_comparison, say_gate
-from ellama_jax.evaluate.comparison import format_table
 from ellama_jax.evaluate.long_context import format_long_context
+from ellama_jax.evaluate.score_table import format_table
 
 
 def lay_side_by_side(

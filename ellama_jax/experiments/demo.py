@@ -298,12 +298,14 @@ class Demo:
         })  # fmt: skip
 
     def _close(self, base: dict, adapted: dict, merged: dict, alpha: float) -> None:
-        from ellama_jax.evaluate.comparison import print_table
-        from ellama_jax.report.verb import write_report
+        from ellama_jax.evaluate.score_table import print_table
+        from ellama_jax.report.sections import make_lead
+        from ellama_jax.report.verb import read_run, write_report
 
         page = write_report(self.workdir)
         print()
         print_table([base, adapted, {**merged, "model": f"merged {alpha:g}"}])
+        print("", *make_lead(read_run(self.workdir)), sep="\n")
         secs = sum(phase["seconds"] for phase in self.phases)
         print(f"\n{secs / 60:.1f} minutes, peak memory {self.peak_bytes / 2**30:.1f} GiB")
         print(f"report: {page}")

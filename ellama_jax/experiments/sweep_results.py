@@ -5,7 +5,7 @@ report/sweep.py's.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ellama_jax.experiments.sweep_grid import Rule, Sweep
@@ -86,17 +86,51 @@ def judge(sweep: Sweep, changes: Mapping[str, Mapping[str, float]]) -> dict:
     for row in rows:
         row["keeps"] = row["keep"]["mean"] >= -rule.limit
     rows.sort(key=_rank)
-    chosen = rows[0] if rows else None
+    chosen, second = [*alone_rows(rows), None, None][:2]
     return {
         "settings": rows,
         "chosen": chosen and chosen["labels"],
-        "sentence": say_choice(chosen, rule, sum(not row["keeps"] for row in rows), len(rows)),
+        "sentence": " ".join(
+            [
+                say_choice(chosen, rule, sum(not row["keeps"] for row in unlike), len(unlike)),
+                *_say_noise(chosen, second),
+            ]
+        ),
     }
 
 
 def _once_each(rows: list[dict]) -> list[dict]:
     """Leaves out settings that share their trials with another: they would count twice."""
     return list({(tuple(row["gain"]), tuple(row["keep"])): row for row in rows}.values())
+
+
+def alone_rows(rows: Sequence[Mapping]) -> list[dict]:
+    """Leaves one row of those that are the same trials, as the default of several axes is, with all labels.
+
+    >>> row = {"gain": {"values": [1]}, "keep": {"values": [2]}}
+    >>> [r["says"] for r in alone_rows([row | {"labels": {"a": "1"}}, row | {"labels": {"b": "2"}}])]
+    ['a 1 = b 2']
+    """
+    found: dict[tuple, list] = {}
+    for row in rows:
+        key = tuple(row["gain"]["values"]), tuple(row["keep"]["values"])
+        found.setdefault(key, []).append(row)
+    return [
+        {**same[0], "says": " = ".join(say_labels(row["labels"]) for row in same)}
+        for same in found.values()
+    ]
+
+
+def _say_noise(chosen: Mapping | None, second: Mapping | None) -> Iterator[str]:
+    """Says whether the best setting's lead could be the seeds'."""
+    if second is None or chosen["keeps"] != second["keeps"]:
+        return
+    side = "gain" if chosen["keeps"] else "keep"
+    ours, theirs = chosen[side], second[side]
+    if ours["half"] is None:
+        yield f"With one seed a setting nothing tells its lead over {second['says']} from noise."
+    elif ours["mean"] - theirs["mean"] < math.hypot(ours["half"], theirs["half"]):
+        yield f"Its lead over {second['says']} is within the noise of the seeds."
 
 
 def _rank(row: Mapping):
@@ -134,7 +168,7 @@ def say_choice(chosen: Mapping | None, rule: Rule, losing: int, of: int) -> str:
     """Says in one sentence which setting is best, what it brings and what it costs."""
     if chosen is None:
         return "No trial is done yet."
-    where, most = say_labels(chosen["labels"]), f"{100 * rule.limit:g} %"
+    where, most = chosen.get("says") or say_labels(chosen["labels"]), f"{100 * rule.limit:g} %"
     gain, keep = say_part(chosen["gain"]), say_part(chosen["keep"])
     what = f"{rule.gain} better by {gain}, {rule.keep} by {keep}"
     if chosen["keeps"]:

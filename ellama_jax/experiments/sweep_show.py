@@ -12,10 +12,10 @@ from pathlib import Path
 from ellama_jax.core.terminal import obeyed, printable
 from ellama_jax.experiments.sweep_grid import Sweep
 from ellama_jax.experiments.sweep_results import (
+    alone_rows,
     axis_rows,
     improvement,
     mean_change,
-    say_labels,
     say_part,
 )
 from ellama_jax.train.metrics import METRICS_FILE
@@ -146,9 +146,9 @@ def _settings_table(found: Mapping):
 def settings_rows(found: Mapping) -> list[list[str]]:
     """Returns the cells of the sorted table, best setting first."""
     return [
-        [say_labels(row["labels"]), str(row["seeds"]), say_part(row["gain"]), say_part(row["keep"]),
-         "best" if row["labels"] == found["chosen"] else "" if row["keeps"] else "loses too much"]
-        for row in found["settings"]
+        [row["says"], str(row["seeds"]), say_part(row["gain"]), say_part(row["keep"]),
+         "best" if number == 0 and found["chosen"] is not None else "" if row["keeps"] else "loses too much"]
+        for number, row in enumerate(alone_rows(found["settings"]))
     ]  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from ellama_jax.evaluate.comparison import gain_of
 from ellama_jax.merge.tradeoff_profiles import UNIFORM
 from ellama_jax.merge.tradeoff_text import find_chosen
 
@@ -18,15 +19,15 @@ _PANELS = (
 )
 _MOST = 2
 AXES = {
-    "general": "general ability: right answers, change from the base in %",
-    "ecommerce": "e-commerce: right answers,\nchange from the base in %",
-    "bpb_general": "general text: bits per byte, change from the base in % (less is better)",
-    "bpb_ecommerce": "e-commerce text: bits per byte,\nchange from the base in % (less is better)",
+    "general": "gain on general questions, points",
+    "ecommerce": "gain on e-commerce questions, points",
+    "bpb_general": "gain on general text, % of its bits per byte",
+    "bpb_ecommerce": "gain on e-commerce text,\n% of its bits per byte",
 }
 
 
 def draw_sweep(found: Mapping, path: Path) -> None:
-    """Draws a sweep's curves over the relative changes of their quantities.
+    """Draws a sweep's curves over the gains of their quantities: up and right is better.
 
     Args:
         found: as `tradeoff.sweep` returns it.
@@ -50,7 +51,7 @@ def draw_sweep(found: Mapping, path: Path) -> None:
         for number, entry in enumerate(found["steps"][:-1], start=1 + len(found["profiles"])):
             _draw_curve(axes, entry["points"], x, y, f"step {entry['step']}", number)
         _mark_chosen(axes, find_chosen(found), x, y)
-        _mark_limits(axes, x, found["rule_settings"])
+        _mark_limits(axes, x, found)
         axes.set_xlabel(AXES.get(x, "alpha: 0 is the base, 1 the adapted model"), fontsize=11)
         axes.set_ylabel(AXES[y], fontsize=11)
         axes.grid(color="#dddddd")
@@ -67,21 +68,17 @@ def draw_sweep(found: Mapping, path: Path) -> None:
 
 
 def _known(found: Mapping, name: str) -> bool:
-    change = found["alphas"][0]["changes"].get(name)
-    return change is not None and change["change"] is not None
+    return gain_of(found["alphas"][0]["changes"].get(name), name) is not None
 
 
 def _place(point: Mapping, name: str) -> tuple[float, float, float]:
-    """Returns a change in percent and how far its interval reaches below and above it."""
+    """Returns a gain and how far its interval reaches below and above it."""
     if name == "alpha":
         return point["alpha"], 0.0, 0.0
-    change = point["changes"][name]
-    if change["change"] is None:  # the base has 0: as a difference, in points
-        return 100 * change["difference"], 0.0, 0.0
-    value = 100 * change["change"]
-    if change["low"] is None:
-        return value, 0.0, 0.0
-    return value, max(0.0, value - 100 * change["low"]), max(0.0, 100 * change["high"] - value)
+    gain = gain_of(point["changes"][name], name)
+    if gain.low is None:
+        return gain.value, 0.0, 0.0
+    return gain.value, max(0.0, gain.value - gain.low), max(0.0, gain.high - gain.value)
 
 
 def _draw_curve(axes, points, x: str, y: str, label: str, number: int) -> None:
@@ -113,8 +110,13 @@ def _mark_chosen(axes, point: Mapping, x: str, y: str) -> None:
     )  # fmt: skip
 
 
-def _mark_limits(axes, x: str, rule: Mapping) -> None:
-    limits = {"general": rule["general_mean"], "bpb_general": rule["bits_per_byte"]}
-    if x in limits:
-        axes.axvline(100 * limits[x], color="#d62728", linestyle="--", linewidth=1,
+def limit_of(found: Mapping, x: str) -> float:
+    """Returns what the rule allows to be lost of `general` or `bpb_general`, as a gain."""
+    rule, base = found["rule_settings"], found["alphas"][0]["changes"][x]["base"]
+    return 100 * (base * rule["general_mean"] if x == "general" else -rule["bits_per_byte"])
+
+
+def _mark_limits(axes, x: str, found: Mapping) -> None:
+    if x in ("general", "bpb_general"):
+        axes.axvline(limit_of(found, x), color="#d62728", linestyle="--", linewidth=1,
                      label="what the rule allows")  # fmt: skip

@@ -3,9 +3,11 @@
 It reads what tradeoff.py found.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from ellama_jax.evaluate.card_text import markdown_table, say_change, say_gate, write_value
+from ellama_jax.core.estimate import needed
+from ellama_jax.evaluate.card_text import markdown_table, say_gain, say_gate, write_value
+from ellama_jax.evaluate.comparison import gain_of
 from ellama_jax.merge.loss_line import say_line
 from ellama_jax.merge.tradeoff_profiles import PROFILES, UNIFORM
 from ellama_jax.merge.tradeoff_rule import standard_error
@@ -16,7 +18,7 @@ _COLUMNS = {
     "bpb_ecommerce": "e-commerce text, bits/byte",
     "bpb_general": "general text, bits/byte",
 }
-_CHANGES = {"ecommerce": "e-commerce change", "general": "general change"}
+_CHANGES = {"ecommerce": "e-commerce gain", "general": "general gain"}
 LANGUAGE_COLUMNS = {
     ("ecommerce", "accuracy"): "e-commerce",
     ("general", "accuracy"): "general",
@@ -28,40 +30,97 @@ LANGUAGE_COLUMNS = {
 def say_result(found: Mapping) -> str:
     """Says in one sentence what was chosen and what it does, on test questions where there are any.
 
-    The numbers are relative changes against the base with their 95 % intervals.
+    The numbers are gains over the base with their 95 % intervals. It says where the difference is noise, and
+    where the chosen model breaks the retention gate on test questions.
     """
-    alpha, profile, step = (found[key] for key in ("chosen", "chosen_profile", "chosen_step"))
-    if not alpha:
+    changes, rest = _judged(found)
+    if not found["chosen"]:
+        return say_advice(found)
+    if found["test"] is None:
+        what = f"{_say_gains(changes)}, on the questions that chose it"
+    else:
+        beside = f" (adapted model itself: {_say_gains(rest)})" if rest else ""
+        what = f"{_say_gains(changes)}, on test questions that chose nothing{beside}"
+    return " ".join([f"{_say_what(found)}: {what}.", *_say_doubts(found)])
+
+
+def say_advice(found: Mapping) -> str:
+    """Says what was chosen, and what speaks against it, without the numbers."""
+    if not found["chosen"]:
         return (
             "Keep the base: no model between it and the adapted one is better at e-commerce and "
             "as good at general tasks as the rule asks."
         )
+    return " ".join([f"{_say_what(found)}.", *_say_doubts(found)])
+
+
+def _judged(found: Mapping) -> tuple[Mapping, Mapping | None]:
+    """Returns the changes of the chosen model, and those of the adapted one where it is another."""
+    if found["test"] is None:
+        return find_chosen(found)["changes"], None
+    changes = found["test"]["changes"]
+    rest = changes["adapted"]["overall"] if found["chosen"] != 1.0 else None
+    return changes["chosen"]["overall"], rest
+
+
+def _say_doubts(found: Mapping) -> Iterator[str]:
+    yield from _say_noise(*_judged(found))
+    if found["test"] is not None:
+        yield from _say_verdict(found["test"]["gate"])
+
+
+def _say_what(found: Mapping) -> str:
+    alpha, profile, step = (found[key] for key in ("chosen", "chosen_profile", "chosen_step"))
     where = "" if step is None else f" of step {step}"
     shape = "" if profile == UNIFORM else f" with the profile {profile} ({PROFILES[profile].says})"
     if alpha == 1.0 and profile == UNIFORM:
-        what = f"Take the adapted model{where} as it is"
-    else:
-        what = f"Go {100 * alpha:g} % of the way from the base to the adapted model{where}{shape}"
-    if found["test"] is None:
-        point = find_chosen(found)
-        return f"{what}: {_say_changes(point['changes'])}, on the questions that chose it."
-    told = _say_changes(found["test"]["changes"]["chosen"]["overall"])
-    rest = found["test"]["changes"]["adapted"]["overall"]
-    beside = "" if alpha == 1.0 else f" (adapted model itself: {_say_changes(rest)})"
-    return f"{what}: {told}, on test questions that chose nothing{beside}."
+        return f"Take the adapted model{where} as it is"
+    return f"Go {100 * alpha:g} % of the way from the base to the adapted model{where}{shape}"
 
 
-def _say_changes(changes: Mapping[str, dict]) -> str:
+_SIDES = (
+    (("ecommerce", "bpb_ecommerce"), "e-commerce"),
+    (("general", "bpb_general"), "general ability"),
+)
+
+
+def _say_gains(changes: Mapping[str, dict]) -> str:
     said = []
-    for names, label in (
-        (("ecommerce", "bpb_ecommerce"), "e-commerce"),
-        (("general", "bpb_general"), "general ability"),
-    ):
+    for names, label in _SIDES:
         name = next((n for n in names if n in changes), None)
         if name is not None:
-            unit = " in bits per byte, where less is better" if name.startswith("bpb") else ""
-            said.append(f"{label} {say_change(changes[name])}{unit}")
+            unit = " of the bits per byte" if name.startswith("bpb") else ""
+            said.append(f"{label} {say_gain(changes[name], name)}{unit}")
     return " and ".join(said)
+
+
+def _say_noise(changes: Mapping[str, dict], adapted: Mapping[str, dict] | None) -> Iterator[str]:
+    """Says where a choice cannot be told from its alternatives."""
+    name = next((n for n in _SIDES[0][0] if n in changes), None)
+    if name is not None and (gain := gain_of(changes[name], name)) and not gain.certain:
+        row = changes[name]
+        wanted = needed(row.get("clusters"), row.get("error"), row.get("difference") or 0.0)
+        few = (
+            f": {row['clusters']} products or questions, about {wanted:,} needed" if wanted else ""
+        )
+        yield f"The e-commerce gain is within noise{few}."
+    if adapted is None:
+        return
+    both = [
+        (gain_of(adapted[n], n).value, gain_of(changes[n], n).value)
+        for names, _ in _SIDES
+        for n in names[:1]
+        if n in changes and n in adapted
+    ]
+    if both and all(theirs >= ours for theirs, ours in both):
+        yield "The adapted model itself scores no less at either: the choice between the two is noise."
+
+
+def _say_verdict(gate: Mapping) -> Iterator[str]:
+    if gate["passed"] is False:
+        yield "It FAILS the retention gate on test questions: do not ship it."
+    elif gate["passed"] is None:
+        yield "Too few test questions to tell whether it passes the retention gate."
 
 
 def say_caution(found: Mapping) -> str | None:
@@ -103,7 +162,7 @@ def curve_rows(found: Mapping) -> list[list[str]]:
         kept = "chosen" if point is chosen else "allowed" if point["keeps_general"] else "forgets"
         row = [f"{point['alpha']:g}", kept, *(str(point[key]) for key in shown)]
         row += [_write(point, name) for name in names]
-        rows.append([*row, *(say_change(point["changes"][name]) for name in changed)])
+        rows.append([*row, *(say_gain(point["changes"].get(name), name) for name in changed)])
     return rows
 
 

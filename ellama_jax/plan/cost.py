@@ -5,6 +5,7 @@ Owns this arithmetic and the prices a user gives. How long a step takes at least
 
 import difflib
 import math
+from collections.abc import Collection, Mapping
 
 from ellama_jax.config import RunConfig, count_rows
 from ellama_jax.core.topology import GENERATIONS
@@ -34,6 +35,24 @@ def parse_prices(text: str | None) -> dict[str, float]:
             raise ValueError(f"--price: must be for a generation, got {name or part!r}; {hint}")
         prices[name] = _parse_price(price, part)
     return prices
+
+
+def check_prices(prices: Mapping[str, float], text: str | None, keys: Collection[str]) -> None:
+    """Raises a ValueError where prices by generation are not those of the slices that are planned.
+
+    Args:
+        prices: as `parse_prices` gives them.
+        text: of --price.
+        keys: `Target.price_key` of the slices.
+    """
+    if text is None or "=" not in text:
+        return
+    wanted, given = ", ".join(sorted(set(keys))), ", ".join(sorted(prices))
+    if set(prices) != set(keys):
+        raise ValueError(
+            f"--price: must be of the generations of --topology, {wanted}, got {given}; give {wanted} a "
+            "price, or one number for all."
+        )
 
 
 def _parse_price(text: str, whole: str) -> float:

@@ -23,6 +23,7 @@ from ellama_jax.core.paths import as_path, is_remote, write_whole
 from ellama_jax.core.progress import progress
 from ellama_jax.plan.compile import compile_for, describe
 from ellama_jax.plan.cost import (
+    check_prices,
     parse_mfu,
     parse_prices,
     parse_write_rate,
@@ -81,6 +82,7 @@ def main_plan(argv: list[str]) -> None:
         max_compiles=_at_least_one(args.max_compiles, "--max-compiles"),
         best=_at_least_one(args.best, "--best"),
     )
+    check_prices(options.prices, args.price, [target.price_key for target in targets])
     check_json_path(args.json)
     env = None if args.write_env is None else _read_env(args.write_env, targets)
     check_compiler(targets)

@@ -7,12 +7,12 @@ import math
 from collections.abc import Sequence
 
 from ellama_jax.config import GateConfig
-from ellama_jax.evaluate.card_text import HEADLINES, say_change, say_gate, write_value
-from ellama_jax.evaluate.comparison import task_label
+from ellama_jax.evaluate.card_text import HEADLINES, say_gain, say_gate, write_value
+from ellama_jax.evaluate.comparison import gain_of, is_share, task_label
 from ellama_jax.evaluate.long_context import needle_means, position_means
 from ellama_jax.evaluate.retention import check_gate, compare
 from ellama_jax.report.plots import Change, Line, change_chart, line_chart
-from ellama_jax.report.sections import RunFiles, language_order, make_section, smooth_line
+from ellama_jax.report.sections import RunFiles, gate_of, language_order, make_section, smooth_line
 
 
 def _retention_section(files: RunFiles) -> dict | None:
@@ -21,19 +21,20 @@ def _retention_section(files: RunFiles) -> dict | None:
     comparisons = _compare_all(cards)
     if not comparisons:
         return None
-    gate = _gate_of(files)
+    gate = gate_of(files)
     first = comparisons[0]
     paragraphs = [
-        f"Change relative to {first['base']}, with the {100 * first['level']:.0f} % interval over "
-        "products and questions. Means weigh every task and language alike. Of bits per byte less is better: a rise is forgetting. Dashed: "
-        "what the retention gate allows."
+        f"Gain over {first['base']}, with the {100 * first['level']:.0f} % interval over products and "
+        "questions; up and right is better, a hollow point is no more than noise. Means weigh every task and "
+        "language alike. Dashed: what the retention gate allows to be lost."
     ]
     bullets = []
     for comparison in comparisons:
         said = say_gate(check_gate(comparison, gate)).removeprefix("retention gate: ")
         bullets.append(f"{comparison['model']}, retention gate: {said}")
     plots = [
-        _change_plot("Over all", comparisons, _overall_rows(gate)),
+        _gain_plot("Over all, points", comparisons, _overall_rows(gate, True)),
+        _gain_plot("Over all, % of the bits per byte", comparisons, _overall_rows(gate, False)),
         *(_language_plot(comparisons, gate, *kind) for kind in _kinds(comparisons)),
     ]
     return make_section(
@@ -54,24 +55,22 @@ def _compare_all(cards: Sequence[dict]) -> list[dict]:
     return comparisons
 
 
-def _gate_of(files: RunFiles) -> GateConfig:
-    """Returns the run's own rules; those of runs from before there were any are the defaults."""
-    evaluate = (files.config or {}).get("evaluate", {})
-    return GateConfig(**evaluate["gate"]) if "gate" in evaluate else GateConfig()
-
-
-def _overall_rows(gate: GateConfig) -> list[tuple[str, str, float | None]]:
+def _overall_rows(gate: GateConfig, shares: bool) -> list[tuple[str, str, float | None]]:
     limits = {"general": gate.general_mean, "bpb_general": gate.bits_per_byte}
-    return [(label, name, limits.get(name)) for name, label in HEADLINES.items()]
+    return [
+        (label, name, limits.get(name))
+        for name, label in HEADLINES.items()
+        if is_share(name) == shares
+    ]
 
 
-def _change_plot(title: str, comparisons, rows) -> dict | None:
+def _gain_plot(title: str, comparisons, rows) -> dict | None:
     changes = []
     for label, name, limit in rows:
         for colour, comparison in enumerate(comparisons):
             row = comparison["overall"].get(name)
-            if row is not None and row["change"] is not None:
-                changes.append(_change(label, comparison["model"], row, colour, limit))
+            if gain_of(row, name) is not None:
+                changes.append(_change(label, comparison["model"], row, name, colour, limit))
     return _plot(title, changes)
 
 
@@ -83,10 +82,12 @@ def _language_plot(comparisons, gate: GateConfig, domain: str, metric: str) -> d
         (row, comparison["model"], colour)
         for colour, comparison in enumerate(comparisons)
         for row in comparison["by_language"]
-        if (row["domain"], row["metric"]) == (domain, metric) and row["change"] is not None
+        if (row["domain"], row["metric"]) == (domain, metric) and gain_of(row, metric) is not None
     ]
     rows.sort(key=lambda found: (language_order(found[0]["language"]), found[2]))
-    changes = [_change(row["language"], model, row, colour, limit) for row, model, colour in rows]
+    changes = [
+        _change(row["language"], model, row, metric, colour, limit) for row, model, colour in rows
+    ]
     return _plot(f"{metric.replace('_', ' ').capitalize()} by language, {domain}", changes)
 
 
@@ -94,9 +95,14 @@ def _kinds(comparisons) -> list[tuple[str, str]]:
     return sorted({(r["domain"], r["metric"]) for c in comparisons for r in c["by_language"]})
 
 
-def _change(group: str, label: str, row: dict, colour: int, limit: float | None) -> Change:
+def _change(
+    group: str, label: str, row: dict, name: str, colour: int, limit: float | None
+) -> Change:
+    gain = gain_of(row, name)
+    if limit is not None:  # of what the base has; of bits per byte a rise
+        limit = 100 * (limit * row["base"] if is_share(name) else -limit)
     return Change(
-        group, label, row["change"], row["low"], row["high"], colour % 5, limit, say_change(row)
+        group, label, gain.value, gain.low, gain.high, colour % 5, limit, str(gain), gain.certain
     )
 
 
@@ -145,7 +151,7 @@ def _key(row: dict) -> tuple[str, str, str, str]:
 
 
 def _say(row: dict | None, name: str) -> str:
-    return "–" if row is None else f"{write_value(row['value'], name)}, {say_change(row)}"
+    return "–" if row is None else f"{write_value(row['value'], name)}, {say_gain(row, name)}"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int) -> dict:

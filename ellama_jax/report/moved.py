@@ -6,7 +6,7 @@ Everything is read from moved.json, which `ellama moved` writes.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from ellama_jax.evaluate.card_text import HEADLINES, say_change, write_value
+from ellama_jax.evaluate.card_text import HEADLINES, say_gain, write_value
 from ellama_jax.evaluate.comparison import is_share, relative_gain
 from ellama_jax.merge.revert import say_reverts
 from ellama_jax.report.plots import Change, Line, change_chart, line_chart
@@ -109,7 +109,7 @@ def _revert_section(files: RunFiles) -> dict | None:
     bullets = [
         f"On test questions, {comparison['model']} against {comparison['base']}: "
         + ", ".join(
-            f"{HEADLINES[name]} {say_change(comparison['overall'][name])}"
+            f"{HEADLINES[name]} {say_gain(comparison['overall'][name], name)}"
             for name in _MEANS if name in comparison["overall"]
         )
         for comparison in tested.values()

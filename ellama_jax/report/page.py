@@ -17,9 +17,12 @@ _STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--back); color: var(--text);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; }
-main { max-width: 1080px; margin: 0 auto; padding: 32px 20px 64px; }
+main { max-width: 1200px; margin: 0 auto; padding: 28px 16px 64px; }
 h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 0 4px; }
-h2 { font-size: 1.2rem; margin: 40px 0 4px; }
+h2 { font-size: 1.15rem; margin: 0; display: inline; }
+section > details > summary { padding: 12px 0; border-top: 1px solid var(--rule); }
+.lead { font-size: 1.15rem; line-height: 1.45; margin: 16px 0; padding-left: 20px; max-width: 70ch; }
+.lead li { margin: 6px 0; }
 h3 { font-size: .95rem; margin: 0 0 8px; }
 p { margin: 4px 0 12px; max-width: 75ch; } .soft, figcaption { color: var(--soft); }
 figcaption, .small { font-size: .85rem; }
@@ -28,10 +31,12 @@ figcaption, .small { font-size: .85rem; }
 .card { background: var(--card); border: 1px solid var(--rule); border-radius: 10px;
   padding: 14px 16px; min-width: 0; }
 .tile b { display: block; font-size: 1.5rem; line-height: 1.25; } .tile span { font-size: .85rem; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr));
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr));
   gap: 16px; margin: 12px 0; }
-figure { margin: 0; } svg { display: block; width: 100%; max-width: 560px; height: auto; }
+.plots.one { grid-template-columns: minmax(0, 480px); }
+figure { margin: 0; } svg { display: block; width: 100%; max-width: 440px; height: auto; }
 svg text { fill: var(--text); font-size: 11.5px; } svg text.tick { fill: var(--soft); }
+svg text.over { paint-order: stroke; stroke: var(--card); stroke-width: 4px; }
 svg text.strong { font-weight: 600; font-size: 12px; paint-order: stroke; stroke: var(--card);
   stroke-width: 5px; }
 .line { fill: none; stroke-width: 1.8; stroke-linejoin: round; } .dot { stroke: var(--card); }
@@ -47,6 +52,9 @@ svg text.strong { font-weight: 600; font-size: 12px; paint-order: stroke; stroke
 .bar.c0, .dot.c0 { fill: var(--c0); } .bar.c1, .dot.c1 { fill: var(--c1); }
 .bar.c2, .dot.c2 { fill: var(--c2); } .bar.c3, .dot.c3 { fill: var(--c3); }
 .bar.c4, .dot.c4 { fill: var(--c4); }
+.hollow { fill: var(--card); stroke-width: 2; } .hollow.c0 { stroke: var(--c0); }
+.hollow.c1 { stroke: var(--c1); } .hollow.c2 { stroke: var(--c2); }
+.hollow.c3 { stroke: var(--c3); } .hollow.c4 { stroke: var(--c4); }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 14px; font-size: .85rem; margin: 4px 0 8px; }
 .legend i { display: inline-block; width: 11px; height: 11px; border-radius: 3px;
   margin-right: 5px; }
@@ -59,7 +67,11 @@ th, td { text-align: left; padding: 6px 10px; border-bottom: 1px solid var(--rul
   vertical-align: top; }
 th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
 tr:last-child td { border-bottom: 0; }
-td:first-child { min-width: 9em; } td.num { min-width: 0; white-space: nowrap; }
+td:first-child { min-width: 7em; } td.num { min-width: 0; white-space: nowrap; }
+td { overflow-wrap: anywhere; } td.num, th { overflow-wrap: normal; }
+@media (max-width: 600px) { th, td { padding: 5px 4px; font-size: .78rem; }
+  td:first-child { min-width: 5em; } td.num { white-space: normal; } td small { display: block; }
+  .card { padding: 8px; } }
 .num { text-align: right; font-variant-numeric: tabular-nums; }
 td small { color: var(--soft); white-space: nowrap; }
 .good { color: var(--good); } .bad { color: var(--bad); }
@@ -90,15 +102,23 @@ _TEMPLATE = """<!doctype html>
 {%- endfor %}</tr>{% endfor %}
 </tbody></table></div>
 {%- endmacro %}
+{%- macro figure(plot) %}
+<figure class="card"><h3>{{ plot.title }}</h3>{{ plot.svg }}
+{%- if plot.caption %}<figcaption>{{ plot.caption }}</figcaption>{% endif %}</figure>
+{%- endmacro %}
 <h1>{{ title }}</h1>
 <p class="soft">{{ subtitle }}</p>
 {% if tiles %}<div class="tiles">{% for tile in tiles %}
 <div class="card tile"><span class="soft">{{ tile.name }}</span><b class="{{ tile.tone }}">
 {{- tile.value }}</b><span class="soft">{{ tile.note }}</span></div>{% endfor %}
 </div>{% endif %}
+{% if lead %}<ul class="lead">{% for sentence in lead %}
+<li>{{ sentence }}</li>{% endfor %}</ul>
+{% endif %}
+{%- if lead_plots %}<div class="plots one">{% for plot in lead_plots %}{{ figure(plot) }}{% endfor %}</div>
+{% endif %}
 {% for section in sections %}
-<section>
-<h2>{{ section.title }}</h2>
+<section><details{% if not lead or loop.first %} open{% endif %}><summary><h2>{{ section.title }}</h2></summary>
 {% for paragraph in section.paragraphs %}<p class="soft">{{ paragraph }}</p>
 {% endfor %}
 {%- if section.bullets %}<ul>{% for bullet in section.bullets %}
@@ -107,9 +127,7 @@ _TEMPLATE = """<!doctype html>
 {%- if section.legend %}<div class="legend">{% for name in section.legend %}
 <span><i class="c{{ loop.index0 % 5 }}"></i>{{ name }}</span>{% endfor %}</div>
 {% endif %}
-{%- if section.plots %}<div class="plots">{% for plot in section.plots %}
-<figure class="card"><h3>{{ plot.title }}</h3>{{ plot.svg }}
-{%- if plot.caption %}<figcaption>{{ plot.caption }}</figcaption>{% endif %}</figure>{% endfor %}
+{%- if section.plots %}<div class="plots">{% for plot in section.plots %}{{ figure(plot) }}{% endfor %}
 </div>
 {% endif %}
 {%- for content in section.tables %}{{ table(content) }}{% endfor %}
@@ -118,7 +136,7 @@ _TEMPLATE = """<!doctype html>
 {% if block.folded %}<details class="card"><summary>{{ block.title }}</summary>
 <pre>{{ block.text }}</pre></details>
 {%- else %}<pre>{{ block.text }}</pre>{% endif %}{% endfor %}
-</section>
+</details></section>
 {% endfor %}
 <footer>{{ footer }}</footer>
 </main></body></html>
@@ -129,7 +147,8 @@ def render_page(content: dict, more_style: str = "") -> str:
     """Fills the template.
 
     Args:
-        content: title, subtitle, tiles, sections and footer as `report` builds them; a plot's
+        content: title, subtitle, tiles or lead (sentences) and lead_plots, sections (folded, where there is a lead) and
+            footer as `report` builds them; a plot's
             `svg` and a section's `markup` (if it has one) are markup, every other string is text
             and escaped.
         more_style: rules for that markup, after the page's own.
@@ -137,11 +156,17 @@ def render_page(content: dict, more_style: str = "") -> str:
     Returns:
         One HTML document that refers to nothing outside itself.
     """
+
+    def marked(plots):
+        return [{**plot, "svg": Markup(plot["svg"])} for plot in plots]
+
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     sections = []
     for section in content["sections"]:
-        plots = [{**plot, "svg": Markup(plot["svg"])} for plot in section["plots"]]
         markup = Markup(section.get("markup", ""))
-        sections.append({**section, "plots": plots, "markup": markup})
+        sections.append({**section, "plots": marked(section["plots"]), "markup": markup})
     template = environment.from_string(_TEMPLATE)
-    return template.render({**content, "sections": sections, "style": Markup(_STYLE + more_style)})
+    shown = {"lead_plots": marked(content.get("lead_plots", ())), "sections": sections}
+    return template.render(
+        {"tiles": (), "lead": (), **content, **shown, "style": Markup(_STYLE + more_style)}
+    )

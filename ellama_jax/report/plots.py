@@ -5,13 +5,15 @@ So they follow light and dark mode and need no file beside the page. What is plo
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-_WIDTH, _HEIGHT = 460, 280
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 16, 12, 44
-_ROW, _BAR = 16, 11  # height of one horizontal bar's row, and of the bar
+# Drawn for a telephone: there one unit is about one pixel, and on a screen a little more.
+_WIDTH, _HEIGHT = 340, 260
+_LEFT, _RIGHT, _TOP, _BOTTOM = 50, 12, 12, 44
+# Of a bar or a change: the line of its label, and what is drawn below.
+_LABEL, _ROW, _BAR = 15, 30, 9
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,10 @@ class Bar:
 
 @dataclass(frozen=True)
 class Change:
-    """One change with its interval (None: not known), a dot on a line; `mark` is a limit."""
+    """One change with its interval (None: not known), a dot on a line; `mark` is a limit.
+
+    One that is not `certain`, or not known to be, has a hollow dot.
+    """
 
     group: str
     label: str
@@ -80,6 +85,7 @@ class Change:
     colour: int
     mark: float | None = None
     text: str = ""
+    certain: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,7 @@ class _Axis:
         return nice_ticks(self.low, self.high)
 
 
-def nice_ticks(low: float, high: float, most: int = 6) -> list[float]:
+def nice_ticks(low: float, high: float, most: int = 5) -> list[float]:
     """Returns round numbers between two limits.
 
     >>> nice_ticks(0.0, 1.0)
@@ -245,70 +251,61 @@ def heat_map(
 
 
 def bar_chart(title: str, bars: Sequence[Bar], high: float | None = None) -> str:
-    """Draws horizontal bars from 0, grouped, each with its value written behind it."""
+    """Draws horizontal bars from 0, grouped, each below its label and its value."""
     reach = max([bar.value + (bar.error or 0) for bar in bars] + [bar.mark or 0 for bar in bars])
-    # Room for the longest label; about 7 units a character of the plots' font.
-    labels = max([128, *(7 * len(bar.label) + 8 for bar in bars)])
-    axis = _Axis(0.0, high or reach or 1.0, labels, _WIDTH - 112)
-    parts, y, group = [], 4.0, None
-    for bar in bars:
-        if bar.group != group:
-            group, y = bar.group, y + (6 if group is not None else 0)
-            if group:
-                parts.append(_text(0, y + 12, group, "start", "strong"))
-                y += _ROW + 3
-        parts += _draw_bar(bar, axis, y)
-        y += _ROW
+    axis = _Axis(0.0, high or reach or 1.0, 0, _WIDTH - _RIGHT)
+    parts, y = _rows(bars, lambda bar, y: _draw_bar(bar, axis, y))
     return _svg(title, y + 6, parts)
 
 
 def change_chart(title: str, changes: Sequence[Change]) -> str:
-    """Draws changes about 0, grouped, each with its interval and its value written behind it."""
+    """Draws changes about 0, grouped, each with its interval below its label and its value."""
     ends = [0.0]
     for change in changes:
         ends += [x for x in (change.value, change.low, change.high, change.mark) if x is not None]
-    low, high = _padded(min(ends), max(ends), 0.05)
-    labels = max([80, *(7 * len(change.label) + 8 for change in changes)])
-    # Behind the axis there is room for a change and its interval.
-    axis = _Axis(low, high, labels, _WIDTH - 172)
+    axis = _Axis(*_padded(min(ends), max(ends), 0.05), 0, _WIDTH)
+    parts, y = _rows(changes, lambda change, y: _draw_change(change, axis, y))
+    return _svg(title, y + 6, [_segment(axis(0.0), 2, axis(0.0), y, "axis"), *parts])
+
+
+def _rows(rows: Sequence[Bar | Change], draw: Callable) -> tuple[list[str], float]:
+    """Draws rows below each other under the names of their groups; returns where they end, too."""
     parts, y, group = [], 4.0, None
-    for change in changes:
-        if change.group != group:
-            group, y = change.group, y + (6 if group is not None else 0)
+    for row in rows:
+        if row.group != group:
+            group, y = row.group, y + (8 if group is not None else 0)
             if group:
                 parts.append(_text(0, y + 12, group, "start", "strong"))
-                y += _ROW + 3
-        middle = y + _BAR / 2
-        parts.append(_text(axis.start - 6, y + 10, change.label, "end"))
-        if change.low is not None and change.high is not None:
-            parts.append(_segment(axis(change.low), middle, axis(change.high), middle, "whisker"))
-        if change.mark is not None:
-            at = axis(change.mark)
-            parts.append(_segment(at, y - 2, at, y + _BAR + 2, "mark"))
-        parts.append(
-            f'<circle class="dot c{change.colour}" cx="{axis(change.value)}" cy="{middle}" r="4"/>'
-        )
-        parts.append(_text(axis.end + 6, y + 10, change.text, "start"))
+                y += _LABEL + 3
+        parts.append(_text(0, y + 11, row.label, "start", "over"))
+        parts.append(_text(_WIDTH, y + 11, row.text, "end", "over"))
+        parts += draw(row, y + _LABEL)
         y += _ROW
-    zero = _segment(axis(0.0), 2, axis(0.0), y, "axis")
-    return _svg(title, y + 6, [zero, *parts])
+    return parts, y
 
 
 def _draw_bar(bar: Bar, axis: _Axis, y: float) -> list[str]:
     end, middle = max(axis(bar.value), axis.start + 0.5), y + _BAR / 2
     parts = [
-        _text(axis.start - 6, y + 10, bar.label, "end"),
         f'<rect class="bar c{bar.colour}" x="{axis.start}" y="{y}" '
-        f'width="{end - axis.start:.1f}" height="{_BAR}" rx="2"/>',
+        f'width="{end - axis.start:.1f}" height="{_BAR}" rx="2"/>'
     ]
-    text_at = end
     if bar.error:
-        low, text_at = axis(max(0.0, bar.value - bar.error)), axis(bar.value + bar.error)
-        parts.append(_segment(low, middle, text_at, middle, "whisker"))
+        low, high = axis(max(0.0, bar.value - bar.error)), axis(bar.value + bar.error)
+        parts.append(_segment(low, middle, high, middle, "whisker"))
     if bar.mark is not None:
         parts.append(_segment(axis(bar.mark), y - 2, axis(bar.mark), y + _BAR + 2, "mark"))
-    parts.append(_text(max(text_at, axis(bar.mark or 0)) + 5, y + 10, bar.text, "start"))
     return parts
+
+
+def _draw_change(change: Change, axis: _Axis, y: float) -> list[str]:
+    parts, middle = [], y + _BAR / 2
+    if change.low is not None and change.high is not None:
+        parts.append(_segment(axis(change.low), middle, axis(change.high), middle, "whisker"))
+    if change.mark is not None:
+        parts.append(_segment(axis(change.mark), y - 1, axis(change.mark), y + _BAR + 1, "mark"))
+    kind = f"dot c{change.colour}" if change.certain else f"hollow c{change.colour}"
+    return [*parts, f'<circle class="{kind}" cx="{axis(change.value)}" cy="{middle}" r="4"/>']
 
 
 def _error_bars(point: Point, x_axis: _Axis, y_axis: _Axis) -> list[str]:

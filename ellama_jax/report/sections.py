@@ -11,29 +11,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ellama_jax.config import GateConfig
 from ellama_jax.core.progress import duration
+from ellama_jax.evaluate.card_text import HEADLINES, say_gate, write_value
 from ellama_jax.evaluate.comparison import (
+    gain_of,
     is_share,
     mean_of_cells,
-    paired_difference,
-    relative_gain,
     summary,
     table_groups,
     task_label,
 )
+from ellama_jax.evaluate.retention import changes_between, check_gate, compare
+from ellama_jax.merge.tradeoff_text import say_advice
 from ellama_jax.report.plots import Bar, Line, bar_chart, line_chart
 
 _LANGUAGES = ("en", "de", "fr", "it", "es")
 _MOST_POINTS = 600  # of one curve; more would only make the page heavy
-_HEADLINES = (
-    ("ecommerce_en", "e-commerce, English"),
-    ("ecommerce_other", "e-commerce, other languages"),
-    ("ecommerce", "e-commerce, all languages"),
-    ("general", "general questions, all languages"),
-    ("bpb_ecommerce", "bits per byte, e-commerce text"),
-    ("bpb_general", "bits per byte, general text"),
-)
-_GENERATED = ("ecommerce_generated", "e-commerce, generated answers")  # no part of a sweep
 
 
 @dataclass(frozen=True)
@@ -61,71 +55,90 @@ def make_section(
     }  # fmt: skip
 
 
-def make_tiles(files: RunFiles) -> list[dict]:
-    """Puts the run's main numbers on top: the last model against the first, and its training."""
-    tiles = []
-    if len(files.scorecards) > 1:
-        before, after = summary(files.scorecards[0]), summary(files.scorecards[-1])
-        names = f"{files.scorecards[0]['model']} → {files.scorecards[-1]['model']}"
-        for key, name in _HEADLINES[:2]:
-            gain = relative_gain(after[key], before[key])
-            if gain is not None:
-                note = f"{_percent(before[key])} → {_percent(after[key])} ({names})"
-                tiles.append(_tile(name, f"{100 * gain:+.0f} %", note, _tone(gain)))
-        if after["general"] is not None and before["general"] is not None:
-            change = after["general"] - before["general"]
-            note = f"{_percent(before['general'])} → {_percent(after['general'])}"
-            tiles.append(_tile("general questions", f"{100 * change:+.1f} points", note, ""))
-    # Record 0 holds the base model's held-out loss alone.
-    if trained := [record for record in files.metrics if "tokens_consumed" in record]:
-        last = trained[-1]
-        tokens = sum(last["tokens_consumed"].values())
-        rates = sorted(record["tokens_per_sec"] for record in trained)
-        note = f"{last['step']:,} steps, median {rates[len(rates) // 2]:,.0f} tokens/s"
-        tiles.append(_tile("tokens trained on", f"{tokens:,}", note, ""))
-    return tiles
+def make_lead(files: RunFiles) -> list[str]:
+    """Says in three sentences what somebody who decides would repeat: gain, loss, and what to do.
+
+    Of the last model against the first, on the questions that both were asked.
+    """
+    cards = [card for card in files.scorecards if card["results"]]
+    if len(cards) < 2:
+        return []
+    try:
+        changes = compare(cards[0], cards[-1])
+    except ValueError:  # no question in common
+        return []
+    names = cards[0]["model"], cards[-1]["model"]
+    lead = []
+    for title, kinds in _LEAD_SIDES.items():
+        name = next((name for name in kinds if name in changes["overall"]), None)
+        if name is not None:
+            lead.append(f"{title}: {_say_side(changes['overall'][name], name, *names)}")
+    if files.sweep:
+        lead.append(say_advice(files.sweep))
+    else:
+        said = say_gate(check_gate(changes, gate_of(files)))
+        lead.append(f"{said[0].upper()}{said[1:]}")
+    return lead
 
 
-def _tile(name: str, value: str, note: str, tone: str) -> dict:
-    return {"name": name, "value": value, "note": note, "tone": tone}
+_LEAD_SIDES = {
+    "E-commerce": ("ecommerce", "bpb_ecommerce"),
+    "General ability": ("general", "bpb_general"),
+}
+
+
+def _say_side(row: Mapping, name: str, base: str, model: str) -> str:
+    gain = gain_of(row, name)
+    if gain is None:
+        return f"{model} and {base} cannot be compared."
+    verdict = "no more than noise" if not gain.certain else "better" if gain.value > 0 else "worse"
+    ends = (write_value(row[key], name) for key in ("base", "value"))
+    if is_share(name):
+        what = f"{row['n']:,} questions, {base} {{}} right and {model} {{}}"
+    else:
+        what = f"{row['n']:,} texts, {base} {{}} bits per byte and {model} {{}}"
+    return f"on {what.format(*ends)}: {gain}, {verdict}."
+
+
+def gate_of(files: RunFiles) -> GateConfig:
+    """Returns the run's own rules; those of runs from before there were any are the defaults."""
+    evaluate = (files.config or {}).get("evaluate", {})
+    return GateConfig(**evaluate["gate"]) if "gate" in evaluate else GateConfig()
 
 
 def _headline_section(files: RunFiles) -> dict | None:
     """One row a summary, one column a model."""
     if not any(card["results"] for card in files.scorecards):
         return None
-    means = [summary(card) for card in files.scorecards]
-    names = [card["model"] for card in files.scorecards]
+    cards = files.scorecards
+    means, names = [summary(card) for card in cards], [card["model"] for card in cards]
+    overall = [_overall(cards[0], card) for card in cards[1:]]
     rows = []
-    for key, label in (*_HEADLINES[:3], _GENERATED, *_HEADLINES[3:]):
-        if all(mean[key] is None for mean in means):
-            continue
-        cells = [_value_cell(mean[key], mean[f"{key}_stderr"], key) for mean in means]
-        gains = [_gain_cell(mean[key], means[0][key], key) for mean in means[1:]]
-        rows.append([_cell(label), *cells, *gains])
-    header = ["", *names, *(f"{name} vs {names[0]}" for name in names[1:])]
+    for key, label in HEADLINES.items():
+        if any(mean[key] is not None for mean in means):
+            cells = [_value_cell(mean[key], mean[f"{key}_stderr"], key) for mean in means]
+            rows.append([_cell(label), *cells, *(_gain_cell(o.get(key), key) for o in overall)])
+    header = ["", *names, *(f"gain of {name}" for name in names[1:])]
     paragraphs = [
-        "Plain means over tasks and languages, with standard error. Accuracies compare answers by"
-        " log-probability per byte; gains are relative. Bits per byte: lower is better."
+        "Plain means over tasks and languages, with standard error. Accuracies compare answers by log-probability per "
+        "byte. Gains have their 95 % interval, on the questions that both were asked: points of accuracy, or the part "
+        "of the bits per byte that went. Up is better; coloured where the interval leaves out 0."
     ]
-    paired = _paired_sentences(files.scorecards)
-    return make_section("Result", paragraphs, paired, tables=[_table(header, rows, 1)])
+    if trained := [record for record in files.metrics if "tokens_consumed" in record]:
+        last = trained[-1]  # record 0 holds the base model's held-out loss alone
+        tokens = sum(last["tokens_consumed"].values())
+        rates = sorted(record["tokens_per_sec"] for record in trained)
+        paragraphs.append(
+            f"Trained on {tokens:,} tokens in {last['step']:,} steps, at {rates[len(rates) // 2]:,.0f} tokens/s (median)."
+        )
+    return make_section("Result", paragraphs, tables=[_table(header, rows, 1)])
 
 
-def _paired_sentences(cards: Sequence[dict]) -> list[str]:
-    sentences = []
-    for card in cards[1:]:
-        for domain, name in (("ecommerce", "e-commerce"), ("general", "general")):
-            try:
-                mean, stderr, count = paired_difference(cards[0], card, domain=domain)
-            except ValueError:  # no shared questions of this domain: nothing to say
-                continue
-            error = "" if stderr is None else f" ± {100 * stderr:.1f}"
-            sentences.append(
-                f"{card['model']} against {cards[0]['model']} on the same {count} {name} questions:"
-                f" {100 * mean:+.1f}{error} points."
-            )
-    return sentences
+def _overall(base: dict, card: dict) -> dict[str, dict]:
+    try:
+        return compare(base, card)["overall"]
+    except ValueError:  # no question in common
+        return {}
 
 
 def _run_section(files: RunFiles) -> dict | None:
@@ -158,14 +171,18 @@ def _scorecard_section(files: RunFiles) -> dict | None:
         return None
     names = [card["model"] for card in files.scorecards]
     rows, first = [], files.scorecards[0]
+    change = changes_between(first, files.scorecards[1]) if len(names) > 1 else None
     for (task, domain, metric), languages in table_groups(first).items():
         for language in sorted(languages, key=language_order):
             key = (task, domain, metric, language)
             cells = [_find_result(card, key) for card in files.scorecards]
-            rows.append(_scorecard_row(key, cells))
+            row = _scorecard_row(key, cells)
+            if change is not None:
+                row.append(_gain_cell(change(domain, metric, task, {language}), metric))
+            rows.append(row)
     header = ["task", "language", "n", "chance", *names]
     if len(names) > 1:
-        header.append(f"{names[1]} vs {names[0]}")
+        header.append(f"gain of {names[1]}")
     return make_section(
         "Scorecard",
         ["Bars: mean over the tasks of English and of the other languages; dashed: chance."],
@@ -184,11 +201,7 @@ def _scorecard_row(key: tuple, cells: Sequence[dict | None]) -> list[dict]:
         _cell("–") if cell is None else _value_cell(cell["value"], cell["stderr"], metric)
         for cell in cells
     ]
-    row = [_cell(name), _cell(language), _cell(str(known["n"])), _cell(chance), *values]
-    if len(cells) > 1:
-        base, other = (None if cell is None else cell["value"] for cell in cells[:2])
-        row.append(_gain_cell(other, base, metric))
-    return row
+    return [_cell(name), _cell(language), _cell(str(known["n"])), _cell(chance), *values]
 
 
 def _score_plots(cards: Sequence[dict]) -> list[dict]:
@@ -383,15 +396,13 @@ def _value_cell(value: float | None, stderr: float | None, name: str) -> dict:
     return _cell(_percent(value), "" if stderr is None else f"±{100 * stderr:.1f}")
 
 
-def _gain_cell(value: float | None, base: float | None, name: str) -> dict:
-    gain = relative_gain(value, base)
+def _gain_cell(change: Mapping | None, name: str) -> dict:
+    gain = gain_of(change, name)
     if gain is None:
         return _cell("–")
-    return _cell(f"{100 * gain:+.1f} %", tone=_tone(gain if is_share(name) else -gain))
-
-
-def _tone(gain: float) -> str:
-    return "" if abs(gain) < 0.005 else "good" if gain > 0 else "bad"
+    value, _, interval = str(gain).partition(" [")
+    tone = "" if not gain.certain else "good" if gain.value > 0 else "bad"
+    return _cell(value, f"[{interval}" if interval else "", tone)
 
 
 def _percent(value: float, digits: int = 1) -> str:

@@ -5,8 +5,10 @@ What was found and what was chosen is merge/tradeoff.py's; drawings are report/p
 
 from collections.abc import Mapping, Sequence
 
-from ellama_jax.evaluate.card_text import HEADLINES, say_change, say_gate, write_value
+from ellama_jax.evaluate.card_text import HEADLINES, say_gain, say_gate, write_value
+from ellama_jax.evaluate.comparison import gain_of, is_share
 from ellama_jax.merge.loss_line import say_line
+from ellama_jax.merge.tradeoff_plot import AXES, limit_of
 from ellama_jax.merge.tradeoff_profiles import PROFILES, UNIFORM
 from ellama_jax.merge.tradeoff_text import curve_rows, find_chosen, language_rows, say_caution
 from ellama_jax.report.plots import (
@@ -23,12 +25,6 @@ from ellama_jax.report.sections import RunFiles, language_order, make_section
 
 # Quantities along x and y of a plot, with their axes in plain words.
 _PAIRS = (("general", "ecommerce"), ("bpb_general", "ecommerce"), ("bpb_general", "bpb_ecommerce"))
-_AXES = {
-    "general": "general questions right, change from the base in %",
-    "bpb_general": "general text, bits per byte, change in % (less is better)",
-    "ecommerce": "e-commerce questions right, change in %",
-    "bpb_ecommerce": "e-commerce text, bits per byte, change in %",
-}
 _ALPHA = "share of the way from base (0) to adapted (1)"
 _MOST_PAIRS = 2
 
@@ -63,8 +59,7 @@ def tradeoff_section(files: RunFiles) -> dict | None:
 
 
 def _known(found: Mapping, name: str) -> bool:
-    change = found["alphas"][0]["changes"].get(name)
-    return change is not None and change["change"] is not None
+    return gain_of(found["alphas"][0]["changes"].get(name), name) is not None
 
 
 def _pair_plot(found: Mapping, x: str, y: str) -> dict:
@@ -72,13 +67,14 @@ def _pair_plot(found: Mapping, x: str, y: str) -> dict:
     curve = Curve([_point(p, x, y, chosen) for p in found["alphas"]], 0)
     title = f"{'E-commerce' if y == 'ecommerce' else 'E-commerce text'} against general "
     title += "ability" if x == "general" else "text"
-    svg = curve_chart(title, [curve], _AXES[x], _AXES[y], x_limit=_limit(found, x))
-    allowed = "Right" if x == "general" else "Left"
+    svg = curve_chart(
+        title, [curve], AXES[x], AXES[y].replace("\n", " "), x_limit=limit_of(found, x)
+    )
     elsewhere = "" if chosen in found["alphas"] else " (it lies on another curve)"
     caption = (
-        "Numbers are alphas, bars 95 % intervals of the change on validation questions; the large "
-        f"orange point was chosen{elsewhere}. {allowed} of the dashed line is what the rule allows "
-        "without looking at noise."
+        "Numbers are alphas, bars 95 % intervals of the gain on validation questions; up and right is "
+        f"better. The large orange point was chosen{elsewhere}. Right of the dashed line is what the rule "
+        "allows without looking at noise."
     )
     return {"title": title, "svg": svg, "caption": caption}
 
@@ -93,14 +89,11 @@ def _profile_plots(found: Mapping, pairs: Sequence[tuple[str, str]]) -> list[dic
         drawn = [_point(p, x, y, chosen, bare=True) for p in (found["alphas"][0], *points)]
         curves.append(Curve(drawn, _other_colour(number), name))
     title = "Profiles over depth and parts"
-    svg = curve_chart(title, curves, _AXES[x], _AXES[y], x_limit=_limit(found, x))
+    svg = curve_chart(
+        title, curves, AXES[x], AXES[y].replace("\n", " "), x_limit=limit_of(found, x)
+    )
     caption = "Each curve goes from the base to alpha 1; names stand at the largest alpha."
     return [{"title": title, "svg": svg, "caption": caption}]
-
-
-def _limit(found: Mapping, x: str) -> float:
-    rule = found["rule_settings"]
-    return 100 * {"general": rule["general_mean"], "bpb_general": rule["bits_per_byte"]}[x]
 
 
 def _other_colour(number: int) -> int:
@@ -112,10 +105,10 @@ def _point(point: Mapping, x: str, y: str, chosen: Mapping, *, bare: bool = Fals
     """A point of a plot; a bare one has neither intervals nor, but for the last, a label."""
     places, ends = [], []
     for name in (x, y):
-        change = point["changes"][name]
-        places.append(100 * change["change"])
-        known = change["low"] is not None and not bare and point["alpha"]
-        ends.append((100 * change["low"], 100 * change["high"]) if known else None)
+        gain = gain_of(point["changes"][name], name)
+        places.append(gain.value)
+        known = gain.low is not None and not bare and point["alpha"]
+        ends.append((gain.low, gain.high) if known else None)
     label = "" if bare else f"{point['alpha']:g}"
     mine = all(point[key] == chosen[key] for key in ("alpha", "profile", "step"))
     return Point(label, *places, *ends, chosen=mine)
@@ -135,7 +128,8 @@ def _heat_maps(found: Mapping) -> list[dict]:
         ]
         rows = [f"{entry['step']:,}" for entry in found["steps"]]
         columns = [f"{point['alpha']:g}" for point in found["steps"][0]["points"]]
-        title = f"Change in % by step and alpha: {HEADLINES[name].split(', all')[0]}"
+        unit = "points" if is_share(name) else "%"
+        title = f"Gain in {unit} by step and alpha: {HEADLINES[name].split(', all')[0]}"
         svg = heat_map(title, squares, rows, columns, _ALPHA, "step of the run")
         caption = "Framed: chosen. In brackets: loses more general ability than the rule allows."
         plots.append({"title": title, "svg": svg, "caption": caption})
@@ -143,13 +137,12 @@ def _heat_maps(found: Mapping) -> list[dict]:
 
 
 def _square(point: Mapping, name: str, chosen: Mapping) -> Square:
-    change = point["changes"][name]["change"]
-    text = "–" if change is None else f"{100 * change:+.1f}"
+    gain = gain_of(point["changes"][name], name)
+    text = "–" if gain is None else f"{gain.value:+.1f}"
     if not point["keeps_general"]:
         text = f"({text})"
-    better = change if change is None or not name.startswith("bpb") else -change
     mine = all(point[key] == chosen[key] for key in ("alpha", "profile", "step"))
-    return Square(better, text, mine)
+    return Square(gain and gain.value / 100, text, mine)
 
 
 def _test_table(test: Mapping) -> dict:
@@ -160,7 +153,7 @@ def _test_table(test: Mapping) -> dict:
         if (change := overall["chosen"].get(name)) is None:
             continue
         cells = [
-            f"{write_value(o[name]['value'], name)}, {say_change(o[name])}"
+            f"{write_value(o[name]['value'], name)}, {say_gain(o[name], name)}"
             for o in overall.values()
         ]
         rows.append([label, str(change["n"]), write_value(change["base"], name), *cells])
@@ -174,7 +167,7 @@ def _language_section(files: RunFiles) -> dict | None:
     points = files.sweep["alphas"]
     keys = {
         (r["domain"], r["metric"], r["language"]) for r in points[-1]["by_language"]
-        if r["change"] is not None
+        if gain_of(r, r["metric"]) is not None
     }  # fmt: skip
     languages = sorted({language for _, _, language in keys}, key=language_order)
     plots = []
@@ -192,11 +185,9 @@ def _language_section(files: RunFiles) -> dict | None:
         if lines:
             marks = [files.sweep["chosen"]] if files.sweep["chosen_profile"] == UNIFORM else []
             title = f"{what[0].upper()}{what[1:]}, by language"
-            label = "change from the base in %"
+            label = "gain, points" if metric == "accuracy" else "gain, % of its bits per byte"
             svg = line_chart(title, lines, _ALPHA, label, marks=marks)
-            caption = "Lower is better." if metric == "bits_per_byte" else "Higher is better."
-            if marks:
-                caption += " Dashed: the chosen alpha."
+            caption = "Dashed: the chosen alpha." if marks else ""
             plots.append({"title": title, "svg": svg, "caption": caption})
     if not plots:
         return None
@@ -213,7 +204,9 @@ def _language_line(points, key: tuple[str, str, str], number: int) -> Line:
         for row in point["by_language"]
         if (row["domain"], row["metric"], row["language"]) == key
     ]
-    return Line(key[2], [a for a, _ in rows], [100 * row["change"] for _, row in rows], number % 5)
+    return Line(
+        key[2], [a for a, _ in rows], [gain_of(row, key[1]).value for _, row in rows], number % 5
+    )
 
 
 def _line_section(files: RunFiles) -> dict | None:

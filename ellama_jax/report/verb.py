@@ -14,7 +14,7 @@ from ellama_jax.core.paths import local_path
 from ellama_jax.report.evaluation import EVALUATION_SECTIONS
 from ellama_jax.report.moved import MOVED_SECTIONS
 from ellama_jax.report.page import render_page
-from ellama_jax.report.sections import SECTIONS, RunFiles, make_section, make_tiles
+from ellama_jax.report.sections import SECTIONS, RunFiles, make_lead, make_section
 from ellama_jax.report.sweep import sweep_section
 from ellama_jax.report.tradeoff import TRADEOFF_SECTIONS, tradeoff_section
 from ellama_jax.report.training import TRAINING_SECTIONS
@@ -82,7 +82,7 @@ def build_content(files: RunFiles) -> dict:
     """Builds what `render_page` shows."""
     run = files.run or {}
     if files.trials is not None:
-        return _page(files.trials["title"], "", [], [sweep_section(files.trials)])
+        return _page(files.trials["title"], "", [], [], [sweep_section(files.trials)])
     sections, missing = [], []
     at = [name for _, name, _ in SECTIONS].index("scorecard") + 1
     for source, name, make in (*SECTIONS[:at], _TRADEOFF, *SECTIONS[at:]):
@@ -97,13 +97,26 @@ def build_content(files: RunFiles) -> dict:
         words = ["These parts are left out, for the run directory lacks their files:"]
         sections.append(make_section("Left out", words, missing))
     title = run.get("title") or f"Run {files.workdir.name}"
-    return _page(title, _subtitle(run), make_tiles(files), sections)
+    lead = make_lead(files)
+    plots = _lead_plots(sections) if lead else []
+    return _page(title, _subtitle(run), lead, plots, sections)
 
 
-def _page(title: str, subtitle: str, tiles: list, sections: list) -> dict:
+def _lead_plots(sections: list) -> list[dict]:
+    """Takes the one picture out of its section: gain against loss, else the gains."""
+    for title in ("Trade-off", "Adaptation and forgetting"):
+        for section in sections:
+            if section["title"] == title and section["plots"]:
+                first, *section["plots"] = section["plots"]
+                return [first]
+    return []
+
+
+def _page(title: str, subtitle: str, lead: list, plots: list, sections: list) -> dict:
     footer = "Made by `ellama report` from the files of the directory."
     return {
-        "title": title, "subtitle": subtitle, "tiles": tiles, "sections": sections, "footer": footer
+        "title": title, "subtitle": subtitle, "lead": lead, "lead_plots": plots, "sections": sections,
+        "footer": footer,
     }  # fmt: skip
 
 

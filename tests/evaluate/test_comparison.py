@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ellama_jax.evaluate import comparison, retention
+from ellama_jax.evaluate import comparison, retention, score_table
 from ellama_jax.evaluate.choices import question_print
 
 
@@ -110,28 +110,29 @@ def test_models_without_shared_items_cannot_be_paired():
 TABLE = """\
 task                     languages        n  chance          base       adapted  adapted gain
 ---------------------------------------------------------------------------------------------
-aspect                   English          4      25    25.0 ±10.0    75.0 ±10.0      +200.0 %
-                         other languages  8      25     25.0 ±7.1     50.0 ±7.1      +100.0 %
-price                    English          4      25    50.0 ±10.0    50.0 ±10.0        +0.0 %
-mmlu                     English          2      25    50.0 ±10.0     0.0 ±10.0      -100.0 %
-bits_per_byte (general)  English          3          1.000 ±0.020  1.100 ±0.020       +10.0 %
-                         other languages  3          1.500 ±0.020  1.400 ±0.020        -6.7 %
-e-commerce average       English          8      25     37.5 ±7.1     62.5 ±7.1       +66.7 %
-e-commerce average       other languages  8      25     25.0 ±7.1     50.0 ±7.1      +100.0 %
-accuracies in % with standard error; bits per byte: lower is better"""
+aspect                   English          4      25    25.0 ±10.0    75.0 ±10.0     +50.0 pt
+                         other languages  8      25     25.0 ±7.1     50.0 ±7.1     +25.0 pt
+price                    English          4      25    50.0 ±10.0    50.0 ±10.0      +0.0 pt
+mmlu                     English          2      25    50.0 ±10.0     0.0 ±10.0     -50.0 pt
+bits_per_byte (general)  English          3          1.000 ±0.020  1.100 ±0.020      -10.0 %
+                         other languages  3          1.500 ±0.020  1.400 ±0.020       +6.7 %
+e-commerce average       English          8      25     37.5 ±7.1     62.5 ±7.1     +25.0 pt
+e-commerce average       other languages  8      25     25.0 ±7.1     50.0 ±7.1     +25.0 pt
+accuracies in % with standard error; bits per byte: lower is better
+gain: points, or the part of the bits per byte that went; up is better, * where its 95 % interval excludes 0"""
 
 
 def test_the_table_in_full():
-    assert comparison.format_table([BASE, ADAPTED]) == TABLE
+    assert score_table.format_table([BASE, ADAPTED]) == TABLE
 
 
 def test_one_model_has_no_gain_and_many_models_neither():
-    assert "gain" not in comparison.format_table([BASE])
-    assert "gain" not in comparison.format_table([BASE, ADAPTED, BASE, ADAPTED])
+    assert "gain" not in score_table.format_table([BASE])
+    assert "gain" not in score_table.format_table([BASE, ADAPTED, BASE, ADAPTED])
 
 
 def test_a_task_one_model_lacks_is_a_dash(capsys):
     lacking = make_card("lacking", make_result("aspect", "en", [1, 0]))
-    comparison.print_table([BASE, lacking])
+    score_table.print_table([BASE, lacking])
     price = next(line for line in capsys.readouterr().out.split("\n") if line.startswith("price"))
     assert price.split()[-1] == "-"

@@ -17,6 +17,7 @@ from ellama_jax.evaluate import (
     generated,
     generation,
     retention,
+    score_table,
     scorecard,
 )
 
@@ -190,7 +191,7 @@ def test_a_change_of_medians_has_no_interval(count):
     assert cell["low"] is cell["high"] is None
     assert cell["value"] == pytest.approx(np.median(after))
     assert not compared["overall"]  # an error is no part of a mean of which more is better
-    table = comparison.format_table([price_card("base", before), price_card("other", after)])
+    table = score_table.format_table([price_card("base", before), price_card("other", after)])
     assert f"{np.median(before):.3f} ±" in table and "median abs log error: lower" in table
     assert card_text.write_value(0.6931, "median_abs_log_error") == "0.693"
 

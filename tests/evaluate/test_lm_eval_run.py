@@ -80,6 +80,13 @@ def test_the_file_is_lm_evals_own(results):
     assert "samples" not in results
 
 
+def test_more_worked_examples_than_a_task_has_are_refused_by_its_name(places, tmp_path):
+    with pytest.raises(
+        ValueError, match="--num-fewshot: must be at most [0-9]+ for the task local_choice"
+    ):
+        evaluate(places, "hf", tmp_path / "x.json", "--num-fewshot", "1000", tasks="local_choice")
+
+
 def test_limits_and_samples(places, tmp_path):
     out = tmp_path / "some.json"
     found = evaluate(places, "hf", out, "--limit", "2", "--log-samples", tasks="local_choice")

@@ -8,7 +8,7 @@ from scipy import stats
 
 from ellama_jax.config import GateConfig, check_gate
 from ellama_jax.core.estimate import pair
-from ellama_jax.evaluate import card_text, comparison, retention
+from ellama_jax.evaluate import card_text, comparison, retention, score_table
 
 
 def make_result(task, language, correct, domain="general", ids=None):
@@ -238,11 +238,11 @@ def test_the_markdown_has_every_number_a_reader_asks_for():
     text = card_text.format_markdown([BASE, ADAPTED], [found], [gate])
     lines = text.split("\n")
     row = next(line for line in lines if line.startswith("| e-commerce, English"))
-    assert row.startswith("| e-commerce, English | 37.5 % | 62.5 %, +66.7 % [")
+    assert row.startswith("| e-commerce, English | 37.5 % | 62.5 %, +25.0 points [")
     text_row = next(line for line in lines if line.startswith("| bits per byte, general"))
-    assert text_row.startswith("| bits per byte, general text | 1.333 | 1.467, +10.0 % [")
+    assert text_row.startswith("| bits per byte, general text | 1.333 | 1.467, -10.0 % [")
     assert "- `adapted`: FAILED: general mean -20.0 %" in text
     assert "fails where the change itself is beyond the limit" in text
     tables = [line for line in lines if line.startswith("|")]
     assert len({line.count("|") for line in tables[:6]}) == 1
-    assert comparison.format_table([BASE, ADAPTED]) in text
+    assert score_table.format_table([BASE, ADAPTED]) in text

@@ -36,14 +36,14 @@ def test_three_models_are_compared_in_text_json_and_markdown(cards, tmp_path, ca
     main(["evaluate", "--scorecards", cards["base"], cards["adapted"], cards["merged"],
           "--json", str(out), "--markdown", str(page)])  # fmt: skip
     said = capsys.readouterr().out
-    assert "adapted against base, relative change with its 95 % interval:" in said
+    assert "adapted against base, gain with its 95 % interval (up is better):" in said
     assert "merged against base" in said and said.count("retention gate: ") == 2
     found = json.loads(out.read_text())
     assert found["comparisons"][0] == retention.compare(BASE, ADAPTED)
     assert [gate["passed"] for gate in found["gates"]][1] is True
     text = page.read_text()
     assert "| domain | metric | language | adapted | merged |" in text
-    assert "| e-commerce, English | 37.5 % | 62.5 %, +66.7 % [" in text
+    assert "| e-commerce, English | 37.5 % | 62.5 %, +25.0 points [" in text
 
 
 def test_a_gate_that_stops_is_an_exit_status_after_everything_is_written(cards, tmp_path, capsys):

@@ -9,6 +9,7 @@ from ellama_jax.merge.tradeoff_text import (
     format_sweep,
     format_sweep_markdown,
     language_rows,
+    say_advice,
     say_caution,
     say_result,
 )
@@ -17,10 +18,10 @@ from ellama_jax.merge.tradeoff_text import (
 def test_the_sentence_says_how_far_to_go_and_what_it_brings_on_test_questions():
     said = make_sweep()["sentence"]
     assert said.startswith(
-        "Go 50 % of the way from the base to the adapted model: e-commerce +41.7 "
+        "Go 50 % of the way from the base to the adapted model: e-commerce +12.5 points ["
     )
-    assert "general ability +0.0 %" in said and "on test questions that chose nothing" in said
-    assert "adapted model itself: e-commerce +83.3 %" in said and said.count(". ") == 0
+    assert "general ability +0.0 points" in said and "on test questions that chose nothing" in said
+    assert "adapted model itself: e-commerce +25.0 points" in said and said.count(". ") == 0
 
 
 @pytest.mark.parametrize(
@@ -109,4 +110,34 @@ def test_a_base_that_answers_nothing_rightly_is_drawn_as_differences(tmp_path):
         for change in point["changes"].values():
             change.update(change=None, low=None, high=None)
     draw_sweep(sweep, tmp_path / "sweep.svg")
-    assert "–" in format_sweep(sweep) and say_result(sweep).startswith("Go 50 %")
+    assert "+12.5 points" in format_sweep(sweep) and say_result(sweep).startswith("Go 50 %")
+
+
+def noisy(row):
+    row.update(difference=0.01, difference_low=-0.1, difference_high=0.12)
+
+
+def test_a_gain_within_noise_is_said_with_how_many_questions_would_tell():
+    sweep = make_sweep()
+    noisy(sweep["test"]["changes"]["chosen"]["overall"]["ecommerce"])
+    assert "The e-commerce gain is within noise" in say_result(sweep)
+    assert "products or questions, about" in say_advice(sweep)
+
+
+def test_an_adapted_model_that_is_no_worse_at_either_makes_the_choice_noise():
+    sweep = make_sweep()
+    overall = {name: found["overall"] for name, found in sweep["test"]["changes"].items()}
+    assert "scores no less at either" not in say_advice(sweep)
+    overall["adapted"]["general"]["difference"] = overall["chosen"]["general"]["difference"]
+    assert "The adapted model itself scores no less at either" in say_advice(sweep)
+
+
+@pytest.mark.parametrize(
+    ("passed", "words"),
+    [(False, "FAILS the retention gate"), (None, "Too few test questions"), (True, None)],
+)
+def test_the_advice_says_what_the_gate_says(passed, words):
+    sweep = make_sweep()
+    sweep["test"]["gate"]["passed"] = passed
+    said = say_advice(sweep)
+    assert words in said if words else "gate" not in said

@@ -7,6 +7,7 @@ import pytest
 from test_report import CONFIG, make_card, make_metrics, section, text_of
 
 from ellama_jax.evaluate import retention
+from ellama_jax.evaluate.card_text import say_gain
 from ellama_jax.report import verb as report
 from ellama_jax.report.plots import Change, change_chart
 
@@ -58,14 +59,30 @@ def test_changes_stand_with_their_intervals_and_the_gate(workdir):
     said = text_of(found)
     cards = [json.loads((workdir / f"scores/{n}.json").read_text()) for n in ("base", "adapted")]
     row = retention.compare(*cards)["overall"]["ecommerce_en"]
-    low, high = 100 * row["low"], 100 * row["high"]
-    assert f"83.3 %, +66.7 % [{low:+.1f}, {high:+.1f}]" in said
+    assert f"83.3 %, {say_gain(row, 'ecommerce_en')}" in said and "+33.3 points [" in said
     assert "adapted, retention gate: passed, 4 rules; closest: general mean +66.7 %" not in said
     assert "adapted, retention gate: CANNOT TELL: bits per byte en +0.0 %" in said
     figures = re.findall(r"<figure.*?</figure>", found, re.S)
-    assert len(figures) == 4  # over all, e-commerce, general, bits per byte of general text
-    assert figures[0].count("<circle") == 5 and figures[0].count('class="mark"') == 2
-    assert "price_prediction ecommerce de 6 50.0 % 83.3 %, +66.7 %" in said
+    # Bits per byte over all; e-commerce, general, and bits per byte of general text by language. The first
+    # one leads the page.
+    assert len(figures) == 4
+    assert "price_prediction ecommerce de 6 50.0 % 83.3 %, +33.3 points" in said
+
+
+def test_a_language_whose_base_is_0_is_shown(workdir):
+    for name, right in (("base", [0, 0, 0, 0, 0, 0]), ("adapted", [1, 0, 1, 0, 1, 1])):
+        path = workdir / f"scores/{name}.json"
+        card = json.loads(path.read_text())
+        (row,) = [
+            r for r in card["results"] if (r["task"], r["language"]) == ("price_prediction", "de")
+        ]
+        row |= {"correct": right, "value": sum(right) / 6}
+        path.write_text(json.dumps(card))
+    found = section(read_page(workdir), "Adaptation and forgetting")
+    figure = next(
+        f for f in re.findall(r"<figure.*?</figure>", found, re.S) if "by language, ecommerce" in f
+    )
+    assert ">de</text>" in figure and "+66.7 points" in figure
 
 
 def test_long_contexts_are_plotted_and_tabled(workdir):
@@ -97,7 +114,7 @@ def test_long_contexts_alone_are_a_report(workdir):
 
 
 def test_generated_answers_and_credit_stand_beside_accuracies(workdir):
-    """Every metric by name, errors without a percent sign, and a fall of an error is good."""
+    """Every metric by name, errors without a percent sign, and a fall of an error is a gain."""
     for number, path in enumerate(sorted((workdir / "scores").iterdir())):  # adapted, base
         card = json.loads(path.read_text())
         for task, metric, values in (
@@ -113,17 +130,18 @@ def test_generated_answers_and_credit_stand_beside_accuracies(workdir):
             })  # fmt: skip
         path.write_text(json.dumps(card))
     page = read_page(workdir)
-    assert "e-commerce, generated answers 25.0 % ±12.5 37.5 % ±12.5 +50.0 %" in text_of(
+    assert "e-commerce, generated answers 25.0 % ±12.5 37.5 % ±12.5 +12.5 points" in text_of(
         section(page, "Result")
     )
     scores = section(page, "Scorecard")
-    row = "price_prediction_generate, median abs log error en 2 1.500 ±0.125 1.000 ±0.125 -33.3 %"
+    row = "price_prediction_generate, median abs log error en 2 1.500 ±0.125 1.000 ±0.125 +33.3 %"
     assert row in text_of(scores)
-    assert "review_rating, credit en 2 62.5 % ±12.5 62.5 % ±12.5 +0.0 %" in text_of(scores)
-    assert re.search(r"good[^>]*>\s*-33\.3 %", scores)
+    assert "review_rating, credit en 2 62.5 % ±12.5 62.5 % ±12.5 +0.0 points" in text_of(scores)
     changes = text_of(section(page, "Adaptation and forgetting"))
-    assert "title_from_aspects_generate, rouge l ecommerce en 2 25.0 % 37.5 %, +50.0 %" in changes
-    assert "e-commerce, generated answers 2 25.0 % 37.5 %, +50.0 %" in changes
+    assert (
+        "title_from_aspects_generate, rouge l ecommerce en 2 25.0 % 37.5 %, +12.5 points" in changes
+    )
+    assert "e-commerce, generated answers 2 25.0 % 37.5 %, +12.5 points" in changes
     assert "e-commerce, English 6 50.0 % 83.3 %" in changes  # accuracies alone, as before
 
 

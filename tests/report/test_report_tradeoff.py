@@ -38,7 +38,7 @@ def test_the_curve_labels_every_alpha_marks_the_chosen_and_what_the_rule_allows(
         assert all(f">{alpha}</text>" in figure for alpha in ("0", "0.5", "1"))
         assert figure.count('r="6"') == 1 and figure.count('class="mark"') == 1
         assert figure.count('class="error"') == 4  # both ways, of all but the base
-    assert "general questions right, change from the base in %" in drawn[0]
+    assert "gain on general questions, points" in drawn[0]
     assert "0.5 chosen 42.5" in text_of(found) and "1 forgets 55.0" in text_of(found)
 
 
@@ -48,7 +48,7 @@ def test_the_sentence_stands_first_and_the_test_result_in_a_table(tmp_path):
     text = text_of(found)
     assert text.startswith(sweep["sentence"])
     row = text_of(found.split("e-commerce, all languages")[1].split("</tr>")[0])
-    assert row.startswith("400 30.0 % 42.5 %, +41.7 % [")
+    assert row.startswith("400 30.0 % 42.5 %, +12.5 points [")
     assert "On test questions the retention gate: passed" in text
 
 
@@ -73,7 +73,7 @@ def test_steps_and_alphas_make_a_heat_map_each_for_e_commerce_and_general(tmp_pa
     for figure in maps:
         assert figure.count('class="bar ') == 9 and figure.count('class="outline"') == 1
         assert all(f">{step}</text>" in figure for step in ("100", "200", "1,000"))
-    assert ">(+83.3)</text>" in maps[0]  # forgets more than the rule allows
+    assert ">(+25.0)</text>" in maps[0]  # forgets more than the rule allows
 
 
 def test_fewer_bits_per_byte_are_coloured_as_better(tmp_path):
@@ -86,7 +86,7 @@ def test_fewer_bits_per_byte_are_coloured_as_better(tmp_path):
     found = section(page_of({**sweep, "test": None}, tmp_path), "Trade-off")
     maps = [figure for figure in figures(found) if "by step and alpha" in figure]
     assert len(maps) == 2 and "bits per byte, e-commerce text" in maps[0]
-    assert ">-" in maps[0] and 'class="bar c3"' not in maps[0]
+    assert ">+" in maps[0] and 'class="bar c3"' not in maps[0]
 
 
 def test_every_language_is_a_line_and_the_chosen_alpha_marked(tmp_path):
