@@ -70,7 +70,8 @@ tr:last-child td { border-bottom: 0; }
 td:first-child { min-width: 7em; } td.num { min-width: 0; white-space: nowrap; }
 td { overflow-wrap: anywhere; } td.num, th { overflow-wrap: normal; }
 @media (max-width: 600px) { th, td { padding: 5px 4px; font-size: .78rem; }
-  td:first-child { min-width: 5em; } td.num { white-space: normal; } td small { display: block; }
+  td:first-child { min-width: 6em; overflow-wrap: normal; position: sticky; left: 0;
+    background: var(--card); } td.num { white-space: normal; } td small { display: block; }
   .card { padding: 8px; } }
 .num { text-align: right; font-variant-numeric: tabular-nums; }
 td small { color: var(--soft); white-space: nowrap; }

@@ -1,5 +1,6 @@
 """What the trials of a sweep came to, and which setting is best."""
 
+import dataclasses
 import json
 import math
 
@@ -8,6 +9,7 @@ from scipy import stats
 
 from ellama_jax.experiments.sweep_grid import Rule, Setting, Sweep
 from ellama_jax.experiments.sweep_results import axis_rows, judge, pooled_spread, read_changes
+from ellama_jax.experiments.sweep_show import settings_rows
 
 AXES = {"lr": ("low", "mid", "high")}
 
@@ -119,3 +121,23 @@ def test_changes_are_those_between_the_first_and_the_last_step(tmp_path):
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     assert read_changes(tmp_path, 2) == {"eval_loss": -0.25, "eval_loss/general/en": 0.25}
     assert read_changes(tmp_path, 3) is None and read_changes(tmp_path / "none", 2) is None
+
+
+def test_a_lead_within_the_spread_of_seeds_is_said_to_be_noise():
+    assert "noise" not in judge(make_sweep(), DONE)["sentence"]
+    close = {**DONE, "low-0": losses(-0.25, -0.01), "low-1": losses(-0.38, -0.01)}
+    said = judge(make_sweep(), close)["sentence"]
+    assert "Its lead over lr low is within the noise of the seeds." in said
+    once = {name: change for name, change in DONE.items() if name.endswith("0")}
+    said = judge(make_sweep(seeds=1), once)["sentence"]
+    assert "With one seed a setting nothing tells its lead over lr low from noise." in said
+
+
+def test_a_default_that_stands_on_two_axes_is_one_row():
+    sweep = make_sweep()
+    same = Setting({"wd": "0.1"}, sweep.settings[1].trials)
+    found = judge(dataclasses.replace(sweep, settings=(*sweep.settings, same)), DONE)
+    rows = settings_rows(found)
+    assert [row[0] for row in rows] == ["lr mid = wd 0.1", "lr low", "lr high"]
+    assert [row[-1] for row in rows] == ["best", "", "loses too much"]
+    assert found["sentence"].startswith("Best of 3: lr mid = wd 0.1 (")

@@ -3,7 +3,14 @@
 import pytest
 
 from ellama_jax.config import load_config
-from ellama_jax.plan.cost import parse_mfu, parse_prices, parse_write_rate, run_cost, run_tokens
+from ellama_jax.plan.cost import (
+    check_prices,
+    parse_mfu,
+    parse_prices,
+    parse_write_rate,
+    run_cost,
+    run_tokens,
+)
 
 
 def config(*overrides):
@@ -40,6 +47,22 @@ def test_what_is_no_price_is_refused(text):
 def test_a_price_of_no_generation_names_the_nearest():
     with pytest.raises(ValueError, match="did you mean v5p"):
         parse_prices("v5pp=1")
+
+
+@pytest.mark.parametrize(
+    ("text", "keys", "got"),
+    [("v5p=4", ["v6e"], "v6e, got v5p"), ("v5p=4,v6e=3", ["v6e"], "v6e, got v5p, v6e"), ("v6e=3", ["v6e", "v4"], "v4, v6e, got v6e")],
+)  # fmt: skip
+def test_prices_of_other_generations_than_those_planned_are_refused(text, keys, got):
+    with pytest.raises(
+        ValueError, match=f"--price: must be of the generations of --topology, {got}"
+    ):
+        check_prices(parse_prices(text), text, keys)
+
+
+def test_prices_of_what_is_planned_are_taken():
+    for text in ("v6e=3", "3", None):
+        check_prices(parse_prices(text), text, ["v6e", "v6e"])
 
 
 @pytest.mark.parametrize("text", ["0", "-0.1", "1.01", "40", "nan", "high"])
