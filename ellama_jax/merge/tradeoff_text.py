@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from ellama_jax.core.estimate import needed
 from ellama_jax.evaluate.card_text import markdown_table, say_gain, say_gate, write_value
 from ellama_jax.evaluate.comparison import gain_of
+from ellama_jax.evaluate.retention import compare
 from ellama_jax.merge.loss_line import say_line
 from ellama_jax.merge.tradeoff_profiles import PROFILES, UNIFORM
 from ellama_jax.merge.tradeoff_rule import standard_error
@@ -64,7 +65,8 @@ def _judged(found: Mapping) -> tuple[Mapping, Mapping | None]:
 
 
 def _say_doubts(found: Mapping) -> Iterator[str]:
-    yield from _say_noise(*_judged(found))
+    yield from _say_noise(_judged(found)[0])
+    yield from _say_rival(found)
     if found["test"] is not None:
         yield from _say_verdict(found["test"]["gate"])
 
@@ -94,8 +96,8 @@ def _say_gains(changes: Mapping[str, dict]) -> str:
     return " and ".join(said)
 
 
-def _say_noise(changes: Mapping[str, dict], adapted: Mapping[str, dict] | None) -> Iterator[str]:
-    """Says where a choice cannot be told from its alternatives."""
+def _say_noise(changes: Mapping[str, dict]) -> Iterator[str]:
+    """Says where the gain is no more than noise."""
     name = next((n for n in _SIDES[0][0] if n in changes), None)
     if name is not None and (gain := gain_of(changes[name], name)) and not gain.certain:
         row = changes[name]
@@ -104,16 +106,17 @@ def _say_noise(changes: Mapping[str, dict], adapted: Mapping[str, dict] | None) 
             f": {row['clusters']} products or questions, about {wanted:,} needed" if wanted else ""
         )
         yield f"The e-commerce gain is within noise{few}."
-    if adapted is None:
+
+
+def _say_rival(found: Mapping) -> Iterator[str]:
+    """Says where test questions do not tell the chosen model from the adapted one."""
+    if found["test"] is None or found["chosen"] == 1.0:
         return
-    both = [
-        (gain_of(adapted[n], n).value, gain_of(changes[n], n).value)
-        for names, _ in _SIDES
-        for n in names[:1]
-        if n in changes and n in adapted
-    ]
-    if both and all(theirs >= ours for theirs, ours in both):
-        yield "The adapted model itself scores no less at either: the choice between the two is noise."
+    cards = found["test"]["scorecards"]
+    apart = compare(cards["adapted"], cards["chosen"])["overall"]
+    gains = [gain_of(apart[n], n) for names, _ in _SIDES for n in names if n in apart]
+    if not any(gain.certain for gain in gains if gain is not None):
+        yield "On test questions nothing tells it from the adapted model itself: either will do."
 
 
 def _say_verdict(gate: Mapping) -> Iterator[str]:
@@ -121,6 +124,8 @@ def _say_verdict(gate: Mapping) -> Iterator[str]:
         yield "It FAILS the retention gate on test questions: do not ship it."
     elif gate["passed"] is None:
         yield "Too few test questions to tell whether it passes the retention gate."
+    else:
+        yield "It passes the retention gate on test questions."
 
 
 def say_caution(found: Mapping) -> str | None:

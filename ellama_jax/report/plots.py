@@ -189,8 +189,8 @@ def curve_chart(
         parts += _error_bars(point, x_axis, y_axis)
     for curve in curves:
         for number, p in enumerate(curve.points):
-            colour, radius = ("c1", 6) if p.chosen else (f"c{curve.colour}", 4)
-            parts.append(_circle(p.x, p.y, x_axis, y_axis, radius, colour))
+            if not p.chosen:
+                parts.append(_circle(p.x, p.y, x_axis, y_axis, 4, f"c{curve.colour}"))
             last = number == len(curve.points) - 1
             label = f"{p.label} {curve.name}".strip() if last and curve.name else p.label
             # Neighbours lie close together: labels go above and below in turn, and turn inwards
@@ -199,6 +199,8 @@ def curve_chart(
             label_x, anchor = (x_axis(p.x) - 9, "end") if flip else (x_axis(p.x) + 9, "start")
             if label:
                 parts.append(_text(label_x, y_axis(p.y) + rise, label, anchor))
+    # Over all others: it is what one looks for.
+    parts += [_circle(p.x, p.y, x_axis, y_axis, 6, "c1") for p in points if p.chosen]
     return _svg(title, _HEIGHT, parts)
 
 
