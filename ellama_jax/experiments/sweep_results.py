@@ -129,8 +129,12 @@ def _say_noise(chosen: Mapping | None, second: Mapping | None) -> Iterator[str]:
     ours, theirs = chosen[side], second[side]
     if ours["half"] is None:
         yield f"With one seed a setting nothing tells its lead over {second['says']} from noise."
-    elif ours["mean"] - theirs["mean"] < math.hypot(ours["half"], theirs["half"]):
-        yield f"Its lead over {second['says']} is within the noise of the seeds."
+    elif (lead := ours["mean"] - theirs["mean"]) < (
+        noise := math.hypot(ours["half"], theirs["half"])
+    ):
+        seeds = chosen["seeds"]
+        few = f": {seeds}, about {math.ceil(seeds * (noise / lead) ** 2):,} needed" if lead else ""
+        yield f"Its lead over {second['says']} is within the noise of the seeds{few}."
 
 
 def _rank(row: Mapping):

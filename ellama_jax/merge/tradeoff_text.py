@@ -123,7 +123,14 @@ def _say_verdict(gate: Mapping) -> Iterator[str]:
     if gate["passed"] is False:
         yield "It FAILS the retention gate on test questions: do not ship it."
     elif gate["passed"] is None:
-        yield "Too few test questions to tell whether it passes the retention gate."
+        open_ones = [check for check in gate["checks"] if check["passed"] is None]
+        worst = max(open_ones, key=lambda check: check["needed"] or 0, default={})
+        few = (
+            f" ({worst['clusters'] or 0}, about {worst['needed']:,} needed)"
+            if worst.get("needed")
+            else ""
+        )
+        yield f"Too few test questions to tell whether it passes the retention gate{few}."
     else:
         yield "It passes the retention gate on test questions."
 
@@ -172,18 +179,20 @@ def curve_rows(found: Mapping) -> list[list[str]]:
 
 
 def language_rows(points: Sequence[Mapping]) -> list[list[str]]:
-    """Returns the curve by language with a header: a row an alpha, a column a language."""
+    """Returns the curve by language with a header: a row a language, a column an alpha."""
     keys = dict.fromkeys(
         (row["domain"], row["metric"], row["language"])
         for point in points
         for row in point["by_language"]
         if (row["domain"], row["metric"]) in LANGUAGE_COLUMNS
     )
-    rows = [["alpha", *(f"{LANGUAGE_COLUMNS[key[:2]]} {key[2]}" for key in keys)]]
-    for point in points:
-        held = {(r["domain"], r["metric"], r["language"]): r for r in point["by_language"]}
-        cells = [write_value(held[key]["value"], key[1]) if key in held else "–" for key in keys]
-        rows.append([f"{point['alpha']:g}", *cells])
+    held = [
+        {(r["domain"], r["metric"], r["language"]): r for r in p["by_language"]} for p in points
+    ]
+    rows = [["", *(f"alpha {point['alpha']:g}" for point in points)]]
+    for key in keys:
+        cells = [write_value(one[key]["value"], key[1]) if key in one else "–" for one in held]
+        rows.append([f"{LANGUAGE_COLUMNS[key[:2]]} {key[2]}", *cells])
     return rows
 
 

@@ -69,12 +69,15 @@ th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
 tr:last-child td { border-bottom: 0; }
 td:first-child { min-width: 7em; } td.num { min-width: 0; white-space: nowrap; }
 td { overflow-wrap: anywhere; } td.num, th { overflow-wrap: normal; }
-@media (max-width: 600px) { th, td { padding: 5px 4px; font-size: .78rem; }
-  td:first-child { min-width: 6em; overflow-wrap: normal; position: sticky; left: 0;
-    background: var(--card); } td.num { white-space: normal; } td small { display: block; }
-  .card { padding: 8px; } }
 .num { text-align: right; font-variant-numeric: tabular-nums; }
 td small { color: var(--soft); white-space: nowrap; }
+/* On a narrow screen a row is a small list, its header's names before its values. */
+@media (max-width: 600px) { .card { padding: 8px; } thead { display: none; }
+  tr { display: flex; flex-wrap: wrap; gap: 2px 14px; padding: 6px 0;
+    border-bottom: 1px solid var(--rule); }
+  td { border: 0; padding: 0; } td.num { white-space: normal; } td:first-child { flex-basis: 100%; font-weight: 600; }
+  td:not(:first-child)::before { content: attr(data-name) " "; color: var(--soft); font-weight: 400; }
+  pre { white-space: pre-wrap; overflow-wrap: anywhere; } }
 .good { color: var(--good); } .bad { color: var(--bad); }
 pre { background: var(--back); border: 1px solid var(--rule); border-radius: 8px; padding: 12px;
   margin: 8px 0; overflow-x: auto; font-size: .83rem; line-height: 1.45; }
@@ -97,7 +100,7 @@ _TEMPLATE = """<!doctype html>
 <th{% if loop.index0 >= content.text_columns %} class="num"{% endif %}>{{ name }}</th>
 {%- endfor %}</tr></thead>
 {% endif %}<tbody>{% for row in content.rows %}
-<tr>{% for cell in row %}<td class="
+<tr>{% for cell in row %}<td data-name="{{ content.header[loop.index0] | default("") }}" class="
 {%- if loop.index0 >= content.text_columns %}num {% endif %}{{ cell.tone }}">
 {{- cell.text }}{% if cell.small %} <small>{{ cell.small }}</small>{% endif %}</td>
 {%- endfor %}</tr>{% endfor %}

@@ -12,6 +12,7 @@ from html import escape
 # Drawn for a telephone: there one unit is about one pixel, and on a screen a little more.
 _WIDTH, _HEIGHT = 340, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 12, 12, 44
+_NEAR = 16  # closer points of a curve have one label
 # Of a bar or a change: the line of its label, and what is drawn below.
 _LABEL, _ROW, _BAR = 15, 30, 9
 
@@ -188,20 +189,32 @@ def curve_chart(
     for point in points:
         parts += _error_bars(point, x_axis, y_axis)
     for curve in curves:
-        for number, p in enumerate(curve.points):
-            if not p.chosen:
-                parts.append(_circle(p.x, p.y, x_axis, y_axis, 4, f"c{curve.colour}"))
-            last = number == len(curve.points) - 1
-            label = f"{p.label} {curve.name}".strip() if last and curve.name else p.label
-            # Neighbours lie close together: labels go above and below in turn, and turn inwards
-            # near the right edge, so that none is cut off.
-            flip, rise = x_axis(p.x) > _WIDTH - 20 - 7 * len(label), 17 if number % 2 else -8
-            label_x, anchor = (x_axis(p.x) - 9, "end") if flip else (x_axis(p.x) + 9, "start")
-            if label:
-                parts.append(_text(label_x, y_axis(p.y) + rise, label, anchor))
+        plain = [p for p in curve.points if not p.chosen]
+        parts += [_circle(p.x, p.y, x_axis, y_axis, 4, f"c{curve.colour}") for p in plain]
+        parts += _curve_labels(curve, x_axis, y_axis)
     # Over all others: it is what one looks for.
     parts += [_circle(p.x, p.y, x_axis, y_axis, 6, "c1") for p in points if p.chosen]
     return _svg(title, _HEIGHT, parts)
+
+
+def _curve_labels(curve: Curve, x_axis: _Axis, y_axis: _Axis) -> list[str]:
+    """Names the points; those that all but coincide share one label, or it would stand at another's place."""
+    places: dict[tuple[float, float], list[Point]] = {}
+    for p in curve.points:
+        here = x_axis(p.x), y_axis(p.y)
+        near = next((place for place in places if math.dist(place, here) < _NEAR), here)
+        places.setdefault(near, []).append(p)
+    parts = []
+    for number, ((x, y), points) in enumerate(places.items()):
+        words = [", ".join(p.label for p in points if p.label)]
+        words += [curve.name] * (curve.points[-1] in points)
+        if label := " ".join(filter(None, words)):
+            # Above and below in turn, and inwards near the right edge, so that none is cut off.
+            flip, rise = x > _WIDTH - 20 - 7 * len(label), 17 if number % 2 else -8
+            anchor = "end" if flip else "start"
+            kind = "strong" if any(p.chosen for p in points) else ""
+            parts.append(_text(x - 9 if flip else x + 9, y + rise, label, anchor, kind))
+    return parts
 
 
 @dataclass(frozen=True)

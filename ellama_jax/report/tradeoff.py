@@ -72,9 +72,9 @@ def _pair_plot(found: Mapping, x: str, y: str) -> dict:
     )
     elsewhere = "" if chosen in found["alphas"] else " (it lies on another curve)"
     caption = (
-        "Numbers are alphas, bars 95 % intervals of the gain on validation questions; up and right is "
-        f"better. The large orange point was chosen{elsewhere}. Right of the dashed line is what the rule "
-        "allows without looking at noise."
+        "Gains on validation questions; up and right is better. Numbers are alphas, from 0, the base, to 1, the "
+        f"adapted model. The large orange point was chosen{elsewhere}; bars are the 95 % intervals of the "
+        "chosen point (of alpha 1, where the base was chosen). Right of the dashed line is what the rule allows without looking at noise."
     )
     return {"title": title, "svg": svg, "caption": caption}
 
@@ -102,15 +102,19 @@ def _other_colour(number: int) -> int:
 
 
 def _point(point: Mapping, x: str, y: str, chosen: Mapping, *, bare: bool = False) -> Point:
-    """A point of a plot; a bare one has neither intervals nor, but for the last, a label."""
+    """A point of a plot with its label; with intervals if it was chosen, or is the adapted model beside a chosen base.
+
+    A bare one has neither.
+    """
+    mine = all(point[key] == chosen[key] for key in ("alpha", "profile", "step"))
+    barred = mine if chosen["alpha"] else point["alpha"] == 1
     places, ends = [], []
     for name in (x, y):
         gain = gain_of(point["changes"][name], name)
         places.append(gain.value)
-        known = gain.low is not None and not bare and point["alpha"]
+        known = gain.low is not None and not bare and barred
         ends.append((gain.low, gain.high) if known else None)
     label = "" if bare else f"{point['alpha']:g}"
-    mine = all(point[key] == chosen[key] for key in ("alpha", "profile", "step"))
     return Point(label, *places, *ends, chosen=mine)
 
 

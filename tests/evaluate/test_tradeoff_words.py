@@ -66,14 +66,15 @@ def test_the_table_has_a_row_a_point_and_names_the_choice():
     assert plain[0][2] == "e-commerce, %"
 
 
-def test_the_curve_by_language_has_a_column_a_domain_and_language():
+def test_the_curve_by_language_has_a_row_a_domain_and_language():
     rows = language_rows(make_sweep()["alphas"])
-    assert rows[0] == [
-        "alpha", "e-commerce de", "e-commerce en", "e-commerce text, bits/byte de",
+    assert rows[0] == ["", "alpha 0", "alpha 0.5", "alpha 1"]
+    assert [row[0] for row in rows[1:]] == [
+        "e-commerce de", "e-commerce en", "e-commerce text, bits/byte de",
         "e-commerce text, bits/byte en", "general de", "general en", "general text, bits/byte de",
         "general text, bits/byte en",
     ]  # fmt: skip
-    assert rows[1][0] == "0" and "30.0 %" in rows[1]
+    assert rows[1][1] == "30.0 %"
 
 
 def test_terminal_and_markdown_hold_sentence_rule_line_and_gate():
@@ -142,5 +143,8 @@ def test_a_choice_that_nothing_tells_from_the_adapted_model_is_said_to_be_noise(
 def test_the_advice_says_what_the_gate_says(passed, words):
     sweep = make_sweep()
     sweep["test"]["gate"]["passed"] = passed
+    if passed is None:
+        sweep["test"]["gate"]["checks"][0] |= {"passed": None, "clusters": 16, "needed": 400}
     said = say_advice(sweep)
     assert words in said
+    assert ("(16, about 400 needed)" in said) == (passed is None)

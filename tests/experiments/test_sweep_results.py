@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 
 import pytest
 from scipy import stats
@@ -127,7 +128,10 @@ def test_a_lead_within_the_spread_of_seeds_is_said_to_be_noise():
     assert "noise" not in judge(make_sweep(), DONE)["sentence"]
     close = {**DONE, "low-0": losses(-0.25, -0.01), "low-1": losses(-0.38, -0.01)}
     said = judge(make_sweep(), close)["sentence"]
-    assert "Its lead over lr low is within the noise of the seeds." in said
+    wanted = re.search(
+        r"Its lead over lr low is within the noise of the seeds: 2, about ([\d,]+) needed", said
+    )
+    assert int(wanted[1].replace(",", "")) > 2
     once = {name: change for name, change in DONE.items() if name.endswith("0")}
     said = judge(make_sweep(seeds=1), once)["sentence"]
     assert "With one seed a setting nothing tells its lead over lr low from noise." in said

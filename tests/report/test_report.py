@@ -148,7 +148,7 @@ def test_models_stand_in_order_with_gains_against_the_base(workdir):
 
 
 def test_only_gains_whose_interval_leaves_out_zero_are_coloured(workdir):
-    cells = re.findall(r'<td class="num (\w*)">([+-][\d.]+) (?:points|%) <small>\[([+-][\d.]+), ([+-][\d.]+)\]',
+    cells = re.findall(r'class="num (\w*)">([+-][\d.]+) (?:points|%) <small>\[([+-][\d.]+), ([+-][\d.]+)\]',
                        read_page(workdir))  # fmt: skip
     assert len(cells) > 10
     for tone, gain, low, high in cells:

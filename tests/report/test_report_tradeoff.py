@@ -7,7 +7,16 @@ import pytest
 from sweep_records import make_sweep
 
 from ellama_jax.report import verb as report
-from ellama_jax.report.plots import Band, Line, Square, heat_map, line_chart
+from ellama_jax.report.plots import (
+    Band,
+    Curve,
+    Line,
+    Point,
+    Square,
+    curve_chart,
+    heat_map,
+    line_chart,
+)
 
 
 def page_of(sweep, folder):
@@ -37,9 +46,20 @@ def test_the_curve_labels_every_alpha_marks_the_chosen_and_what_the_rule_allows(
     for figure in drawn:
         assert all(f">{alpha}</text>" in figure for alpha in ("0", "0.5", "1"))
         assert figure.count('r="6"') == 1 and figure.count('class="mark"') == 1
-        assert figure.count('class="error"') == 4  # both ways, of all but the base
+        assert figure.count('class="error"') == 2  # both ways, of the chosen point
     assert "gain on general questions, points" in drawn[0]
     assert "0.5 chosen 42.5" in text_of(found) and "1 forgets 55.0" in text_of(found)
+
+
+def test_points_that_coincide_share_one_label():
+    points = [
+        Point("0", 0, 0),
+        Point("0.5", 5, 5),
+        Point("0.75", 9.9, 10),
+        Point("1", 10, 10, chosen=True),
+    ]
+    labels = re.findall(r">([^<]+)</text>", curve_chart("c", [Curve(points, 0)], "", ""))
+    assert "0.75, 1" in labels and "0.75" not in labels and "0.5" in labels
 
 
 def test_the_sentence_stands_first_and_the_test_result_in_a_table(tmp_path):
