@@ -163,7 +163,8 @@ def _start(stage: Path, command: str) -> None:
 
 def _check_left_over(stage: Path) -> None:
     """Refuses a place of work that another one made, or that leads to another one's."""
-    marked = (stage / _STARTED_FILE).is_file()
+    # A finished one has no mark any more, until it is renamed.
+    marked = any((stage / name).is_file() for name in (_STARTED_FILE, REPORT_FILE))
     if stage.is_symlink() or (stage.exists() and not marked and list(stage.iterdir())):
         raise ValueError(
             f"{stage}: must not exist, or be left over from ellama curate, got something else; move it "

@@ -208,6 +208,16 @@ def test_a_link_where_curate_would_work_is_not_followed(refused, place):
     assert line.startswith(".out.partial: must not exist, or be left over from ellama curate")
 
 
+@pytest.mark.parametrize("file", ["curation.started", "curation.json"])
+def test_what_a_killed_curation_left_is_taken_over(place, monkeypatch, file):
+    """Killed at work, or after the last file was written and before it was renamed."""
+    monkeypatch.chdir(place)
+    (place / ".out.partial" / "documents").mkdir(parents=True)
+    (place / ".out.partial" / file).write_text("{}")
+    cli.main(list(curate(place)))
+    assert (place / "out" / "curation.json").is_file() and not (place / ".out.partial").exists()
+
+
 def test_what_only_has_a_name_like_ours_outlives_a_curation(place, monkeypatch):
     monkeypatch.chdir(place)
     words = list(curate(place))
