@@ -36,6 +36,7 @@ from ellama_jax.core.progress import mebibytes, progress
 from ellama_jax.core.tree import flatten_paths, unflatten_paths
 from ellama_jax.model.llama import abstract_params
 from ellama_jax.model.presets import LlamaConfig, config_to_dict
+from ellama_jax.weights.content_hash import Ledger, leaf_arrays
 from ellama_jax.weights.layout import (
     TOKENIZER_DIR,
     CheckpointInfo,
@@ -53,7 +54,7 @@ from ellama_jax.weights.layout import (
     set_aside_damaged,
     write_json_item,
 )
-from ellama_jax.weights.lazy import PIECE_BYTES, LazyArray, from_array, place
+from ellama_jax.weights.lazy import PIECE_BYTES, LazyArray, from_array, place, read_ahead
 from ellama_jax.weights.lazy_writer import (
     CheckedHandler,
     CheckedSave,
@@ -249,7 +250,23 @@ def find_damage(path: str | os.PathLike) -> list[str]:
     with progress(f"reading {info.path}", mebibytes(total), "MiB") as bar:
         for directory, stored in leaves.items():
             found += damaged_chunks(directory, stored, bar.count_bytes)
-    return found
+    return found or _find_other_content(info)
+
+
+def _find_other_content(info: CheckpointInfo) -> list[str]:
+    """Compares what an import, a merge or an average holds with the sums that its meta names."""
+    if not (said := info.meta.get("weights")):
+        return []
+    leaves = open_leaves(info.path)
+    ledger, arrays = Ledger(f"{info.path}"), leaf_arrays(info.config, leaves)
+    for _ in read_ahead({path: ledger.follow(leaf, arrays[path]) for path, leaf in leaves.items()}):
+        pass
+    sums = ledger.content()["tensors"]
+    return [
+        f"{name}: holds other weights than those that were written"
+        for name, total in said["tensors"].items()
+        if sums.get(name) != total
+    ]
 
 
 # --- writing one step ----------------------------------------------------------------------------
@@ -295,13 +312,20 @@ def write_checkpoint(
     check_fingerprint(tokenizer_dir, meta["tokenizer_fingerprint"])
     size = tree_bytes(list(flat.values()))
     on_leader(lambda: check_destination(dst, size, overwrite=overwrite))
+    ledger = None
+    if all(isinstance(leaf, LazyArray) for leaf in flat.values()):  # which process 0 reads, once
+        ledger, arrays = (
+            Ledger(f"write {dst}", "mend or fetch the source again."),
+            leaf_arrays(config, flat),
+        )
+        flat = {path: ledger.follow(leaf, arrays[path]) for path, leaf in flat.items()}
     # One name in all processes: that of process 0.
     name = f".{dst.name}.partial-{exchange(b'%09d' % os.getpid())()[0].decode()}"
     partial = dst if is_remote(dst) else dst.with_name(name)
     try:
         on_leader(lambda: _begin_root(partial, as_path(tokenizer_dir)))
         _write_step_0(partial, flat, meta)
-        on_leader(lambda: _finish_root(partial, dst, meta, finish_meta))
+        on_leader(lambda: _finish_root(partial, dst, meta, finish_meta, ledger))
     except BaseException:
         if leads():
             _remove_unfinished(partial)
@@ -323,9 +347,13 @@ def _begin_root(partial: Path, tokenizer_dir: Path) -> None:
     copy_tree(tokenizer_dir, partial / TOKENIZER_DIR)
 
 
-def _finish_root(partial: Path, dst: Path, meta: dict, finish_meta) -> None:
-    if finish_meta is not None:
-        write_json_item(partial / "0", "meta", finish_meta(meta))
+def _finish_root(
+    partial: Path, dst: Path, meta: dict, finish_meta: Callable | None, ledger: Ledger | None
+) -> None:
+    found = meta if ledger is None else {**meta, "weights": ledger.content()}
+    found = found if finish_meta is None else finish_meta(found)
+    if found is not meta:
+        write_json_item(partial / "0", "meta", found)
     if partial != dst:
         replace_directory(partial, dst)
 

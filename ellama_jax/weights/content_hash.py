@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from ellama_jax.core.distributed import exchange
 from ellama_jax.model.presets import LlamaConfig
 from ellama_jax.weights.lazy import Box, LazyArray, as_bits
 from ellama_jax.weights.tensors import TENSORS, tensor_names
@@ -121,10 +122,16 @@ def tensor_arrays(config: LlamaConfig, tensors: Mapping[str, LazyArray]) -> dict
 
 
 class Ledger:
-    """What has been read of one model, and whether all of it was finite."""
+    """What has been read of one model, and whether all of it was finite.
 
-    def __init__(self, title: str):
-        self._title = title
+    Args:
+        title: of the model, for messages.
+        hint: what to look for where a number is not finite.
+    """
+
+    def __init__(self, title: str, hint: str = "is this step from before a failed run?"):
+        self._title, self._hint = title, hint
+        self._seen: set[tuple] = set()
         self._lock = threading.Lock()
         self._sums: dict[str, int] = {}
         self._read: dict[str, int] = {}
@@ -155,6 +162,12 @@ class Ledger:
         return dataclasses.replace(leaf, read=read)
 
     def _take(self, array: Array, layer: int | None, box: Box, part: np.ndarray, hashed: bool):
+        if hashed:
+            # Devices that hold the same read the same.
+            key = (array.tensor(layer), *((side.start, side.stop) for side in box))
+            with self._lock:
+                hashed = key not in self._seen
+                self._seen.add(key)
         first, second = array.places(box)
         matrix = as_bits(np.ascontiguousarray(part)).reshape(len(first), len(second))
         rows, columns = (_keys("in")[first], _keys("out")[second]) if array.inputs else \
@@ -185,8 +198,30 @@ class Ledger:
         kind = "NaN" if np.isnan(part.astype(np.float32)).any() else "infinite"
         raise ValueError(
             f"{self._title}: every number must be finite, got one that is {kind} in "
-            f"{array.where(layer)}; is this step from before a failed run?"
+            f"{array.where(layer)}; {self._hint}"
         )
+
+    def join(self) -> None:
+        """Adds what other processes of the job have read; all of them must call this."""
+        names = sorted(self._wanted)
+        mine = [(self._sums.get(name, 0), self._read.get(name, 0)) for name in names]
+        found = exchange(np.array(mine, np.uint64).tobytes())()  # of one length in all
+        everyone = np.stack([np.frombuffer(one, np.uint64).reshape(-1, 2) for one in found], axis=1)
+        for name, parts in zip(names, everyone.tolist(), strict=True):
+            size = self._wanted[name][2]
+            # What is replicated each of them has read whole; of what is divided each has read a part.
+            whole = [total for total, read in parts if read == size]
+            total = whole[0] if whole else sum(total for total, _ in parts) % 2**64
+            self._sums[name], self._read[name] = total, size if whole else sum(n for _, n in parts)
+
+    def is_complete(self) -> bool:
+        """Says whether every element that was to be hashed has been read."""
+        return all(self._read.get(name, 0) == size for name, (_, _, size) in self._wanted.items())
+
+    def content(self) -> dict:
+        """Returns what tells these weights from others, for meta: the hash, and the sum of each tensor."""
+        sums = {name: f"{self._sums[name]:016x}" for name in sorted(self._wanted)}
+        return {"hash": self.digest(), "tensors": sums}
 
     def digest(self) -> str:
         """Returns the hash, once every element was read exactly once."""

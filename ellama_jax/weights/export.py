@@ -6,6 +6,7 @@ tensors.py; the model card is model_card.py's.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import struct
@@ -30,6 +31,7 @@ from ellama_jax.core.progress import Progress, mebibytes, progress
 from ellama_jax.model.presets import LlamaConfig
 from ellama_jax.tokens.tokenizer import Tokenizer, load_tokenizer
 from ellama_jax.weights.checkpoint import CheckpointInfo, find_checkpoint, open_leaves
+from ellama_jax.weights.content_hash import Ledger, tensor_arrays
 from ellama_jax.weights.huggingface import (
     CONFIG_FILE,
     DTYPES,
@@ -97,7 +99,13 @@ def export_checkpoint(
     size = sum(tensor.nbytes for tensor in tensors.values())
     check_destination(dst, size, overwrite=overwrite, is_replaceable=is_export)
     check_verified(info, allow_unverified=allow_unverified)
-    write_directory(dst, tensors, tokenizer, lambda: info, shard_bytes, results)
+    ledger, arrays = Ledger(f"export {info.path}"), tensor_arrays(info.config, tensors)
+    tensors = {name: ledger.follow(tensor, arrays[name]) for name, tensor in tensors.items()}
+
+    def describe() -> CheckpointInfo:
+        return dataclasses.replace(info, meta={**info.meta, "weights": ledger.content()})
+
+    write_directory(dst, tensors, tokenizer, describe, shard_bytes, results)
     return dst
 
 

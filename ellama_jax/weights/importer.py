@@ -38,6 +38,7 @@ from ellama_jax.tokens.tokenizer import (
 )
 from ellama_jax.weights import gguf, huggingface, meta
 from ellama_jax.weights.checkpoint import CheckpointInfo, make_meta, write_checkpoint
+from ellama_jax.weights.content_hash import Ledger, leaf_arrays
 from ellama_jax.weights.description import describe_checkpoint
 from ellama_jax.weights.layout import check_destination
 from ellama_jax.weights.lazy import LazyArray, place
@@ -121,8 +122,9 @@ def import_weights(
         pace = _Pace()
         leaves = {path: pace.follow(leaf) for path, leaf in model.leaves.items()}
         with _hashing(model.files if leads() else [], pace) as sources:
+            content = {}
             if jax.process_count() > 1:
-                leaves = _place(model.config, leaves)
+                leaves, content = _place(src, model.config, leaves)
             return write_checkpoint(
                 dst,
                 leaves,
@@ -132,16 +134,28 @@ def import_weights(
                 overwrite=overwrite,
                 finish_meta=lambda facts: {
                     **facts,
+                    **content,
                     "provenance": {**facts["provenance"], "sources": sources()},
                 },
             )
 
 
-def _place(config: LlamaConfig, leaves: dict[str, LazyArray]) -> dict[str, jax.Array]:
-    """Reads leaves onto a mesh of all devices of all processes, each process its own parts only."""
+def _place(
+    src: Path, config: LlamaConfig, leaves: dict[str, LazyArray]
+) -> tuple[dict[str, jax.Array], dict]:
+    """Reads leaves onto a mesh of all devices of all processes, each process its own parts only.
+
+    Returns:
+        The leaves, and what meta says of their content.
+    """
+    ledger, arrays = Ledger(f"{src}", "mend or fetch it again."), leaf_arrays(config, leaves)
+    leaves = {path: ledger.follow(leaf, arrays[path]) for path, leaf in leaves.items()}
     mesh = make_mesh({"data": 1, "fsdp": -1, "context": 1, "tensor": 1})
     wanted = flatten_paths(abstract_params(config, mesh=mesh))
-    return {p: place(leaf, wanted[p].update(dtype=leaf.dtype)) for p, leaf in leaves.items()}
+    placed = {p: place(leaf, wanted[p].update(dtype=leaf.dtype)) for p, leaf in leaves.items()}
+    jax.block_until_ready(placed)
+    ledger.join()
+    return placed, {"weights": ledger.content()} if ledger.is_complete() else {}
 
 
 def detect_format(src: str | os.PathLike) -> str:

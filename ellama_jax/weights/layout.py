@@ -319,14 +319,16 @@ def _commit_time(directory: Path) -> datetime.datetime | None:
 
 
 def weights_identity(step_dir: Path) -> str:
-    """Returns the content of a step's weights in 16 hexadecimal digits, from their stored checksums.
+    """Returns the content of a step's weights in 16 hexadecimal digits.
 
-    The same weights written by the same verb are the same wherever they lie; cut otherwise, as by
-    another mesh, they are others. `verify --integrity` compares what is stored with the checksums.
+    Of an import, a merge or an average it is the hash of the elements (content_hash.py), whatever they
+    lie in; of a step of training, its stored checksums. `verify --integrity` makes both anew.
 
     Raises:
         DamagedCheckpoint: if the checksums cannot be read.
     """
+    if content := read_json_item(step_dir, "meta").get("weights"):
+        return content["hash"][:16]
     file = step_dir / "params" / CHECKSUMS
     try:
         sums = unseal(parse_json(file.read_text()))

@@ -48,6 +48,7 @@ def make_card(info: CheckpointInfo, results: str = "") -> str:
         "## Made with", "",
         *(f"- {name} {version}" for name, version in meta["versions"].items() if version),
         f"- commit {meta['commit'] or 'unknown'}",
+        *([f"- weights hash {meta['weights']['hash']}"] if "weights" in meta else []),
         f"- tokenizer fingerprint {meta['tokenizer_fingerprint']}", "",
     ])  # fmt: skip
 

@@ -18,6 +18,7 @@ from merged_on_mesh import merge_score_write
 from ellama_jax.core.tree import flatten_paths
 from ellama_jax.weights.checkpoint import restore_params
 from ellama_jax.weights.export import export_checkpoint
+from ellama_jax.weights.importer import import_weights
 from ellama_jax.weights.layout import find_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -69,6 +70,9 @@ def test_two_processes_import_what_one_does(tmp_path, untied, make_checkpoint):
     stores = [p.name for p in (tmp_path / "base" / "0" / "params").glob("ocdbt.process_*")]
     assert sorted(stores) == ["ocdbt.process_0", "ocdbt.process_1"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "c", "hf"]
+    # Cut otherwise, and the same model.
+    import_weights(tmp_path / "hf", tmp_path / "alone")
+    assert meta["weights"] == find_checkpoint(tmp_path / "alone").meta["weights"]
 
 
 def test_a_refused_import_ends_in_both_processes_and_writes_nothing(

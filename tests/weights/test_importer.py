@@ -13,9 +13,11 @@ import pytest
 from ellama_jax.core.tree import flatten_paths
 from ellama_jax.model.presets import get_preset
 from ellama_jax.tokens.tokenizer import load_tokenizer, save_tokenizer, train_byte_bpe
-from ellama_jax.weights.checkpoint import list_leaves, restore_params
+from ellama_jax.weights.checkpoint import find_damage, list_leaves, restore_params
 from ellama_jax.weights.description import describe_checkpoint
+from ellama_jax.weights.export import export_checkpoint
 from ellama_jax.weights.importer import detect_format, import_weights, main_import, match_preset
+from ellama_jax.weights.layout import find_checkpoint, weights_identity
 from ellama_jax.weights.tensors import extract_tensor, tensor_names
 
 
@@ -290,3 +292,61 @@ def test_the_real_gguf_is_imported_as_smollm2_135m(tmp_path):
     assert info.config == get_preset("smollm2-135m")
     assert {dtype.name for _, dtype in list_leaves(tmp_path / "base").values()} == {"float32"}
     assert load_tokenizer(info.tokenizer_dir).eos_id == 2
+
+
+def content(path):
+    return find_checkpoint(path).meta["weights"]
+
+
+def test_the_content_of_weights_is_one_whatever_they_lie_in(hf_dir, tmp_path):
+    """Imported, exported, imported again, merged with nothing of another: the same hash and sums."""
+    import_weights(hf_dir, tmp_path / "a")
+    made = content(tmp_path / "a")
+    assert len(made["hash"]) == 64 and len(made["tensors"]) > 10
+    export_checkpoint(tmp_path / "a", tmp_path / "out", shard_bytes=50_000)
+    assert f"weights hash {made['hash']}" in (tmp_path / "out" / "README.md").read_text()
+    import_weights(tmp_path / "out", tmp_path / "b")
+    assert content(tmp_path / "b") == made
+    assert weights_identity(tmp_path / "b" / "0") == weights_identity(tmp_path / "a" / "0")
+
+
+def test_one_weight_makes_another_content(hf_dir, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    import_weights(hf_dir, tmp_path / "a")
+    tensors = load_file(hf_dir / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    tensors[name].view(np.uint16)[3, 5] ^= 1
+    save_file(tensors, hf_dir / "model.safetensors")
+    import_weights(hf_dir, tmp_path / "b")
+    before, after = content(tmp_path / "a"), content(tmp_path / "b")
+    assert before["hash"] != after["hash"]
+    differ = [key for key, total in before["tensors"].items() if after["tensors"][key] != total]
+    assert differ == [name]
+
+
+def test_weights_under_another_models_meta_are_found_by_integrity(hf_dir, tmp_path):
+    """Whole files with the right checksums, of another model."""
+    import_weights(hf_dir, tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    test_one_weight_makes_another_content(hf_dir, tmp_path / "other")
+    shutil.rmtree(tmp_path / "b" / "0" / "params")
+    shutil.copytree(tmp_path / "other" / "b" / "0" / "params", tmp_path / "b" / "0" / "params")
+    assert find_damage(tmp_path / "a") == []
+    assert find_damage(tmp_path / "b") == [
+        "model.layers.1.mlp.up_proj.weight: holds other weights than those that were written"
+    ]
+
+
+@pytest.mark.parametrize(("value", "word"), [(np.nan, "NaN"), (np.inf, "infinite")])
+def test_a_number_that_is_none_is_named_and_nothing_is_written(hf_dir, tmp_path, value, word):
+    from safetensors.numpy import load_file, save_file
+
+    tensors = load_file(hf_dir / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = value
+    save_file(tensors, hf_dir / "model.safetensors")
+    with pytest.raises(
+        ValueError, match=rf"finite, got one that is {word} in model.layers.1.mlp.up_proj"
+    ):
+        import_weights(hf_dir, tmp_path / "a")
+    assert not (tmp_path / "a").exists()
