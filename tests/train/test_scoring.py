@@ -82,7 +82,7 @@ def test_a_scored_run_ends_with_the_bits_of_one_that_is_not(tiny_config, scored,
     assert without_evaluation(records) == steady(read_metrics(plain))
     assert [r["step"] for r in records if "eval_score/ecommerce" in r] == [0, 2, 4, 6]
     assert "every 2 steps the scores of 12 questions and 8 texts; retention gate: warn" in said
-    assert "step 6 against base, relative change" in said and "retention gate: passed" in said
+    assert "step 6 against base, gain with" in said and "retention gate: passed" in said
     assert summarize(read_goodput(run))["evaluation"] > 0
     assert records[0].get("eval_gate") is None and records[-1]["eval_gate"] == 1.0
     base, last = read_card(run, 0), read_card(run, 6)
