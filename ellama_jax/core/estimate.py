@@ -18,6 +18,7 @@ from scipy import stats
 
 LEVEL = 0.95
 FEWEST = 4  # clusters, below which there is no interval
+_MOST_TOLD = 100_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +105,15 @@ def needed(clusters: int | None, error: float | None, difference: float) -> int 
         return None
     half = _quantile(max(clusters, FEWEST)) * error
     return max(FEWEST, math.ceil(clusters * (half / difference) ** 2))
+
+
+def say_needed(count: int) -> str:
+    """Says how many would tell a difference from none; what nobody will ask is not counted out.
+
+    >>> say_needed(1234), say_needed(4348023)
+    ('about 1,234 needed', 'more than 100,000 needed')
+    """
+    return f"about {count:,} needed" if count <= _MOST_TOLD else f"more than {_MOST_TOLD:,} needed"
 
 
 def _quantile(clusters: int) -> float:

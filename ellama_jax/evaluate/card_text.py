@@ -5,6 +5,7 @@ The numbers are those of `retention` and `comparison`.
 
 from collections.abc import Mapping, Sequence
 
+from ellama_jax.core.estimate import say_needed
 from ellama_jax.evaluate.comparison import gain_of, is_share
 from ellama_jax.evaluate.long_context import format_long_context
 from ellama_jax.evaluate.score_table import format_table
@@ -106,7 +107,7 @@ def say_gate(gate: Mapping) -> str:
 
 def _say_too_few(check: Mapping) -> str:
     found = f"{check['clusters'] or 0} products or questions"
-    wanted = f", about {check['needed']:,} needed" if check["needed"] else ""
+    wanted = f", {say_needed(check['needed'])}" if check["needed"] else ""
     return f"{_say_check(check)}: too few to decide ({found}{wanted})"
 
 

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from ellama_jax.core.estimate import say_needed
 from ellama_jax.experiments.sweep_grid import Rule, Sweep
 from ellama_jax.train.metrics import read_metrics
 
@@ -133,7 +134,7 @@ def _say_noise(chosen: Mapping | None, second: Mapping | None) -> Iterator[str]:
         noise := math.hypot(ours["half"], theirs["half"])
     ):
         seeds = chosen["seeds"]
-        few = f": {seeds}, about {math.ceil(seeds * (noise / lead) ** 2):,} needed" if lead else ""
+        few = f": {seeds}, {say_needed(math.ceil(seeds * (noise / lead) ** 2))}" if lead else ""
         yield f"Its lead over {second['says']} is within the noise of the seeds{few}."
 
 

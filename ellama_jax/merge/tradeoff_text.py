@@ -5,7 +5,7 @@ It reads what tradeoff.py found.
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from ellama_jax.core.estimate import needed
+from ellama_jax.core.estimate import needed, say_needed
 from ellama_jax.evaluate.card_text import markdown_table, say_gain, say_gate, write_value
 from ellama_jax.evaluate.comparison import gain_of
 from ellama_jax.evaluate.retention import compare
@@ -102,9 +102,7 @@ def _say_noise(changes: Mapping[str, dict]) -> Iterator[str]:
     if name is not None and (gain := gain_of(changes[name], name)) and not gain.certain:
         row = changes[name]
         wanted = needed(row.get("clusters"), row.get("error"), row.get("difference") or 0.0)
-        few = (
-            f": {row['clusters']} products or questions, about {wanted:,} needed" if wanted else ""
-        )
+        few = f": {row['clusters']} products or questions, {say_needed(wanted)}" if wanted else ""
         yield f"The e-commerce gain is within noise{few}."
 
 
@@ -126,7 +124,7 @@ def _say_verdict(gate: Mapping) -> Iterator[str]:
         open_ones = [check for check in gate["checks"] if check["passed"] is None]
         worst = max(open_ones, key=lambda check: check["needed"] or 0, default={})
         few = (
-            f" ({worst['clusters'] or 0}, about {worst['needed']:,} needed)"
+            f" ({worst['clusters'] or 0}, {say_needed(worst['needed'])})"
             if worst.get("needed")
             else ""
         )
