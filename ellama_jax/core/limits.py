@@ -12,6 +12,9 @@ from typing import Any
 # A price, a rating or a measure is a few words. Longer ones are refused before they are looked at.
 PRICE_CHARACTERS = 500
 
+# Lists of a page in each other; each is indented by one sign more, so that text would grow with the square.
+LIST_DEPTH = 100
+
 # --- files of records ----------------------------------------------------------------------------
 
 # A line, a row or an element that is longer is a file of another kind, or a quote left open. It is

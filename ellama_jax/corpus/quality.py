@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ellama_jax.core.limits import LIST_DEPTH
 from ellama_jax.corpus.debian_prose import STOP_WORDS
 
 KINDS = ("prose", "shop")
@@ -363,6 +364,9 @@ def page_text(page: str) -> str:
     Returns:
         Lines without white space at their ends and at most one empty line in a row.
 
+    Raises:
+        ValueError: if lists stand in each other without end.
+
     >>> page_text("<nav><a href='/'>Home</a></nav><h1>Lampe</h1><ul><li>40 cm<li>E27</ul>")
     'Lampe\\n\\n• 40 cm\\n• E27'
     >>> page_text("Preis < 5 €\\nund mehr")
@@ -384,8 +388,8 @@ def page_text(page: str) -> str:
 class _Seen:
     """What lies in a list, a header or a link: signs that are no space, of links and of all."""
 
-    def __init__(self, node):
-        self.node, self.has_title = node, False
+    def __init__(self, node, tag: str, depth: int):
+        self.node, self.tag, self.depth, self.has_title = node, tag, depth, False
         self.letters, self.num_links, self.link_letters = 0, 0, 0
 
 
@@ -398,32 +402,38 @@ def _hide_menus(body) -> None:
 
     if body.query_selector("header, ul, ol") is None:
         return
-    open_ones, hidden = [_Seen(body)], []
+    open_ones, hidden = [_Seen(body, "body", -1)], []
 
     def enter(context) -> None:
-        node = context.node
-        tag = node.tag
-        if tag in _WATCHED:
-            open_ones.append(_Seen(node))
+        node, depth = context.node, context.depth
+        close(depth)
+        if (tag := node.tag) in _WATCHED:
+            open_ones.append(_Seen(node, tag, depth))
+            if len(open_ones) > LIST_DEPTH:
+                raise ValueError(f"page: must have lists at most {LIST_DEPTH} deep, got more.")
         elif tag == "h1":
             open_ones[-1].has_title = True
         elif tag == "#text":
             open_ones[-1].letters += len("".join(node.value.split()))
 
-    def leave(context) -> None:
-        tag = context.node.tag
-        if tag not in _WATCHED:
-            return
-        seen = open_ones.pop()
-        if tag == "header" and not seen.has_title or tag in ("ul", "ol") and _is_menu(seen):
-            hidden.append(seen.node)
-        around = open_ones[-1]
-        around.has_title |= seen.has_title
-        around.letters += seen.letters
-        around.num_links += seen.num_links + (tag == "a")
-        around.link_letters += seen.letters if tag == "a" else seen.link_letters
+    def close(depth: int) -> None:
+        """Closes what ended before an element of that depth; the walk does not tell of empty ones."""
+        while open_ones[-1].depth >= depth:
+            seen, around = open_ones.pop(), open_ones[-1]
+            if (
+                _is_menu(seen)
+                if seen.tag in ("ul", "ol")
+                else seen.tag == "header" and not seen.has_title
+            ):
+                hidden.append(seen.node)
+            link = seen.tag == "a"
+            around.has_title |= seen.has_title
+            around.letters += seen.letters
+            around.num_links += seen.num_links + link
+            around.link_letters += seen.letters if link else seen.link_letters
 
-    traverse_dom(body, enter, leave)
+    traverse_dom(body, enter)
+    close(0)
     for node in hidden:
         node["data-skipped"] = ""
 

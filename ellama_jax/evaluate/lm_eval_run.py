@@ -241,11 +241,15 @@ def _write(path: Path, results: dict, samples: dict | None) -> None:
 
 
 def _print_tables(results: dict) -> None:
-    """Prints tasks, then groups, as Markdown; lm-eval's own printer needs chardet, which is LGPL."""
     for column in ("results", "groups"):
         if column in results:
-            header = (column, "version", "filter", "shots", "metric", "value", "stderr")
-            print("\n".join(markdown_table([header, *_rows_of(results, column)])))
+            print(table_of(results, column))
+
+
+def table_of(results: dict, column: str = "results") -> str:
+    """Returns the scores of tasks, or of groups, as Markdown; lm-eval's own table needs chardet, which is LGPL."""
+    header = (column, "version", "filter", "shots", "metric", "value", "stderr")
+    return "\n".join(markdown_table([header, *_rows_of(results, column)]))
 
 
 def _rows_of(results: dict, column: str) -> Iterator[tuple]:

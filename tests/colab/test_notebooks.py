@@ -178,8 +178,8 @@ def test_a_small_model_is_adapted_and_can_be_again(tmp_path):
         r"bits_per_byte \(ecommerce\).*base +adapted|base +adapted +adapted gain", text
     )
     assert (tmp_path / "adapt/run/checkpoints/24").is_dir()
-    gained = re.search(r"bits per byte, e-commerce text +([+-][\d.]+) %", text)
-    assert float(gained[1]) < 0  # it has learned something
+    gained = re.search(r"bits per byte, e-commerce text .*?([+-][\d.]+) %", text)
+    assert float(gained[1]) > 0  # it has learned something
     assert (tmp_path / "adapt/run/report.html").stat().st_size > 10_000
     again, plots = execute(ADAPT, tmp_path)
     assert plots == 2 and "resuming after step 24" in again

@@ -204,6 +204,19 @@ def test_repeated_grams_are_those_of_counting_one_by_one():
 
 def test_lists_and_headers_in_each_other_are_read_once():
     """Read for each of them anew, they would take hours."""
-    page = "<main><h1>Lampe</h1>" + "<ul><li>a" * 50_000
-    assert page_text(page).count("• a") == 50_000
-    assert page_text("<main><h1>Lampe</h1>" + "<header><a>b</a>" * 50_000) == "Lampe"
+    nested = "<ul><li>a" * 90 + "</ul>" * 90
+    assert page_text("<main><h1>Lampe</h1>" + nested * 500).count("• a") == 45_000
+    assert page_text("<main><h1>Lampe</h1>" + "<header></header>" * 50_000) == "Lampe"
+
+
+@pytest.mark.parametrize("tag", ["<ul><li>a", "<ol><li>a", "<header><a>b</a>"])
+def test_lists_in_each_other_without_end_are_refused(tag):
+    """Each would be indented by one sign more: 10 GB of text out of 500 kB."""
+    with pytest.raises(ValueError, match="page: must have lists at most 100 deep"):
+        page_text("<main><h1>Lampe</h1>" + tag * 50_000)
+
+
+def test_empty_lists_and_links_end_where_they_end():
+    menu = "<ul>" + "<li><a></a><a href=x>Rubrik</a>" * 4 + "</ul>"
+    page = f"<main><h1>Lampe</h1><ul></ul><header></header>{menu}<ul><li>40 cm</ul></main>"
+    assert page_text(page) == "Lampe\n\n• 40 cm"
